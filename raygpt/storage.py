@@ -6,6 +6,7 @@ and instance roles on every machine for itself, so nothing secret is pickled int
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import uuid
@@ -19,8 +20,10 @@ import pyarrow.fs as pafs
 from raygpt.errors import UserError
 
 # Attempts per request, with the SDK's exponential backoff between them: rides out 5xx, resets and
-# time-outs of about a minute.
+# time-outs of about 40 s. Refused credentials and missing buckets are not tried again.
 S3_ATTEMPTS = 8
+# Attempts where a job has not begun yet, so that a mistyped endpoint is told at once.
+S3_ATTEMPTS_AT_START = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def locate(uri: str | os.PathLike[str] | Location) -> Location:
         path = text.removeprefix("s3://").strip("/")
         if not path:
             raise UserError(f"{text!r} names no bucket: write s3://bucket/folder.")
-        return Location(_s3(os.getpid(), _endpoint(), _region()), path, f"s3://{path}")
+        return Location(_s3_here(_endpoint(), _region()), path, f"s3://{path}")
     raise UserError(f"{text!r} is neither a local path nor an s3:// URI: other schemes are not supported.")
 
 
@@ -76,22 +79,39 @@ def _region() -> str | None:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
+class _S3(pafs.S3FileSystem):
+    """pyarrow's S3 with our patience. pyarrow leaves the retry strategy out of its own pickles, so a task or a
+    Ray Train upload would fall back to three attempts; this one is rebuilt from endpoint, region and attempts,
+    with the credentials of the machine it arrives on."""
+
+    def __init__(self, endpoint: str | None, region: str | None, attempts: int) -> None:
+        options: dict[str, str] = {}
+        if endpoint:
+            parts = urlsplit(endpoint)
+            options.update(endpoint_override=parts.netloc, scheme=parts.scheme)
+        if region:
+            options["region"] = region
+        super().__init__(
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+            connect_timeout=10,
+            # a small file is one PUT instead of the three requests of a multipart upload
+            allow_delayed_open=True,
+            **options,
+        )
+        self._made_of = (endpoint, region, attempts)
+
+    def __reduce__(self) -> tuple:
+        return _s3_here, self._made_of
+
+
+def _s3_here(endpoint: str | None, region: str | None, attempts: int = S3_ATTEMPTS) -> _S3:
+    return _s3(os.getpid(), endpoint, region, attempts)
+
+
 @lru_cache(maxsize=8)
-def _s3(pid: int, endpoint: str | None, region: str | None) -> pafs.S3FileSystem:
+def _s3(pid: int, endpoint: str | None, region: str | None, attempts: int) -> _S3:
     # keyed by pid: the SDK's threads do not survive a fork
-    options: dict = {}
-    if endpoint:
-        parts = urlsplit(endpoint)
-        options["endpoint_override"] = parts.netloc
-        options["scheme"] = parts.scheme
-    if region:
-        options["region"] = region
-    return pafs.S3FileSystem(
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
-        connect_timeout=10,
-        request_timeout=60,
-        **options,
-    )
+    return _S3(endpoint, region, attempts)
 
 
 def info(where: Location) -> pafs.FileInfo:
@@ -180,34 +200,80 @@ def delete(where: Location) -> None:
 
 
 def check_writable(where: Location, setting: str) -> None:
-    """Write and delete a marker below `where`; UserError names `setting` when that fails."""
-    marker = where / f".writable-{uuid.uuid4().hex[:8]}"
+    """Write and delete a marker below `where`, before a job begins. UserError names `setting` when that fails."""
+    marker = _at_start(where) / f".writable-{uuid.uuid4().hex[:8]}"
     try:
         write_bytes(marker, b"")
         delete(marker)
     except (UserError, OSError) as error:
-        raise UserError(f"{setting}={where.uri} cannot be written to ({_short(error)}): choose another or mend its permissions.") from error
+        raise UserError(f"{setting} cannot be written to: {_about(error, where)}") from error
+
+
+def check_readable(where: Location, setting: str) -> None:
+    """See that `where` exists, before a job begins. UserError names `setting` when it does not or cannot be reached."""
+    try:
+        found = exists(_at_start(where))
+    except (UserError, OSError) as error:
+        raise UserError(f"{setting} cannot be read: {_about(error, where)}") from error
+    if not found:
+        raise UserError(f"{setting}={where.uri} does not exist: check the path.")
+
+
+def _at_start(where: Location) -> Location:
+    if isinstance(where.fs, _S3):
+        endpoint, region, _ = where.fs._made_of
+        return Location(_s3_here(endpoint, region, S3_ATTEMPTS_AT_START), where.path, where.uri)
+    return where
+
+
+def _about(error: UserError | OSError, where: Location) -> UserError:
+    """The sentence for `where` itself when `error` happened to a marker below it."""
+    cause = error.__cause__ if isinstance(error, UserError) else error
+    return explain(cause, where) if isinstance(cause, OSError) else UserError(str(error))
+
+
+DENIED = (
+    "ACCESS_DENIED",
+    "ACCESSDENIED",
+    "INVALID_ACCESS_KEY_ID",
+    "INVALIDACCESSKEYID",
+    "SIGNATUREDOESNOTMATCH",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "INVALIDCLIENTTOKENID",
+    "EXPIREDTOKEN",
+    "FORBIDDEN",
+    "HTTP STATUS 401",
+    "HTTP STATUS 403",
+)
 
 
 def explain(error: OSError, where: Location) -> UserError:
     """One sentence for a storage error: what failed, on which path, and the way out."""
-    text = str(error)
-    upper = text.upper()
+    upper = str(error).upper()
     if isinstance(error, FileNotFoundError) or "NO_SUCH_BUCKET" in upper or "NOSUCHBUCKET" in upper:
         if where.is_local:
             return UserError(f"{where.uri} does not exist.")
         return UserError(f"{where.uri} does not exist: check the bucket and the path, or create the bucket first.")
-    denied = ("ACCESS_DENIED", "ACCESSDENIED", "INVALID_ACCESS_KEY_ID", "INVALIDACCESSKEYID", "SIGNATUREDOESNOTMATCH",
-              "SIGNATURE_DOES_NOT_MATCH", "INVALIDCLIENTTOKENID", "HTTP STATUS 403", "FORBIDDEN", "EXPIREDTOKEN")
-    if any(word in upper for word in denied):
+    if any(word in upper for word in DENIED):
         return UserError(
             f"{where.uri} refuses these credentials: check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY (or the instance's "
             "role) and the bucket's policy."
         )
+    if "HTTP STATUS 400" in upper:
+        # what servers answer to a request without credentials, with an expired token or for another region
+        return UserError(
+            f"{where.uri} refuses the request (HTTP 400): check that AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
+            "AWS_DEFAULT_REGION are set and belong together."
+        )
     if isinstance(error, PermissionError):
-        return UserError(f"{where.uri} may not be read or written by this user: mend its permissions or choose another path.")
+        return UserError(f"{where.uri} may not be used by this user: mend its permissions or choose another path.")
+    if isinstance(error, (NotADirectoryError, FileExistsError)):
+        return UserError(f"{where.uri} has a file where a folder should be: choose another path.")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{where.uri} has no space left: free some or choose another path.")
     if "NETWORK_CONNECTION" in upper or "CURLCODE" in upper or "COULD NOT RESOLVE" in upper:
-        return UserError(f"{where.uri} cannot be reached: check the network and AWS_ENDPOINT_URL ({_endpoint() or 'not set'}).")
+        way_out = f"check the network and AWS_ENDPOINT_URL ({_endpoint() or 'not set'})"
+        return UserError(f"{where.uri} cannot be reached: {way_out}.")
     return UserError(f"{where.uri}: {_short(error)}.")
 
 

@@ -1,0 +1,171 @@
+"""`raygpt <job> --config file.yaml --section.key=value`: one program for every job."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from raygpt import __version__
+from raygpt.config import Config
+from raygpt.errors import UserError
+from raygpt.settings import dump, known_keys, load_config
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: where its `run(config, call)` lives and which sections it reads."""
+
+    module: str
+    summary: str
+    sections: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the job was called: flags without a value, and the command line to repeat it."""
+
+    flags: frozenset[str]
+    command: str
+
+
+JOBS = {
+    "quickstart": Job("raygpt.jobs.quickstart", "train a small GPT on this Python's own documentation", ("run", "scale")),
+    "prepare": Job("raygpt.jobs.prepare", "documents to token shards", ("prepare", "data", "scale")),
+    "pretrain": Job(
+        "raygpt.jobs.pretrain",
+        "train GPT-2 on token shards",
+        ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track"),
+        ("dry_run",),
+    ),
+    "evaluate": Job(
+        "raygpt.jobs.evaluate", "validation loss, perplexity, bits per byte", ("run", "model", "data", "eval", "train")
+    ),
+    "sample": Job("raygpt.jobs.sample", "write text with a model", ("run", "model", "data", "sample")),
+    "export": Job("raygpt.jobs.export", "write a Hugging Face folder", ("run", "model", "data", "export")),
+    "report": Job("raygpt.jobs.report", "draw a run's report and plots again", ("run",)),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one job; returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"raygpt {__version__}")
+        return 0
+    try:
+        return _run(words[0], words[1:])
+    except UserError as error:
+        print(_as_errors(str(error)), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+
+
+def _run(name: str, words: list[str]) -> int:
+    job = JOBS.get(name)
+    if job is None:
+        import difflib
+
+        close = difflib.get_close_matches(name, JOBS, n=1)
+        raise UserError(f"{name!r} is no job{f': did you mean {close[0]}?' if close else ''} (jobs: {', '.join(JOBS)})")
+    file, options, flags = parse(words, ("print_config", "help", *job.flags))
+    if "help" in flags:
+        print(job_help(name))
+        return 0
+    config = load_config(name, file, options, check="print_config" not in flags)
+    if "print_config" in flags:
+        print(dump(config), end="")
+        return 0
+    command = shlex.join(["raygpt", name, *words])
+    run: Callable[[Config, Call], int] = importlib.import_module(job.module).run
+    return run(config, Call(frozenset(flags), command))
+
+
+def parse(words: Sequence[str], flags: Sequence[str]) -> tuple[str | None, dict[str, str], set[str]]:
+    """(--config file, {dotted key: text}, flags given) from `--key=value`, `--key value` and `--flag`."""
+    file, options, given = None, {}, set()
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in ("-h", "--help"):
+            given.add("help")
+            continue
+        if not word.startswith("--"):
+            raise UserError(f"{word!r} is no option: settings are written --section.key=value.")
+        key, equals, value = word[2:].partition("=")
+        if not equals and key.replace("-", "_") in flags:
+            given.add(key.replace("-", "_"))
+            continue
+        if not equals:
+            if not rest:
+                raise UserError(f"--{key} needs a value: write --{key}=value.")
+            value = rest.pop(0)
+        if key == "config":
+            file = value
+        else:
+            options[key] = value
+    return file, options, given
+
+
+def job_help(name: str) -> str:
+    """Help of one job: its settings with what they take and their defaults."""
+    job = JOBS[name]
+    lines = [
+        f"raygpt {name}: {job.summary}.",
+        "",
+        f"usage: raygpt {name} [--config FILE] [--section.key=value ...] [--print_config]"
+        + "".join(f" [--{flag}]" for flag in job.flags),
+        "",
+        "Settings come from defaults, the file, RAYGPT_SECTION__KEY variables and the command line; later ones win.",
+    ]
+    width = min(100, int(os.environ.get("COLUMNS", "100")))
+    for section in job.sections:
+        lines += ["", f"{section}: {Config.model_fields[section].description}"]
+        for key, allowed, description, default in known_keys():
+            if key.startswith(f"{section}."):
+                lines += _wrap(f"--{key}=", f"{description} ({allowed}; default {_shown(default)})", width)
+    return "\n".join(lines)
+
+
+def _overview() -> str:
+    rows = "\n".join(f"  {name:11s} {job.summary}" for name, job in JOBS.items())
+    return (
+        f"raygpt {__version__}: train GPT-2-class language models on a Ray cluster.\n\n"
+        "usage: raygpt <job> [--config FILE] [--section.key=value ...]\n\n"
+        f"{rows}\n\n`raygpt <job> --help` lists a job's settings."
+    )
+
+
+def _wrap(left: str, text: str, width: int) -> list[str]:
+    import textwrap
+
+    column = 34
+    lines = textwrap.wrap(text, width - column) or [""]
+    first = f"  {left:<{column - 2}}"
+    if len(left) > column - 3:
+        return [f"  {left}", *(" " * column + line for line in lines)]
+    return [first + lines[0], *(" " * column + line for line in lines[1:])]
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else "''" if value == "" else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _as_errors(text: str) -> str:
+    lines = text.splitlines()
+    if len(lines) == 1:
+        return f"raygpt: {lines[0]}"
+    return "\n".join([f"raygpt: {len(lines)} problems", *(f"  - {line}" for line in lines)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The config tree of every job: one class per section, one sentence per key.
+
+`raygpt.settings` fills it from defaults, a YAML file, the environment and the command line; `problems` holds the
+checks that need more than one key. Modules below take plain arguments, not these classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, validate_default=False)
+
+
+class Run(Section):
+    name: str = Field("gpt2", description="name of the run: its folder below run.storage", min_length=1)
+    storage: str = Field("runs", description="where runs live: a local path or an s3:// URI")
+    seed: int = Field(1337, description="seed of weights, data order and dropout", ge=0)
+    resume: Literal["auto", "never", "must"] = Field(
+        "auto", description="go on where the run of this name stopped (auto), refuse if it exists (never) or not (must)"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str) -> str:
+        if "/" in name or name in (".", ".."):
+            raise ValueError("must be one folder name without slashes")
+        return name
+
+
+class Scale(Section):
+    num_workers: int | tuple[int, int] = Field(1, description="training workers, or [min, max] for an elastic run")
+    use_gpu: bool | Literal["auto"] = Field("auto", description="one GPU per worker (auto: when the cluster has any)")
+    cpus_per_worker: float = Field(1, description="CPU cores reserved per worker; also its torch threads", gt=0)
+    address: str | None = Field(None, description="Ray address (auto: a running cluster; none: start one here)")
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """(fewest, most) workers."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+
+
+class Model(Section):
+    preset: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano"] = Field(
+        "gpt2", description="architecture; the keys below override parts of it"
+    )
+    n_layer: int | None = Field(None, description="transformer blocks", ge=1)
+    n_head: int | None = Field(None, description="attention heads", ge=1)
+    n_embd: int | None = Field(None, description="width", ge=1)
+    vocab_size: int | None = Field(None, description="vocabulary; none: the tokenizer's", ge=2)
+    seq_len: int | None = Field(None, description="longest context in tokens", ge=1)
+    dropout: float = Field(0.0, description="dropout probability", ge=0, lt=1)
+    bias: bool = Field(True, description="biases in linear layers and norms, as GPT-2 has them")
+    tie_weights: bool = Field(True, description="output layer shares the token embedding, as GPT-2 does")
+    init_from: str = Field(
+        "random", description="weights: random, a Hugging Face id or folder, or a run folder or checkpoint (path or s3://)"
+    )
+
+
+class Prepare(Section):
+    sources: list[str] = Field([], description="files, globs, folders, s3:// URIs or Hugging Face dataset ids")
+    subset: str | None = Field(None, description="subset of a Hugging Face dataset, such as sample-10BT")
+    text_column: str = Field("text", description="column or key that holds the document")
+    output: str | None = Field(None, description="folder (local or s3://) that gets train/ and val/")
+    val_fraction: float = Field(0.005, description="share of the documents held out for validation", gt=0, lt=1)
+    val_split: Literal["documents", "tail"] = Field(
+        "documents", description="hold out whole documents, or the last part (tail) of every document"
+    )
+    shard_tokens: int = Field(2**24, description="tokens per shard file", ge=1024)
+    max_documents: int | None = Field(None, description="stop after this many documents", ge=1)
+    encoding_errors: Literal["strict", "replace"] = Field(
+        "strict", description="invalid UTF-8 ends the job (strict) or becomes U+FFFD (replace)"
+    )
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class Data(Section):
+    train: str | None = Field(None, description="token shard folder, or raw text prepared on first use")
+    val: str | None = Field(None, description="validation shard folder; none: the val/ beside train/")
+    tokenizer: str = Field("gpt2", description="gpt2, bytes, train:<vocab_size>, or a folder with a tokenizer")
+    seq_len: int | None = Field(None, description="tokens per training row; none: model.seq_len", ge=1)
+    backend: Literal["ray", "mmap"] = Field("ray", description="read through Ray Data, or with numpy in the worker")
+    cache_gb: float = Field(20, description="local disk kept per machine for shards read from S3; 0 turns it off", ge=0)
+    ignore_fingerprint: bool = Field(
+        False, description="resume on other shards than the run began with: tokens will repeat or be missed"
+    )
+
+
+class Optim(Section):
+    name: Literal["adamw"] = Field("adamw", description="optimizer")
+    lr: float = Field(6e-4, description="peak learning rate; never scaled by the worker count", gt=0)
+    weight_decay: float = Field(0.1, description="decay of matrices; vectors have none", ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's averaging factors")
+    eps: float = Field(1e-8, description="AdamW's epsilon", gt=0)
+    schedule: Literal["cosine", "wsd", "linear", "constant"] = Field("cosine", description="learning-rate schedule")
+    warmup_steps: int | None = Field(None, description="steps of linear warm-up", ge=0)
+    warmup_fraction: float | None = Field(None, description="warm-up as a share of all steps", ge=0, lt=1)
+    decay_fraction: float = Field(0.2, description="share of all steps in the final decay of wsd", gt=0, le=1)
+    min_lr_ratio: float = Field(0.1, description="last learning rate over the peak", ge=0, le=1)
+    grad_clip: float = Field(1.0, description="largest gradient norm; 0 turns clipping off", ge=0)
+
+
+class Train(Section):
+    max_steps: int | None = Field(None, description="optimizer steps (one of max_steps, max_tokens, epochs)", ge=1)
+    max_tokens: int | None = Field(None, description="tokens to train on", ge=1)
+    epochs: float | None = Field(None, description="passes over the training shards", gt=0)
+    global_batch_tokens: int = Field(524_288, description="tokens per optimizer step over all workers", ge=1)
+    micro_batch_size: int | Literal["auto"] = Field("auto", description="rows per forward pass of one worker")
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field("auto", description="arithmetic of the model")
+    compile: bool = Field(False, description="torch.compile the model")
+    strategy: Literal["ddp"] = Field("ddp", description="how workers share the work")
+    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third more work")
+    log_every: int = Field(10, description="steps between log lines", ge=1)
+    checkpoint_every: int = Field(500, description="steps between checkpoints; 0: only at the end", ge=0)
+    keep_checkpoints: int = Field(2, description="newest checkpoints kept (the best one is kept besides)", ge=1)
+    max_failures: int = Field(3, description="restarts after a lost worker before the job gives up; -1: no limit", ge=-1)
+    log_batch_digest: bool = Field(False, description="log a digest of every step's token ids (slower)")
+
+
+class Eval(Section):
+    every: int = Field(250, description="steps between evaluations; 0: only at the end", ge=0)
+    batches: int | None = Field(None, description="global batches per evaluation, evenly spaced; none: all", ge=1)
+
+
+class Track(Section):
+    wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="W&B (auto: offline without a key)")
+    wandb_project: str = Field("raygpt", description="W&B project")
+    tensorboard: bool = Field(True, description="write TensorBoard event files into the run folder")
+    price_per_hour: float | None = Field(None, description="USD per hour of the whole cluster; none: no cost shown", ge=0)
+    max_cost_usd: float | None = Field(None, description="save and stop when the run has cost this much", gt=0)
+
+    @field_validator("price_per_hour", mode="before")
+    @classmethod
+    def _auto_is_unknown(cls, value: Any) -> Any:
+        return None if value == "auto" else value
+
+
+class Sample(Section):
+    prompt: str = Field("", description="text to go on from; empty: the start of a document")
+    num_samples: int = Field(3, description="texts to write", ge=1)
+    max_new_tokens: int = Field(200, description="longest text in tokens", ge=1)
+    temperature: float = Field(0.8, description="0 picks the likeliest token every time", ge=0)
+    top_k: int | None = Field(200, description="choose among this many likeliest tokens", ge=1)
+    top_p: float | None = Field(None, description="choose among tokens holding this share of probability", gt=0, le=1)
+
+
+class Export(Section):
+    output: str | None = Field(None, description="Hugging Face folder to write; none: export/ in the run folder")
+
+
+class Config(Section):
+    """Every setting of every job."""
+
+    run: Run = Field(default_factory=Run, description="name, place and seed of the run")
+    scale: Scale = Field(default_factory=Scale, description="workers and the Ray cluster")
+    model: Model = Field(default_factory=Model, description="architecture and starting weights")
+    prepare: Prepare = Field(default_factory=Prepare, description="documents to token shards")
+    data: Data = Field(default_factory=Data, description="what is trained on")
+    optim: Optim = Field(default_factory=Optim, description="optimizer and learning rate")
+    train: Train = Field(default_factory=Train, description="length, batch, precision, checkpoints")
+    eval: Eval = Field(default_factory=Eval, description="evaluation during training and by `raygpt evaluate`")
+    track: Track = Field(default_factory=Track, description="trackers and cost")
+    sample: Sample = Field(default_factory=Sample, description="`raygpt sample`")
+    export: Export = Field(default_factory=Export, description="`raygpt export`")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, as saved in config.yaml. Holds no credentials: none can be set here."""
+        return self.model_dump(mode="json")
+
+
+def problems(config: Config, job: str) -> list[tuple[str, str]]:
+    """(dotted key, what is wrong and the way out) for everything that takes more than one key to see."""
+    found: list[tuple[str, str]] = []
+    if job in ("prepare",):
+        if not config.prepare.sources:
+            found.append(("prepare.sources", "is not set: name files, folders, s3:// URIs or Hugging Face ids"))
+        if not config.prepare.output:
+            found.append(("prepare.output", "is not set: name the folder that gets train/ and val/"))
+    if job == "pretrain":
+        if not config.data.train:
+            found.append(("data.train", "is not set: name a shard folder or raw text"))
+        found += _length_problems(config.train)
+        found += _scale_problems(config)
+    if config.optim.warmup_steps is not None and config.optim.warmup_fraction is not None:
+        found.append(("optim.warmup_steps", "and optim.warmup_fraction are both set: keep one"))
+    if config.optim.schedule == "wsd" and (config.optim.warmup_fraction or 0) + config.optim.decay_fraction > 1:
+        found.append(("optim.decay_fraction", "and optim.warmup_fraction together exceed the run: lower one"))
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        found.append(("optim.betas", "must both lie in [0, 1)"))
+    micro = config.train.micro_batch_size
+    if isinstance(micro, int) and micro < 1:
+        found.append(("train.micro_batch_size", "must be at least 1, or auto"))
+    if config.track.max_cost_usd is not None and config.track.price_per_hour is None:
+        found.append(("track.max_cost_usd", "needs track.price_per_hour"))
+    return found
+
+
+def _length_problems(train: Train) -> list[tuple[str, str]]:
+    given = [key for key in ("max_steps", "max_tokens", "epochs") if getattr(train, key) is not None]
+    if len(given) == 1:
+        return []
+    text = "is not set" if not given else f"is set beside train.{' and train.'.join(given[1:])}"
+    return [(f"train.{given[0] if given else 'max_steps'}", f"{text}: set exactly one of train.max_steps, train.max_tokens, train.epochs")]
+
+
+def _scale_problems(config: Config) -> list[tuple[str, str]]:
+    low, high = config.scale.worker_range
+    if not 1 <= low <= high:
+        return [("scale.num_workers", "must be at least 1, and a range must go upwards")]
+    return []

@@ -1,0 +1,1 @@
+"""Corpora in, token shards and training batches out."""

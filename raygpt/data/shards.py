@@ -1,0 +1,256 @@
+"""Token shards: a folder of raw little-endian token files and the manifest that says what is in them.
+
+    manifest.json     format version, dtype, tokenizer, shards with sha256, totals, sources, fingerprint
+    shard-00000.bin   uint16 (uint32 for vocabularies over 65,536) without a header
+    tokenizer.json    the tokenizer itself, so that the folder explains its own ids
+
+The shards are one stream cut at a fixed number of tokens: a document may continue in the next shard.
+Every document ends with the end-of-text token. The manifest is written last, so a folder without one
+is unfinished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from raygpt import storage
+from raygpt.errors import UserError
+from raygpt.storage import Location
+
+VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+# Bytes per read while hashing a shard.
+READ_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One token file: `tokens` long, `sha256` (hex) over its bytes."""
+
+    name: str
+    tokens: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TokenizerInfo:
+    """Which tokenizer made the ids; `sha256` as `raygpt.data.tokenizer.Tokenizer.sha256` gives it."""
+
+    name: str
+    vocab_size: int
+    eot_id: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard folder holds.
+
+    `tokens` counts end-of-text tokens too; `bytes` is the UTF-8 length of the documents' text without
+    them (the denominator of bits per byte). `fingerprint` depends on dtype, tokenizer and tokens alone:
+    a copied or moved folder keeps it.
+    """
+
+    version: int
+    dtype: str
+    tokenizer: TokenizerInfo
+    shards: tuple[Shard, ...]
+    tokens: int
+    documents: int
+    bytes: int
+    sources: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        return DTYPES[self.dtype]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Raises ValueError, KeyError or TypeError for anything but a manifest of this version."""
+        fields = json.loads(text)
+        if fields["version"] != VERSION:
+            raise ValueError(f"format version {fields['version']}, this raygpt reads version {VERSION}")
+        fields["tokenizer"] = TokenizerInfo(**fields["tokenizer"])
+        fields["shards"] = tuple(Shard(**shard) for shard in fields["shards"])
+        fields["sources"] = tuple(fields["sources"])
+        if fields["dtype"] not in DTYPES:
+            raise ValueError(f"dtype {fields['dtype']!r} is neither uint16 nor uint32")
+        manifest = cls(**fields)
+        if sum(shard.tokens for shard in manifest.shards) != manifest.tokens:
+            raise ValueError("the shards' token counts do not add up to its total")
+        if fingerprint(manifest.dtype, manifest.tokenizer.sha256, manifest.shards) != manifest.fingerprint:
+            raise ValueError("its fingerprint does not follow from its shards")
+        return manifest
+
+
+def fingerprint(dtype: str, tokenizer_sha256: str, shards: Sequence[Shard]) -> str:
+    """sha256 (hex) over dtype, tokenizer and the shards' own hashes in order."""
+    lines = [dtype, tokenizer_sha256, *(shard.sha256 for shard in shards)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Smallest shard dtype that holds ids below `vocab_size`."""
+    return DTYPES["uint16" if vocab_size <= 2**16 else "uint32"]
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    return next(name for name, known in DTYPES.items() if known == np.dtype(dtype))
+
+
+def shard_name(index: int) -> str:
+    return f"shard-{index:05d}.bin"
+
+
+def load_manifest(location: str | Location) -> Manifest:
+    """Manifest of a shard folder, after checking that every shard is there in its full length.
+
+    Raises UserError when the folder holds no manifest (never prepared, or preparing was interrupted),
+    when the manifest is damaged or of another version, and when a shard is missing or of another size.
+    Contents are not hashed here: `verify` does that.
+    """
+    folder = storage.locate(location)
+    manifest = _read_manifest(folder)
+    width = manifest.numpy_dtype.itemsize
+    sizes = {entry.base_name: entry.size for entry in storage.list_folder(folder)}
+    for shard in manifest.shards:
+        want = shard.tokens * width
+        if shard.name not in sizes:
+            raise UserError(f"{(folder / shard.name).uri} is missing although {MANIFEST} lists it: prepare this folder again.")
+        if sizes[shard.name] != want:
+            raise UserError(
+                f"{(folder / shard.name).uri} has {sizes[shard.name]:,} bytes instead of {want:,}: it was cut or "
+                "changed after preparing; copy it again or prepare this folder again."
+            )
+    return manifest
+
+
+def _read_manifest(folder: Location) -> Manifest:
+    where = folder / MANIFEST
+    try:
+        text = storage.read_text(where)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder.uri} holds no {MANIFEST}: it is not a token shard folder, or preparing it was interrupted; "
+            "run `raygpt prepare` with this output."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where.uri} is damaged ({error}): prepare this folder again.") from error
+    try:
+        return Manifest.from_json(text)
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{where.uri} cannot be used ({what}): prepare this folder again.") from error
+
+
+def verify(location: str | Location) -> Manifest:
+    """`load_manifest` plus the sha256 of every shard. UserError names the first shard that differs."""
+    folder = storage.locate(location)
+    manifest = load_manifest(folder)
+    for shard in manifest.shards:
+        if _sha256(folder / shard.name) != shard.sha256:
+            raise UserError(
+                f"{(folder / shard.name).uri} does not have the contents {MANIFEST} records (sha256 differs): copy it "
+                "again or prepare this folder again."
+            )
+    return manifest
+
+
+def _sha256(where: Location) -> str:
+    digest = hashlib.sha256()
+    try:
+        with where.fs.open_input_stream(where.path) as stream:
+            while chunk := stream.read(READ_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise storage.explain(error, where) from error
+    return digest.hexdigest()
+
+
+class ShardWriter:
+    """Appends tokens to a shard folder; every shard but the last holds exactly `shard_tokens`.
+
+    Where `append` was cut into calls does not change a byte of the result. A shard appears under its
+    name only when it is complete.
+    """
+
+    def __init__(self, location: str | Location, dtype: np.dtype | str, shard_tokens: int = 2**24) -> None:
+        if shard_tokens < 1:
+            raise UserError(f"prepare.shard_tokens is {shard_tokens}: give at least 1.")
+        self.folder = storage.locate(location)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.shard_tokens = shard_tokens
+        self.shards: list[Shard] = []
+        self.total_tokens = 0
+        self._open: list[np.ndarray] = []
+        self._open_tokens = 0
+
+    def append(self, tokens: np.ndarray) -> int:
+        """Add (n,) token ids; returns how many shards this completed. Raises ValueError for ids beyond the dtype."""
+        if tokens.dtype != self.dtype:
+            if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) <= np.iinfo(self.dtype).max:
+                raise ValueError(f"token ids beyond {self.dtype}: {tokens.min()}..{tokens.max()}")
+            tokens = tokens.astype(self.dtype)
+        self.total_tokens += tokens.size
+        completed = 0
+        while self._open_tokens + tokens.size >= self.shard_tokens:
+            cut = self.shard_tokens - self._open_tokens
+            self._open.append(tokens[:cut])
+            tokens = tokens[cut:]
+            self._write_open()
+            completed += 1
+        if tokens.size:
+            # a copy: a view would keep the caller's whole buffer (a block of the object store) alive
+            self._open.append(tokens.copy())
+            self._open_tokens += tokens.size
+        return completed
+
+    def resume(self, shards: Sequence[Shard], pending: np.ndarray) -> None:
+        """Continue a folder whose finished `shards` and open tokens (`pending`) were kept."""
+        self.shards = list(shards)
+        self.total_tokens = sum(shard.tokens for shard in shards)
+        self.append(pending)
+
+    def pending(self) -> np.ndarray:
+        """(n,) tokens appended after the last completed shard."""
+        return np.concatenate(self._open) if self._open else np.empty(0, self.dtype)
+
+    def _write_open(self) -> None:
+        data = self.pending().tobytes()
+        name = shard_name(len(self.shards))
+        storage.write_bytes(self.folder / name, data)
+        self.shards.append(Shard(name, len(data) // self.dtype.itemsize, hashlib.sha256(data).hexdigest()))
+        self._open, self._open_tokens = [], 0
+
+    def finish(
+        self, tokenizer: TokenizerInfo, tokenizer_json: bytes, documents: int, text_bytes: int, sources: Sequence[str]
+    ) -> Manifest:
+        """Write the open shard, tokenizer.json and, last, the manifest."""
+        if self._open_tokens:
+            self._write_open()
+        dtype = dtype_name(self.dtype)
+        manifest = Manifest(
+            version=VERSION,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            shards=tuple(self.shards),
+            tokens=sum(shard.tokens for shard in self.shards),
+            documents=documents,
+            bytes=text_bytes,
+            sources=tuple(sources),
+            fingerprint=fingerprint(dtype, tokenizer.sha256, self.shards),
+        )
+        storage.write_bytes(self.folder / TOKENIZER, tokenizer_json)
+        storage.write_text(self.folder / MANIFEST, manifest.to_json())
+        return manifest

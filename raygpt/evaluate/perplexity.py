@@ -1,0 +1,206 @@
+"""PURE. Loss of a model over a whole token stream, and what follows from it: perplexity and bits per byte.
+
+The stream is cut into rows of `seq_len` that follow each other without overlap, every row predicting the token after
+each of its own: all tokens but the very first are predicted exactly once, the rest of the last row included. Nothing
+is sampled unless `max_rows` asks for it, so two runs of one model give one number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from raygpt.errors import UserError
+
+IGNORE_INDEX = -100
+
+
+class TokenSource(Protocol):
+    """What `raygpt.data.reader.TokenReader` and an array in memory have in common."""
+
+    total_tokens: int
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start,) tokens."""
+
+    def read_rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """(len(starts), length) tokens."""
+
+
+class TextEncoder(Protocol):
+    """What is needed of `raygpt.data.tokenizer.Tokenizer`."""
+
+    eot_id: int
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`loss` in nats per token over `tokens` predicted tokens in `rows` rows.
+
+    `bits_per_byte` compares models of different tokenizers: bits for the whole text over its UTF-8 bytes. It is None
+    where only part of the stream was read or the number of bytes is not known.
+    """
+
+    loss: float
+    perplexity: float
+    tokens: int
+    bits_per_byte: float | None
+    rows: int
+
+
+def evaluate_tokens(
+    model: nn.Module,
+    reader: TokenSource,
+    seq_len: int,
+    batch_rows: int,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    *,
+    max_rows: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    reduce: Callable[..., list[float]] | None = None,
+) -> Evaluation:
+    """Loss over `reader`'s tokens in rows of `seq_len`, `batch_rows` at a time; `max_rows` takes evenly spaced ones.
+
+    With several ranks each takes its part of the rows and `reduce(*values)` sums values over them: every rank returns
+    the same. The model is called as `model(tokens, targets, reduction="none")`; it is put in eval mode meanwhile.
+    Raises UserError for a stream with nothing to predict or with ids beyond the model's vocabulary.
+    """
+    total = reader.total_tokens
+    if total < 2:
+        raise UserError(f"the validation data has {total} tokens, too few to predict one: prepare more (data.val).")
+    _check_vocabulary(model, reader)
+    all_rows = -(-(total - 1) // seq_len)
+    rows = np.arange(all_rows)
+    if max_rows is not None and max_rows < all_rows:
+        rows = np.arange(max_rows) * all_rows // max_rows
+    mine = rows[rank * len(rows) // world_size : (rank + 1) * len(rows) // world_size]
+    loss_sum, tokens = _sum_losses(model, _batches(reader, mine, seq_len, batch_rows), torch.device(device), autocast)
+    if reduce is not None:
+        loss_sum, tokens_summed = reduce(loss_sum, float(tokens))
+        tokens = round(tokens_summed)
+    manifest = getattr(reader, "manifest", None)
+    whole = len(rows) == all_rows
+    return _evaluation(loss_sum, tokens, len(rows), manifest.bytes if manifest is not None and whole else None)
+
+
+def evaluate_text(
+    model: nn.Module,
+    tokenizer: TextEncoder,
+    text: str | Sequence[str],
+    seq_len: int,
+    batch_rows: int = 8,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> Evaluation:
+    """Loss over one text or several documents, each with an end of text before it, as in training.
+
+    So the first token of a text is predicted too and every byte counts. Raises UserError where there is no text.
+    """
+    documents = [text] if isinstance(text, str) else list(text)
+    pieces = [piece for piece in tokenizer.encode_batch([document for document in documents if document]) if len(piece)]
+    if not pieces:
+        raise UserError("there is no text to evaluate: the file is empty.")
+    end = np.array([tokenizer.eot_id])
+    tokens = np.concatenate([part for piece in pieces for part in (end, piece)])
+    result = evaluate_tokens(model, ArrayTokens(tokens), seq_len, batch_rows, device, autocast)
+    size = sum(len(document.encode("utf-8")) for document in documents)
+    return _evaluation(result.loss * result.tokens, result.tokens, result.rows, size)
+
+
+class ArrayTokens:
+    """An array of tokens (n,) read like a shard folder."""
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+        self.total_tokens = len(tokens)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.tokens[start:stop]
+
+    def read_rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return self.tokens[starts[:, None] + np.arange(length)]
+
+
+def _evaluation(loss_sum: float, tokens: int, rows: int, text_bytes: int | None) -> Evaluation:
+    loss = loss_sum / tokens
+    return Evaluation(
+        loss=loss,
+        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        tokens=tokens,
+        bits_per_byte=loss_sum / math.log(2) / text_bytes if text_bytes else None,
+        rows=rows,
+    )
+
+
+def _check_vocabulary(model: nn.Module, reader: TokenSource) -> None:
+    manifest, config = getattr(reader, "manifest", None), getattr(model, "config", None)
+    if manifest is None or config is None or manifest.tokenizer.vocab_size <= config.vocab_size:
+        return
+    raise UserError(
+        f"the validation data was prepared with {manifest.tokenizer.name} ({manifest.tokenizer.vocab_size} tokens) but "
+        f"the model knows {config.vocab_size}: prepare data.val with the model's own tokenizer."
+    )
+
+
+def _batches(reader: TokenSource, rows: np.ndarray, seq_len: int, batch_rows: int) -> Iterator[np.ndarray]:
+    """(n, seq_len + 1) int64 arrays of rows, read one ahead of where they are used; -100 after the stream's end."""
+    chunks = [rows[begin : begin + batch_rows] for begin in range(0, len(rows), batch_rows)]
+    if not chunks:
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="evaluation-read") as pool:
+        ahead = pool.submit(_read, reader, chunks[0], seq_len)
+        for following in [*chunks[1:], None]:
+            batch = ahead.result()
+            if following is not None:
+                ahead = pool.submit(_read, reader, following, seq_len)
+            yield batch
+
+
+def _read(reader: TokenSource, rows: np.ndarray, seq_len: int) -> np.ndarray:
+    starts = rows * seq_len
+    full = starts[starts + seq_len < reader.total_tokens]
+    batch = np.full((len(rows), seq_len + 1), IGNORE_INDEX, dtype=np.int64)
+    if len(full):
+        batch[: len(full)] = reader.read_rows(full, seq_len + 1)
+    if len(full) < len(rows):
+        tail = reader.read(int(starts[-1]), reader.total_tokens)
+        batch[-1, : len(tail)] = tail
+    return batch
+
+
+def _sum_losses(
+    model: nn.Module,
+    batches: Iterator[np.ndarray],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager],
+) -> tuple[float, int]:
+    """Sum of losses in nats and number of predicted tokens. Sums are float64: 10^8 float32 losses would lose digits."""
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    tokens = 0
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                tokens += int(np.count_nonzero(batch[:, 1:] != IGNORE_INDEX))
+                block = torch.from_numpy(batch).to(device)
+                targets = block[:, 1:].contiguous()
+                with autocast():
+                    # what stands in for inputs after the end is any valid id: nothing looks back at it
+                    losses = model(block[:, :-1].clamp(min=0), targets, reduction="none")
+                loss_sum += losses.sum(dtype=torch.float64)
+    finally:
+        model.train(was_training)
+    return float(loss_sum), tokens

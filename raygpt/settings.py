@@ -1,0 +1,202 @@
+"""Where settings come from: defaults < YAML file < environment < command line, every key traced to its origin.
+
+All problems are reported together, one line each: the dotted key, where it was set, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from raygpt.config import Config, Section, problems
+from raygpt.errors import UserError
+from raygpt.storage import locate, read_text
+
+ENV_PREFIX = "RAYGPT_"
+
+
+@dataclass
+class Settings:
+    """Raw values by dotted key with the origin of each; later sources override earlier ones."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def set(self, key: str, value: Any, origin: str) -> None:
+        self.values[key] = value
+        self.origins[key] = origin
+
+
+def load_config(
+    job: str,
+    file: str | None = None,
+    options: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    check: bool = True,
+) -> Config:
+    """The validated config of one job. Raises UserError listing every problem found in any source."""
+    settings = Settings()
+    if file is not None:
+        _read_file(settings, file)
+    bad = _read_environment(settings, os.environ if environ is None else environ)
+    for key, text in (options or {}).items():
+        settings.set(key, _parse(text), f"--{key}")
+    config, errors = _validate(settings)
+    errors = bad + errors
+    if config is not None and check:
+        errors += [f"{key}{_where(settings, key)} {text}" for key, text in problems(config, job)]
+    if errors or config is None:
+        raise UserError("\n".join(errors))
+    return config
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """Config saved by an earlier run; keys that no longer exist are dropped, so old runs stay readable."""
+    known = {key: value for key, value in _flatten(values, "") if _field(key) is not None}
+    settings = Settings(known, dict.fromkeys(known, "saved config"))
+    config, errors = _validate(settings)
+    if config is None:
+        raise UserError("\n".join(errors))
+    return config
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML, in the order of the tree."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def known_keys() -> list[tuple[str, str, str, Any]]:
+    """(dotted key, allowed values, description, default) of every setting, in the order of the tree."""
+    out = []
+    for section, info in Config.model_fields.items():
+        model = info.annotation
+        assert isinstance(model, type) and issubclass(model, Section)
+        for name, item in model.model_fields.items():
+            out.append((f"{section}.{name}", describe_type(item.annotation), item.description or "", item.default))
+    return out
+
+
+def describe_type(annotation: Any) -> str:
+    """What may be written for a type: `int`, `auto | true | false`, `list of str` …"""
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " | ".join(str(value) for value in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return " | ".join("none" if part is type(None) else describe_type(part) for part in get_args(annotation))
+    if origin is list:
+        return f"list of {describe_type(get_args(annotation)[0])}"
+    if origin is tuple:
+        return "[" + ", ".join(describe_type(part) for part in get_args(annotation)) + "]"
+    return {bool: "true | false", int: "int", float: "number", str: "text"}.get(annotation, str(annotation))
+
+
+def _read_file(settings: Settings, file: str) -> None:
+    try:
+        tree = yaml.safe_load(read_text(locate(file)))
+    except FileNotFoundError:
+        raise UserError(f"--config {file} does not exist.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--config {file} is not UTF-8 text.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {file} must hold sections with keys, as in `run: {{name: first}}`.")
+    for key, value in _flatten(tree, ""):
+        settings.set(key, value, file)
+
+
+def _read_environment(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    bad = []
+    for name in sorted(environ):
+        if not name.startswith(ENV_PREFIX):
+            continue
+        parts = name.removeprefix(ENV_PREFIX).lower().split("__")
+        if len(parts) != 2:
+            bad.append(f"environment variable {name} names no setting: write {ENV_PREFIX}SECTION__KEY, with two underscores between")
+        else:
+            settings.set(".".join(parts), _parse(environ[name]), f"environment {name}")
+    return bad
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, dict) and not prefix:
+            yield from _flatten(value, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def _parse(text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text.strip() else text
+    except yaml.YAMLError:
+        return text
+
+
+def _validate(settings: Settings) -> tuple[Config | None, list[str]]:
+    errors, tree = [], {}
+    for key, value in settings.values.items():
+        item = _field(key)
+        if item is None:
+            errors.append(f"{key}{_where(settings, key)} is no setting{_suggest(key)}")
+            continue
+        if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in get_args(item.annotation):
+            value = None
+        if not isinstance(value, str) and item.annotation in (str, str | None) and value is not None:
+            value = str(value)  # YAML reads `name: 2026-01-01` as a date
+        section, name = key.split(".", 1)
+        tree.setdefault(section, {})[name] = value
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        seen = {}
+        for detail in error.errors():
+            key = ".".join(str(part) for part in detail["loc"][:2])
+            seen.setdefault(key, f"{key}{_where(settings, key)} {_complaint(key, detail)}")
+        return None, errors + list(seen.values())
+    return (None if errors else config), errors
+
+
+def _field(key: str):  # noqa: ANN202 - pydantic's FieldInfo
+    section, _, name = key.partition(".")
+    info = Config.model_fields.get(section)
+    if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, Section):
+        return None
+    return info.annotation.model_fields.get(name)
+
+
+def _where(settings: Settings, key: str) -> str:
+    return f" ({settings.origins[key]})" if key in settings.origins else ""
+
+
+def _suggest(key: str) -> str:
+    every = [name for name, *_ in known_keys()]
+    close = difflib.get_close_matches(key, every, n=1, cutoff=0.6)
+    if not close:  # the right name in the wrong section
+        close = [name for name in every if name.split(".")[1] == key.rpartition(".")[2]][:1]
+    return f": did you mean {close[0]}?" if close else ": `raygpt --help` lists all settings"
+
+
+def _complaint(key: str, detail: ErrorDetails) -> str:
+    item = _field(key)
+    given = detail.get("input")
+    context = detail.get("ctx", {})
+    if detail["type"] == "value_error":
+        reason = str(context.get("error", detail["msg"]))
+    elif detail["type"] in ("greater_than_equal", "greater_than", "less_than", "less_than_equal"):
+        sign = {"ge": "at least", "gt": "more than", "lt": "less than", "le": "at most"}
+        reason = "must be " + " and ".join(f"{sign[name]} {bound}" for name, bound in context.items() if name in sign)
+    else:
+        reason = f"must be {describe_type(item.annotation) if item else 'a known section'}"
+    return f"is {given!r}: {reason}"

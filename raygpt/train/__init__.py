@@ -1,0 +1,1 @@
+"""The training job: a pure core (plan, step, schedule, loop) and the Ray Train shell around it."""

@@ -1,0 +1,149 @@
+"""From a config to what the workers will do: data, model shape, plan, and whether an earlier run may go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raygpt import storage
+from raygpt.config import Config
+from raygpt.data.order import Order
+from raygpt.data.shards import TOKENIZER, Manifest
+from raygpt.data.sources import manifests, shard_folders
+from raygpt.errors import UserError
+from raygpt.model.gpt import GPTConfig
+from raygpt.model.presets import PRESETS
+from raygpt.storage import Location
+from raygpt.train import checkpoint
+from raygpt.train.plan import TrainPlan, batch_rows, total_steps, warmup
+from raygpt.train.runfolder import check_resume
+from raygpt.train.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A job ready to start. `done_steps` is where the newest complete checkpoint stands, 0 for a fresh run."""
+
+    run: Location
+    train_uri: str
+    val_uri: str
+    train: Manifest
+    val: Manifest
+    model: GPTConfig
+    plan: TrainPlan
+    done_steps: int
+    tokenizer_json: bytes
+
+
+def run_location(config: Config) -> Location:
+    return storage.locate(config.run.storage) / config.run.name
+
+
+def resolve(config: Config) -> Resolved:
+    """Read both manifests and work out everything that follows. Needs no Ray. Raises UserError for what cannot be."""
+    train_uri, val_uri = shard_folders(config)
+    train, val = manifests(train_uri, val_uri)
+    if val.tokens < 2:
+        raise UserError(f"data.val={val_uri} holds {val.tokens} tokens, too few to predict one: prepare more text.")
+    model = model_config(config, train)
+    seq_len = config.data.seq_len or model.seq_len
+    if seq_len > model.seq_len:
+        raise UserError(f"data.seq_len={seq_len} exceeds the model's context of {model.seq_len}: lower it or raise model.seq_len.")
+    rows = batch_rows(
+        config.train.global_batch_tokens, seq_len, config.train.micro_batch_size, config.scale.worker_range
+    )
+    order = Order(train.fingerprint, config.run.seed, seq_len, rows, train.tokens, train.numpy_dtype.itemsize)
+    steps = total_steps(
+        order,
+        rows * seq_len,
+        max_steps=config.train.max_steps,
+        max_tokens=config.train.max_tokens,
+        epochs=config.train.epochs,
+    )
+    schedule = Schedule(
+        config.optim.schedule,
+        config.optim.lr,
+        steps,
+        warmup(steps, config.optim.warmup_steps, config.optim.warmup_fraction),
+        config.optim.min_lr_ratio,
+        config.optim.decay_fraction,
+    )
+    run = run_location(config)
+    facts = {
+        "fingerprint": train.fingerprint,
+        "tokenizer_sha256": train.tokenizer.sha256,
+        "model": model.to_dict(),
+    }
+    done = _earlier_run(config, run, facts)
+    return Resolved(
+        run,
+        train_uri,
+        val_uri,
+        train,
+        val,
+        model,
+        TrainPlan(order, schedule, steps),
+        done,
+        storage.read_bytes(storage.locate(train_uri) / TOKENIZER),
+    )
+
+
+def model_config(config: Config, train: Manifest) -> GPTConfig:
+    """Shape from model.init_from where that names weights, else from the preset; overrides must agree with weights."""
+    wanted = {
+        key: getattr(config.model, key)
+        for key in ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len")
+        if getattr(config.model, key) is not None
+    }
+    if config.model.init_from == "random":
+        shape: dict[str, Any] = {**PRESETS[config.model.preset], "vocab_size": train.tokenizer.vocab_size, **wanted}
+        shape |= {"bias": config.model.bias, "tie_weights": config.model.tie_weights}
+    else:
+        shape = _shape_of(config.model.init_from, wanted.get("seq_len"))
+        for key in ("n_layer", "n_head", "n_embd", "vocab_size"):
+            if key in wanted and wanted[key] != shape[key]:
+                raise UserError(
+                    f"model.{key}={wanted[key]} but the weights of model.init_from={config.model.init_from} have {shape[key]}: "
+                    "leave it out, or start from random."
+                )
+    if shape["vocab_size"] < train.tokenizer.vocab_size:
+        raise UserError(
+            f"the model knows {shape['vocab_size']:,} token ids but data.train was made with tokenizer {train.tokenizer.name} "
+            f"of {train.tokenizer.vocab_size:,}: prepare the data with the model's tokenizer, or raise model.vocab_size."
+        )
+    return GPTConfig.from_dict({**shape, "dropout": config.model.dropout})
+
+
+def _shape_of(init_from: str, seq_len: int | None) -> dict[str, Any]:
+    where = checkpoint.locate_checkpoint(init_from)
+    if where is not None:
+        return checkpoint.read_state(where).model
+    from raygpt.model.huggingface import read_config
+
+    if Path(init_from).is_dir():
+        return read_config(Path(init_from), seq_len=seq_len).to_dict()
+    from raygpt.model.huggingface import load_huggingface
+
+    return load_huggingface(init_from, seq_len=seq_len).config.to_dict()
+
+
+def _earlier_run(config: Config, run: Location, facts: dict[str, Any]) -> int:
+    found = checkpoint.complete_checkpoints(run)
+    if config.run.resume == "must" and not found:
+        raise UserError(f"run.resume=must but {run.uri} has no complete checkpoint: check run.storage and run.name.")
+    if config.run.resume == "never" and (found or storage.exists(run / "config.yaml")):
+        raise UserError(f"run.resume=never but run {run.uri} exists already: choose another run.name.")
+    if not found:
+        return 0
+    state = checkpoint.read_state(found[0])
+    saved = {
+        "fingerprint": state.fingerprint,
+        "tokenizer_sha256": state.tokenizer_sha256,
+        "model": state.model,
+        "config": yaml.safe_load(storage.read_text(found[0] / "config.yaml")),
+    }
+    check_resume(run, saved, config.to_dict(), facts, ignore_fingerprint=config.data.ignore_fingerprint)
+    return state.step

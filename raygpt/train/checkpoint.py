@@ -1,0 +1,274 @@
+"""Checkpoints: a folder per step that is complete or does not count, verified before it is used.
+
+    step_00000100/
+      model.safetensors      weights, fp32, vocabulary padded as inside the model
+      optimizer.safetensors  AdamW's moments by parameter name
+      state.json             step, data position, totals, scaler, W&B id, fingerprints
+      config.yaml            the resolved config
+      tokenizer.json
+      rank-00000.pt          random generators and open loss sums of one rank (loads with weights_only=True)
+      manifest-00000.json    size and sha256 of each file that rank wrote; written last
+
+A checkpoint is complete when the manifest of every rank is there and the sizes agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow import fs as pafs
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save_file
+
+from raygpt import storage
+from raygpt.errors import UserError
+from raygpt.storage import Location
+
+FOLDER = "checkpoints"
+VERSION = 1
+_STEP = re.compile(r"step_(\d{8,})$")
+
+
+@dataclass
+class RunState:
+    """Totals of a run at one step: everything but tensors. `step` counts finished optimizer steps.
+
+    The data position is `step` alone; `epoch` and `epoch_step` say the same in the plan's terms.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    skipped_steps: int = 0
+    train_seconds: float = 0.0  # in steps that count
+    wait_seconds: float = 0.0  # of those, waiting for data
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    world_size: int = 1
+    micro_batch_size: int = 1
+    scaler: dict[str, Any] = field(default_factory=dict)
+    wandb_id: str | None = None
+    fingerprint: str = ""
+    tokenizer_sha256: str = ""
+    tokenizer_name: str = ""
+    eot_id: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+    version: int = VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunState:
+        values = json.loads(text)
+        return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+
+
+def folder_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def step_of(name: str) -> int | None:
+    """Step in a checkpoint's folder name, None for another name."""
+    match = _STEP.search(name.rstrip("/"))
+    return int(match[1]) if match else None
+
+
+def complete_checkpoints(run: Location) -> list[Location]:
+    """Complete checkpoints of a run folder, newest first. Sizes are compared, contents are not read."""
+    root = run / FOLDER
+    found = []
+    for entry in storage.list_folder(root):
+        name = entry.path.rstrip("/").rsplit("/", 1)[-1]
+        if entry.type == pafs.FileType.Directory and _STEP.fullmatch(name) and missing(root / name) is None:
+            found.append(root / name)
+    return sorted(found, key=lambda where: step_of(where.name) or 0, reverse=True)
+
+
+def missing(where: Location) -> str | None:
+    """Why a checkpoint folder is incomplete, or None when every rank's files are there in full."""
+    sizes = {entry.base_name: entry.size for entry in storage.list_folder(where)}
+    try:
+        world_size = json.loads(storage.read_text(where / _manifest_name(0)))["world_size"]
+        for rank in range(world_size):
+            for name, facts in json.loads(storage.read_text(where / _manifest_name(rank)))["files"].items():
+                if sizes.get(name) != facts["bytes"]:
+                    return f"{name} has {sizes.get(name, 'no')} bytes instead of {facts['bytes']}"
+    except FileNotFoundError as error:
+        return f"it was never finished ({Path(str(error)).name[:60]})"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"a manifest is damaged ({error})"
+    return None
+
+
+def verify(where: Location) -> str | None:
+    """Why a checkpoint must not be used, or None: every file has the sha256 its manifest records."""
+    problem = missing(where)
+    if problem:
+        return problem
+    rank = 0
+    while storage.exists(where / _manifest_name(rank)):
+        files = json.loads(storage.read_text(where / _manifest_name(rank)))["files"]
+        for name, facts in files.items():
+            if hashlib.sha256(storage.read_bytes(where / name)).hexdigest() != facts["sha256"]:
+                return f"{name} is damaged (sha256 differs)"
+        rank += 1
+    return None
+
+
+def newest_usable(run: Location) -> tuple[Location | None, list[str]]:
+    """(newest checkpoint that verifies, one sentence for each newer one that was passed over)."""
+    notes = []
+    root = run / FOLDER
+    names = [entry.path.rstrip("/").rsplit("/", 1)[-1] for entry in storage.list_folder(root)]
+    for name in sorted((name for name in names if _STEP.fullmatch(name)), reverse=True):
+        problem = verify(root / name)
+        if problem is None:
+            return root / name, notes
+        notes.append(f"checkpoint {name} is passed over: {problem}")
+    return None, notes
+
+
+def read_state(where: Location) -> RunState:
+    return RunState.from_json(storage.read_text(where / "state.json"))
+
+
+def read_tensors(where: Location, name: str) -> dict[str, torch.Tensor]:
+    """Tensors of model.safetensors or optimizer.safetensors, on the CPU."""
+    if where.is_local:
+        from safetensors.torch import load_file
+
+        return load_file((where / name).path)
+    return load_safetensors(storage.read_bytes(where / name))
+
+
+def read_rank(where: Location, rank: int) -> dict[str, Any] | None:
+    """What one rank saved, None where the checkpoint was written by fewer ranks."""
+    try:
+        data = storage.read_bytes(where / _rank_name(rank))
+    except FileNotFoundError:
+        return None
+    return torch.load(io.BytesIO(data), weights_only=True)
+
+
+def write_part(where: Location, rank: int, world_size: int, files: dict[str, bytes | dict[str, torch.Tensor]]) -> None:
+    """Write one rank's files into a checkpoint folder; its manifest goes last, so a kill leaves it incomplete.
+
+    Tensors become safetensors files by way of a temporary file, never a second copy in memory.
+    """
+    aside = Path(where.parent.path) / f".{where.name}.{rank}.{os.getpid()}" if where.is_local else Path(tempfile.mkdtemp())
+    aside.mkdir(parents=True, exist_ok=True)
+    try:
+        facts = {}
+        for name, content in files.items():
+            path = aside / name
+            if isinstance(content, bytes):
+                path.write_bytes(content)
+            else:
+                save_file(content, path)
+            facts[name] = {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
+        manifest = aside / _manifest_name(rank)
+        manifest.write_text(json.dumps({"version": VERSION, "world_size": world_size, "files": facts}, indent=2) + "\n")
+        if where.is_local:
+            Path(where.path).mkdir(parents=True, exist_ok=True)
+        for name in [*files, manifest.name]:
+            if where.is_local:
+                with open(aside / name, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(aside / name, Path(where.path) / name)
+            else:
+                pafs.copy_files(str(aside / name), (where / name).path, pafs.LocalFileSystem(), where.fs)
+    except OSError as error:
+        raise storage.explain(error, where) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def delete_old(run: Location, keep: int, best_step: int | None) -> list[str]:
+    """Delete complete checkpoints but the newest `keep` and the best; names of those deleted. A manifest goes first."""
+    deleted = []
+    for where in complete_checkpoints(run)[keep:]:
+        if step_of(where.name) != best_step:
+            storage.delete(where / _manifest_name(0))  # from here on it is incomplete, never damaged
+            storage.delete(where)
+            deleted.append(where.name)
+    return deleted
+
+
+def delete_leftovers(run: Location) -> None:
+    """Delete what killed writers left: hidden parts and folders that never became complete."""
+    root = run / FOLDER
+    for entry in storage.list_folder(root):
+        name = entry.path.rstrip("/").rsplit("/", 1)[-1]
+        if entry.type != pafs.FileType.Directory:
+            continue
+        unfinished = _STEP.fullmatch(name) and not storage.exists(root / name / _manifest_name(0))
+        if name.startswith(".step_") or unfinished:
+            storage.delete(root / name)
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Random generators of this process: torch on the CPU and the device, and Python's."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def rank_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def rank_file(rank: int) -> str:
+    return _rank_name(rank)
+
+
+def locate_checkpoint(uri: str) -> Location | None:
+    """Checkpoint a URI means: a step folder itself, or the newest usable one of a run folder. None for neither."""
+    where = storage.locate(uri)
+    if step_of(where.name) is not None and storage.exists(where / _manifest_name(0)):
+        problem = verify(where)
+        if problem:
+            raise UserError(f"checkpoint {where.uri} cannot be used: {problem}; name another of the run's checkpoints.")
+        return where
+    if not storage.exists(where / FOLDER):
+        return None
+    found, notes = newest_usable(where)
+    if found is None and notes:
+        raise UserError(f"{where.uri} has no usable checkpoint: {notes[0]}.")
+    return found
+
+
+def _rank_name(rank: int) -> str:
+    return f"rank-{rank:05d}.pt"
+
+
+def _manifest_name(rank: int) -> str:
+    return f"manifest-{rank:05d}.json"
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,84 @@
+"""The Ray cluster a job runs on: one started here, or the one that is already there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+
+import ray
+
+from raygpt.config import Scale
+from raygpt.errors import UserError
+
+OBJECT_STORE_BYTES = 1_000_000_000  # a local cluster's; training needs a quarter of a gigabyte per worker
+READER_CPUS = 1  # left beside the workers for reading, or the pipeline would never start
+
+
+def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> str:
+    """Connect to Ray and return one sentence about it.
+
+    An address from scale.address or RAY_ADDRESS means that cluster; without one a cluster of this machine is started,
+    with enough logical CPUs for the workers and the readers beside them. Raises UserError when there is none at the
+    address, or too few CPUs for the job.
+    """
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for the next check: 2 s by default
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    address = scale.address or os.environ.get("RAY_ADDRESS")
+    if not ray.is_initialized():
+        if address and address != "local":
+            _join(address)
+        else:
+            cores = os.cpu_count() or 1
+            wanted = math.ceil((workers_cpus or 0) + READER_CPUS)
+            ray.init(
+                num_cpus=max(cores, wanted),
+                object_store_memory=object_store_bytes,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    quiet()
+    cpus = ray.cluster_resources().get("CPU", 0)
+    if workers_cpus is not None and cpus < workers_cpus + 0.5:
+        raise UserError(
+            f"scale.num_workers x scale.cpus_per_worker = {workers_cpus:g} CPUs, and reading needs one more, but the cluster "
+            f"has {cpus:g}: lower one of them or add nodes."
+        )
+    where = f"at {address}" if address and address != "local" else "started on this machine"
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return f"Ray cluster {where}: {nodes} node{'s' * (nodes != 1)}, {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def wants_gpu(scale: Scale) -> bool:
+    """Whether workers get a GPU each. Raises UserError when they should and the cluster has too few."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    use = gpus >= 1 if scale.use_gpu == "auto" else bool(scale.use_gpu)
+    if use and gpus < scale.worker_range[0]:
+        raise UserError(
+            f"scale.num_workers={scale.worker_range[0]} needs a GPU for each worker but the cluster has {gpus:g}: lower it, "
+            "add GPU nodes, or set scale.use_gpu=false."
+        )
+    return use
+
+
+def quiet() -> None:
+    """Ray's own progress and info lines off: raygpt says what the user needs."""
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"no Ray cluster answers at scale.address={address} ({reason}): start one, mend the address, or leave it out "
+            "to run on this machine."
+        ) from error

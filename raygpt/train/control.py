@@ -1,0 +1,77 @@
+"""The wire between the driver, which owns the terminal and the signals, and rank 0, which owns the run.
+
+One small Ray actor holds what each has to tell the other. Rank 0 talks to it from a thread twice a second, so neither
+the training step nor the driver ever waits for the other.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import ray
+
+EXCHANGE_SECONDS = 0.5
+
+
+@ray.remote(num_cpus=0)
+class RunControl:
+    """Mailbox: events go up (`exchange`, `take`), the wish to stop goes down."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[str, Any]] = []
+        self._stop = False
+
+    def exchange(self, events: list[tuple[str, Any]]) -> bool:
+        """Rank 0 delivers events; returns whether it should stop."""
+        self._events += events
+        return self._stop
+
+    def take(self) -> list[tuple[str, Any]]:
+        """The driver collects what came since it last asked."""
+        events, self._events = self._events, []
+        return events
+
+    def request_stop(self) -> None:
+        self._stop = True
+
+
+class ControlLink:
+    """Rank 0's end of the wire."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+        self._events: list[tuple[str, Any]] = []
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="run-control")
+        self._thread.start()
+
+    def send(self, kind: str, value: Any) -> None:
+        """Queue an event: ("record", dict), ("note", sentence) or ("start", dict)."""
+        with self._lock:
+            self._events.append((kind, value))
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+    def close(self) -> None:
+        """Deliver what is queued and end the thread."""
+        self._closed.set()
+        self._thread.join()
+        self._exchange()
+
+    def _run(self) -> None:
+        while not self._closed.wait(EXCHANGE_SECONDS):
+            self._exchange()
+
+    def _exchange(self) -> None:
+        with self._lock:
+            events, self._events = self._events, []
+        try:
+            self._stop = ray.get(self._control.exchange.remote(events), timeout=30) or self._stop
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            # a driver that died takes its actor along; the worker is about to be ended too
+            with self._lock:
+                self._events = events + self._events

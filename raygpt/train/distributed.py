@@ -1,0 +1,98 @@
+"""PURE. The few collectives training needs, the same for one process, torchrun and Ray Train."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. `control` is a gloo group on the CPU: small facts never wait for a GPU queue."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: Any = None
+
+    @classmethod
+    def join(cls, device: torch.device) -> World:
+        """World of the initialised default process group, or of one process without any."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return cls(0, 1, device)
+        control = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        return cls(dist.get_rank(), dist.get_world_size(), device, control)
+
+    def sum(self, *values: float) -> list[float]:
+        """Sums over ranks in float64, the same on every rank."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.tolist()
+
+    def minimum(self, value: int) -> int:
+        """Smallest value over ranks."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value])
+        dist.all_reduce(tensor, op=dist.ReduceOp.MIN, group=self.control)
+        return int(tensor)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's picklable value on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def agree(self, flag: int) -> Agreement:
+        """Start agreeing on the largest flag of any rank, without waiting: it travels while the step computes."""
+        return Agreement(self, flag)
+
+    def batch_digest(self, tokens: np.ndarray) -> str:
+        """Hex digest of the global batch from every rank's rows, independent of how many ranks share it."""
+        rows = np.stack([_row_digest(row) for row in tokens])
+        if self.size > 1:
+            parts = [torch.empty(rows.shape, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(parts, torch.from_numpy(rows), group=self.control)
+            rows = torch.cat(parts).numpy()
+        return hashlib.sha256(rows.tobytes()).hexdigest()[:32]
+
+
+class Agreement:
+    """A small maximum over ranks in flight."""
+
+    def __init__(self, world: World, flag: int) -> None:
+        self._flag = torch.tensor([flag])
+        self._work = None
+        if world.size > 1:
+            self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=world.control, async_op=True)
+
+    def wait(self) -> int:
+        """The agreed flag."""
+        if self._work is not None:
+            self._work.wait()
+        return int(self._flag)
+
+
+def parallel(model: nn.Module, world: World) -> nn.Module:
+    """The model under DDP, or itself where there is one worker."""
+    if world.size == 1:
+        return model
+    ids = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def _row_digest(row: np.ndarray) -> np.ndarray:
+    # ids as int64 so that a uint16 and a uint32 folder of the same text agree
+    digest = hashlib.blake2b(np.ascontiguousarray(row, dtype="<i8").tobytes(), digest_size=16).digest()
+    return np.frombuffer(digest, np.uint8)

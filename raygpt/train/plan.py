@@ -1,0 +1,73 @@
+"""PURE. From settings to numbers: steps, rows, accumulation, warm-up. All arithmetic mistakes are found here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raygpt.data.order import Order
+from raygpt.errors import UserError
+from raygpt.train.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What a run will do. `global_batch_rows` rows of `seq_len` tokens per optimizer step over all workers."""
+
+    order: Order
+    schedule: Schedule
+    total_steps: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.order.global_batch_rows * self.order.seq_len
+
+
+def batch_rows(global_batch_tokens: int, seq_len: int, micro_batch_size: int | str, workers: tuple[int, int]) -> int:
+    """Rows of the global batch. UserError unless micro_batch_size x seq_len x workers divides the tokens."""
+    rows, rest = divmod(global_batch_tokens, seq_len)
+    if rest or rows == 0:
+        near = max(1, round(global_batch_tokens / seq_len)) * seq_len
+        raise UserError(
+            f"train.global_batch_tokens={global_batch_tokens:,} is no multiple of data.seq_len={seq_len}: {near:,} would be."
+        )
+    micro = micro_batch_size if isinstance(micro_batch_size, int) else 1
+    for count in range(workers[0], workers[1] + 1):
+        if rows % (micro * count):
+            unit = micro * count * seq_len
+            near = max(1, round(global_batch_tokens / unit)) * unit
+            micro_text = f"train.micro_batch_size={micro} x " if isinstance(micro_batch_size, int) else ""
+            raise UserError(
+                f"train.global_batch_tokens={global_batch_tokens:,} is no multiple of {micro_text}data.seq_len={seq_len} x "
+                f"{count} workers = {unit:,}: {near:,} would be."
+            )
+    return rows
+
+
+def total_steps(
+    order: Order, tokens_per_step: int, *, max_steps: int | None, max_tokens: int | None, epochs: float | None
+) -> int:
+    """Optimizer steps of the run: exactly one of the three lengths is set; part of a step counts as none."""
+    if max_steps is not None:
+        return max_steps
+    if max_tokens is not None:
+        if max_tokens < tokens_per_step:
+            raise UserError(f"train.max_tokens={max_tokens:,} is less than one step of {tokens_per_step:,} tokens: raise it.")
+        return max_tokens // tokens_per_step
+    assert epochs is not None
+    return max(1, round(epochs * order.steps_per_epoch))
+
+
+def warmup(total: int, warmup_steps: int | None, warmup_fraction: float | None) -> int:
+    """Warm-up steps, no more than the run has."""
+    steps = warmup_steps if warmup_steps is not None else round((warmup_fraction or 0.0) * total)
+    return min(steps, total)
+
+
+def accumulation(global_batch_rows: int, world_size: int, micro_batch_size: int) -> int:
+    """Micro-batches per rank and step: global_batch_tokens = micro_batch_size x seq_len x world_size x this."""
+    return global_batch_rows // world_size // micro_batch_size
+
+
+def micro_batch_choices(local_rows: int, limit: int = 64) -> list[int]:
+    """Divisors of a rank's rows, largest first, at most `limit`: what `micro_batch_size: auto` tries."""
+    return [size for size in range(min(local_rows, limit), 0, -1) if local_rows % size == 0]

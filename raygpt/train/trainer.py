@@ -1,0 +1,269 @@
+"""The training job's driver: starts Ray Train, owns the terminal and the signals, and closes the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from raygpt import storage
+from raygpt.config import Config
+from raygpt.errors import UserError
+from raygpt.settings import dump
+from raygpt.storage import Location
+from raygpt.track.jsonl import read_metrics
+from raygpt.track.progress import Progress, human_count, human_duration
+from raygpt.track.report import write_report
+from raygpt.track.summary import summarise
+from raygpt.train import checkpoint
+from raygpt.train.assignment import Resolved
+from raygpt.train.cluster import wants_gpu
+from raygpt.train.control import RunControl
+from raygpt.train.runfolder import RunLock
+from raygpt.train.worker import Assignment, train_worker
+
+POLL_SECONDS = 0.2
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+
+
+@dataclass
+class Outcome:
+    """How a call of `run_training` ended. `outcome` is finished, stopped, budget, diverged, or complete (nothing to do)."""
+
+    outcome: str
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def run_training(config: Config, job: Resolved, again: str, stream: TextIO | None = None) -> Outcome:
+    """Train the resolved job on the connected cluster until it ends or is asked to stop.
+
+    `again` is the command that goes on with the run, for the closing words. Raises UserError for what the user can
+    mend, and the worker's own error when training failed for good.
+    """
+    stream = stream or sys.stdout
+    storage.check_writable(job.run, "run.storage")
+    lock = RunLock(job.run)
+    lock.acquire()
+    progress = Progress(job.plan.total_steps, stream)
+    outcome = "failed"
+    try:
+        if job.done_steps >= job.plan.total_steps:
+            outcome = "complete"
+            progress.note(f"Run {job.run.uri} is complete at step {job.done_steps}: raise the length to train on.")
+            return Outcome(outcome)
+        checkpoint.delete_leftovers(job.run)
+        storage.write_text(job.run / "config.yaml", dump(config))
+        _announce(config, job, lock, progress)
+        end = _fit(config, job, lock, progress)
+        progress.close()
+        outcome = end["outcome"]
+        lock.touch()
+        summary = _close(config, job, lock, end, outcome)
+        _closing_words(job, end, outcome, summary, again, stream)
+        return Outcome(outcome, summary)
+    finally:
+        progress.close()
+        lock.release(outcome)
+
+
+def _announce(config: Config, job: Resolved, lock: RunLock, progress: Progress) -> None:
+    order, model = job.plan.order, job.model
+    account = order.account(0)
+    progress.note(
+        f"Model {config.model.preset if config.model.init_from == 'random' else config.model.init_from}: "
+        f"{human_count(model.num_parameters())} parameters, {model.n_layer} layers, width {model.n_embd}, context {order.seq_len}"
+    )
+    progress.note(
+        f"Data {job.train_uri}: {human_count(job.train.tokens)} tokens, {order.steps_per_epoch:,} steps per epoch; "
+        f"{account.head + account.dropped + account.tail:,} of its tokens fall outside the rows of the first epoch"
+    )
+    progress.note(
+        f"Run {job.run.uri}: {job.plan.total_steps:,} steps of {job.plan.tokens_per_step:,} tokens "
+        f"({job.plan.total_steps / order.steps_per_epoch:.2f} epochs)"
+    )
+
+
+def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress) -> dict[str, Any]:
+    control = RunControl.remote()  # type: ignore[attr-defined]
+    trainer = _trainer(config, job, lock, control)
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - carried to the main thread
+            failure.append(error)
+
+    # in a thread: Ray Train would take Ctrl-C for itself in the main one
+    thread = threading.Thread(target=fit, daemon=True, name="ray-train")
+    end: dict[str, Any] = {}
+    with _Signals(control, progress):
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            end = _show(ray.get(control.take.remote()), progress) or end
+        end = _show(ray.get(control.take.remote()), progress) or end
+    if failure:
+        raise _cause(failure[0])
+    if not end:
+        raise RuntimeError("training ended without saying how")
+    return end
+
+
+def _trainer(config: Config, job: Resolved, lock: RunLock, control: Any) -> TorchTrainer:
+    use_gpu = wants_gpu(config.scale)
+    low, high = config.scale.worker_range
+    home = job.run / checkpoint.FOLDER
+    # checkpoints are found and verified by themselves; Ray's list of them would only bind the run to one Ray version
+    # and refuse to start when a folder it names is gone
+    storage.delete(home / RAY_SNAPSHOT)
+    if home.is_local:
+        os.makedirs(home.path, exist_ok=True)
+    assignment = Assignment(
+        config=config.to_dict(),
+        run_uri=job.run.uri,
+        train_uri=job.train_uri,
+        val_uri=job.val_uri,
+        plan=job.plan,
+        model=job.model.to_dict(),
+        tokenizer_json=job.tokenizer_json,
+        tokenizer_name=job.train.tokenizer.name,
+        eot_id=job.train.tokenizer.eot_id,
+        tokenizer_sha256=job.train.tokenizer.sha256,
+        spent_seconds=lock.earlier_seconds,
+        control=control,
+    )
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=assignment,  # type: ignore[arg-type]
+        torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=low if low == high else (low, high),
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.scale.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=checkpoint.FOLDER,
+            storage_path=job.run.path,
+            storage_filesystem=job.run.fs,
+            failure_config=ray.train.FailureConfig(max_failures=config.train.max_failures),
+        ),
+    )
+
+
+def _show(events: list[tuple[str, Any]], progress: Progress) -> dict[str, Any] | None:
+    end = None
+    for kind, value in events:
+        if kind == "record":
+            progress.update(value)
+        elif kind == "note":
+            progress.note(value)
+        elif kind == "start":
+            if value["resumed"]:
+                progress.note(f"Going on from step {value['step']}: {value['resumed']}")
+            progress.note(
+                f"{value['workers']} worker{'s' * (value['workers'] != 1)} on {value['device']}, precision {value['precision']}, "
+                f"micro-batch {value['micro_batch_size']} rows x {value['grad_accum_steps']} accumulation steps"
+            )
+        elif kind == "end":
+            end = value
+    return end
+
+
+def _close(config: Config, job: Resolved, lock: RunLock, end: dict[str, Any], outcome: str) -> dict[str, Any]:
+    state = end["state"]
+    records = read_metrics(job.run / "metrics.jsonl")
+    price = config.track.price_per_hour
+    summary = summarise(
+        records,
+        outcome=outcome,
+        steps=state["step"],
+        tokens=state["tokens"],
+        wall_seconds=lock.wall_seconds,
+        train_seconds=state["train_seconds"],
+        restarts=lock.restarts,
+        best_val_loss=state["best_val_loss"],
+        best_step=state["best_step"],
+        data_wait_fraction=state["wait_seconds"] / max(state["train_seconds"], 1e-9),
+        cost_usd=None if price is None else price * lock.wall_seconds / 3600,
+    )
+    storage.write_text(job.run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_report(job.run)
+    return summary
+
+
+def _closing_words(
+    job: Resolved, end: dict[str, Any], outcome: str, summary: dict[str, Any], again: str, stream: TextIO
+) -> None:
+    step, total = end["state"]["step"], job.plan.total_steps
+    say = lambda text: print(text, file=stream, flush=True)  # noqa: E731
+    if outcome == "diverged":
+        raise UserError(
+            f"The loss of run {job.run.uri} stopped being a number at step {step}: lower optim.lr or lengthen "
+            "optim.warmup_steps; the checkpoint before it is untouched."
+        )
+    if outcome in ("stopped", "budget"):
+        why = "Stopped" if outcome == "stopped" else "track.max_cost_usd is reached: stopped"
+        say(f"{why} after step {step} of {total}; checkpoint saved in {job.run.uri}. To go on: {again}")
+        return
+    loss = f"validation loss {summary['val_loss']:.4f}, " if "val_loss" in summary else ""
+    say(
+        f"Finished {step} steps: {loss}{human_count(summary.get('tokens_per_second', 0))} tok/s, "
+        f"{human_duration(summary['wall_seconds'])}. Report: {(job.run / 'report.html').uri}"
+    )
+
+
+def _cause(error: BaseException) -> BaseException:
+    # a user's mistake found inside a worker comes wrapped once or twice
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return seen
+        for inner in getattr(seen, "worker_failures", {}).values():
+            found = _cause(inner)
+            if isinstance(found, UserError):
+                return found
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return error
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM: the first asks the workers to finish the step and save, a second Ctrl-C leaves at once."""
+
+    def __init__(self, control: Any, progress: Progress) -> None:
+        self.control, self.progress = control, progress
+        self.asked = 0.0
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._handle)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _: object) -> None:
+        # a terminal and a launcher may both deliver the one key press
+        if self.asked and time.monotonic() - self.asked < 0.3:
+            return
+        if self.asked and number == signal.SIGINT:
+            print("\nLeft at once; the last checkpoint is untouched.", file=sys.stderr, flush=True)
+            os._exit(130)
+        self.asked = time.monotonic()
+        self.control.request_stop.remote()
+        self.progress.note("Stopping: finishing this step and saving a checkpoint (Ctrl-C again leaves at once).")
+
+
+def run_exists(run: Location) -> bool:
+    return storage.exists(run / "config.yaml")

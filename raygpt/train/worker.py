@@ -1,0 +1,309 @@
+"""What every training worker runs under Ray Train: build, restore, train, report. One process, one device."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from raygpt import hardware
+from raygpt.config import Config
+from raygpt.data.reader import TokenReader
+from raygpt.data.stream import Source, batches
+from raygpt.evaluate.perplexity import evaluate_tokens
+from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.settings import config_from_dict, dump
+from raygpt.storage import Location, locate
+from raygpt.track.cost import Cost
+from raygpt.track.record import Record
+from raygpt.track.trackers import Trackers
+from raygpt.train import checkpoint
+from raygpt.train.checkpoint import RunState
+from raygpt.train.control import ControlLink
+from raygpt.train.distributed import World, parallel
+from raygpt.train.loop import LoopOptions, train
+from raygpt.train.optim import load_optimizer_tensors, make_adamw, optimizer_tensors
+from raygpt.train.plan import TrainPlan
+from raygpt.train.precision import Precision
+from raygpt.train.snapshot import SnapshotBuffers
+from raygpt.train.step import TrainStep
+from raygpt.train.warmup import find_micro_batch, rehearse
+from raygpt.train.weights import load_weights, restore_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Assignment:
+    """Everything the driver worked out for the workers. Picklable; holds no credentials."""
+
+    config: dict[str, Any]
+    run_uri: str
+    train_uri: str
+    val_uri: str
+    plan: TrainPlan
+    model: dict[str, Any]
+    tokenizer_json: bytes
+    tokenizer_name: str
+    eot_id: int
+    tokenizer_sha256: str
+    spent_seconds: float
+    control: Any
+
+
+def train_worker(assignment: Assignment) -> None:
+    """The loop function of the TorchTrainer."""
+    config = config_from_dict(assignment.config)
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
+    world = World.join(device)
+    link = ControlLink(assignment.control) if world.rank == 0 else None
+    try:
+        _train(assignment, config, world, link)
+    finally:
+        if link is not None:
+            link.close()
+
+
+def _train(assignment: Assignment, config: Config, world: World, link: ControlLink | None) -> None:
+    plan, run = assignment.plan, locate(assignment.run_uri)
+    found = _choose_checkpoint(run, world, link)
+    model, state = _build(assignment, config, found)
+    model.to(world.device)
+    # every rank draws its own dropout; a restored generator goes on where it was
+    torch.manual_seed(config.run.seed * 1_000_003 + world.rank)
+    optimizer = make_adamw(
+        model,
+        lr=config.optim.lr,
+        weight_decay=config.optim.weight_decay,
+        betas=config.optim.betas,
+        eps=config.optim.eps,
+    )
+    precision_name, reason = hardware.choose_precision(config.train.precision, world.device)
+    precision = Precision(precision_name, world.device)
+    wrapped = parallel(model, world)
+    compiled = torch.compile(wrapped) if config.train.compile else wrapped
+    micro = find_micro_batch(
+        model,
+        precision,
+        world,
+        config.train.micro_batch_size,
+        local_rows=plan.order.global_batch_rows // world.size,
+        seq_len=plan.order.seq_len,
+        previous=state.micro_batch_size if found and state.world_size == world.size else None,
+    )
+    rehearse(compiled, precision, world, micro, plan.order.seq_len)
+    rank_state = None
+    if found is not None:
+        load_optimizer_tensors(optimizer, checkpoint.read_tensors(found, "optimizer.safetensors"))
+        if state.scaler:
+            precision.scaler.load_state_dict(state.scaler)
+        saved = checkpoint.read_rank(found, world.rank) if state.world_size == world.size else None
+        if saved is not None:
+            checkpoint.restore_rng(saved["rng"], world.device)
+            rank_state = saved["loss"]
+    state.world_size, state.micro_batch_size = world.size, micro
+    step_fn = TrainStep(compiled, optimizer, precision, micro_batch_size=micro, grad_clip=config.optim.grad_clip)
+    source = Source(
+        assignment.train_uri, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9)
+    )
+    val_reader = TokenReader(assignment.val_uri, int(config.data.cache_gb * 1e9))
+    evaluation_rows = config.eval.batches * plan.order.global_batch_rows if config.eval.batches else None
+
+    def evaluate() -> float:
+        result = evaluate_tokens(
+            model,
+            val_reader,
+            plan.order.seq_len,
+            max(micro, 1) * 2,
+            world.device,
+            precision.autocast,
+            max_rows=evaluation_rows,
+            rank=world.rank,
+            world_size=world.size,
+            reduce=world.sum,
+        )
+        return result.loss
+
+    hooks = _Hooks(assignment, config, run, world, model, optimizer, state, link)
+    if link is not None:
+        accumulation = plan.order.global_batch_rows // world.size // micro
+        link.send(
+            "start",
+            {
+                "step": state.step,
+                "workers": world.size,
+                "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU",
+                "precision": f"{precision_name} ({reason})",
+                "micro_batch_size": micro,
+                "grad_accum_steps": accumulation,
+                "resumed": found.uri if found else None,
+                "parameters": model.num_parameters(),
+            },
+        )
+    options = LoopOptions(
+        log_every=config.train.log_every,
+        eval_every=config.eval.every,
+        checkpoint_every=config.train.checkpoint_every,
+        log_batch_digest=config.train.log_batch_digest,
+        flops_per_token=model.flops_per_token(plan.order.seq_len),
+        cost=Cost(config.track.price_per_hour, config.track.max_cost_usd),
+        spent_seconds=assignment.spent_seconds,
+    )
+    stream = batches(source, config.data.backend, state.step, plan.total_steps)
+    model.train()
+    try:
+        outcome = train(step_fn, stream, plan, state, world, hooks, options, evaluate, rank_state)
+    finally:
+        hooks.finish()
+    if link is not None:
+        link.send("end", {"outcome": outcome, "state": dataclasses.asdict(state)})
+
+
+def _choose_checkpoint(run: Location, world: World, link: ControlLink | None) -> Location | None:
+    # rank 0 verifies contents; all ranks load what it chose
+    choice = None
+    if world.rank == 0:
+        found, notes = checkpoint.newest_usable(run)
+        for note in notes:
+            assert link is not None
+            link.send("note", note)
+        choice = found.name if found else None
+    name = world.broadcast(choice)
+    return run / checkpoint.FOLDER / name if name else None
+
+
+def _build(assignment: Assignment, config: Config, found: Location | None) -> tuple[GPT, RunState]:
+    wanted = GPTConfig.from_dict(assignment.model)
+    if found is not None:
+        state = checkpoint.read_state(found)
+        model = GPT(wanted, config.train.activation_checkpointing)
+        restore_model(model, checkpoint.read_tensors(found, "model.safetensors"))
+        return model, state
+    torch.manual_seed(config.run.seed)
+    if config.model.init_from == "random":
+        model = GPT(wanted, config.train.activation_checkpointing)
+    else:
+        model, _, _ = load_weights(config.model.init_from, dropout=wanted.dropout, seq_len=wanted.seq_len)
+        model.activation_checkpointing = config.train.activation_checkpointing
+    state = RunState(
+        fingerprint=assignment.plan.order.fingerprint,
+        tokenizer_sha256=assignment.tokenizer_sha256,
+        tokenizer_name=assignment.tokenizer_name,
+        eot_id=assignment.eot_id,
+        model=assignment.model,
+    )
+    return model, state
+
+
+class _Hooks:
+    """Records go to the trackers and the driver, snapshots to storage through `ray.train.report`."""
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        config: Config,
+        run: Location,
+        world: World,
+        model: GPT,
+        optimizer: torch.optim.Optimizer,
+        state: RunState,
+        link: ControlLink | None,
+    ) -> None:
+        self.assignment, self.config, self.run, self.world = assignment, config, run, world
+        self.model, self.optimizer, self.link = model, optimizer, link
+        self.buffers = SnapshotBuffers()
+        self.stored = threading.Event()
+        self.stored.set()
+        self.best_step = state.best_step
+        self.trackers: Trackers | None = None
+        if link is not None:
+            self.trackers = Trackers(
+                run,
+                config.run.name,
+                config.to_dict(),
+                wandb=config.track.wandb,
+                wandb_project=config.track.wandb_project,
+                wandb_id=state.wandb_id,
+                tensorboard=config.track.tensorboard,
+                resume_step=state.step,
+                local_dir=Path(tempfile.gettempdir()) / "raygpt" / config.run.name,
+            )
+            state.wandb_id = self.trackers.wandb_id
+            self._pass_on_notes()
+
+    def log(self, record: Record) -> None:
+        assert self.trackers is not None and self.link is not None
+        self.trackers.log(record)
+        self.link.send("record", record)
+        self._pass_on_notes()
+
+    def stop_requested(self) -> bool:
+        return self.link is not None and self.link.stop_requested()
+
+    def save(self, state: RunState, rank_state: dict) -> None:
+        self.stored.wait()  # the buffers still belong to the checkpoint before
+        self.best_step = state.best_step
+        files: dict[str, bytes | dict[str, torch.Tensor]] = {}
+        if self.world.rank == 0:
+            files["model.safetensors"] = self.buffers.take(dict(self.model.named_parameters()))
+            moments = self.buffers.take(optimizer_tensors(self.optimizer))
+            files["optimizer.safetensors"] = moments
+            files["state.json"] = state.to_json().encode()
+            files["config.yaml"] = dump(self.config).encode()
+            files["tokenizer.json"] = self.assignment.tokenizer_json
+        rng = checkpoint.rng_state(self.world.device)
+        files[checkpoint.rank_file(self.world.rank)] = checkpoint.rank_bytes({"rng": rng, "loss": rank_state})
+        name = checkpoint.folder_name(state.step)
+        target = self.run / checkpoint.FOLDER / name
+
+        def store(_: ray.train.Checkpoint, __: str) -> ray.train.Checkpoint:
+            try:
+                checkpoint.write_part(target, self.world.rank, self.world.size, files)
+                if self.world.rank == 0:
+                    checkpoint.delete_old(self.run, self.config.train.keep_checkpoints, self.best_step)
+                    if self.trackers is not None:
+                        self.trackers.flush()
+            finally:
+                self.stored.set()
+            return ray.train.Checkpoint(target.path, target.fs)
+
+        metrics = {"step": state.step, "tokens": state.tokens}
+        if state.val_loss is not None:
+            metrics["val_loss"] = state.val_loss
+        self.stored.clear()
+        try:
+            self._report(metrics, name, store)
+        except BaseException:
+            self.stored.set()
+            raise
+
+    def _report(self, metrics: dict[str, Any], name: str, store: Any) -> None:
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint(tempfile.gettempdir()),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=False,
+            checkpoint_upload_fn=store,
+        )
+
+    def finish(self) -> None:
+        """Wait for the checkpoint in flight and close the trackers."""
+        self.stored.wait()
+        if self.world.rank == 0:
+            checkpoint.delete_old(self.run, self.config.train.keep_checkpoints, self.best_step)
+        if self.trackers is not None:
+            self.trackers.close({})
+            self._pass_on_notes()
+
+    def _pass_on_notes(self) -> None:
+        assert self.trackers is not None and self.link is not None
+        for note in self.trackers.notes:
+            self.link.send("note", note)
+        self.trackers.notes.clear()

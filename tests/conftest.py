@@ -1,0 +1,188 @@
+"""Fixtures of every test: real data, one Ray cluster per module, an S3 server per session, tiny token shards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Before anything reads them: nothing of the developer's own reaches a test, and no test reaches out.
+for _name in list(os.environ):
+    if _name.startswith(("AWS_", "RAYGPT_", "WANDB_")) or _name in ("RAY_ADDRESS", "HF_TOKEN"):
+        del os.environ[_name]
+os.environ.update(
+    AWS_EC2_METADATA_DISABLED="true",
+    HF_HUB_OFFLINE="1",
+    OMP_NUM_THREADS="1",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_USAGE_STATS_ENABLED="0",
+    # how often Ray Train's controller polls its workers: 2 s would be most of a short test
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_MODE="offline",
+    WANDB_SILENT="true",
+)
+
+import numpy as np
+import pytest
+import torch
+
+from tests import s3_server
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = ROOT / "tests"
+    for item in items:
+        if item.path.is_relative_to(here / "drills"):
+            item.add_marker(pytest.mark.drill)
+        if item.path.is_relative_to(here / "gpu"):
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of genuine public data (OpenWebText, Shakespeare, GPT-2's vocabulary, ...) beside the project."""
+    if not SHARED_DATA.is_dir():
+        # a warning as well as a skip: a run without the real data must not look like a full one
+        warnings.warn(f"{SHARED_DATA} is absent: tests on real data are skipped", stacklevel=1)
+        pytest.skip(f"real data is not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Address of a local Ray cluster of four logical CPUs, one for the whole module."""
+    if _module_uses(request, "s3"):
+        # Ray's workers inherit the environment of the moment Ray starts, so the credentials come first
+        request.getfixturevalue("s3")
+    import ray
+
+    ray.shutdown()
+    ray.init(
+        num_cpus=4,
+        num_gpus=0,
+        object_store_memory=600_000_000,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+    yield ray.get_runtime_context().gcs_address
+    ray.shutdown()
+
+
+def _module_uses(request: pytest.FixtureRequest, fixture: str) -> bool:
+    items = [item for item in request.session.items if getattr(item, "module", None) is request.module]
+    return any(fixture in getattr(item, "fixturenames", ()) for item in items)
+
+
+class S3:
+    """The session's S3 server as a test sees it. `env` is in os.environ already, for the whole session."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        import boto3
+
+        self.endpoint: str = facts["endpoint"]
+        self.key: str = facts["key"]
+        self.secret: str = facts["secret"]
+        self.pids: dict[str, int] = facts["pids"]
+        self.env = {
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_DEFAULT_REGION": facts["region"],
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.key,
+            aws_secret_access_key=self.secret,
+            region_name=facts["region"],
+        )
+
+    def make_bucket(self, name: str) -> str:
+        """`s3://name`, made where it is not there yet."""
+        try:
+            self.client.create_bucket(Bucket=name)
+        except self.client.exceptions.BucketAlreadyOwnedByYou:
+            pass
+        return f"s3://{name}"
+
+    def pause(self) -> None:
+        """Hang the object server: reads and writes of objects get 503 after 2 s, as from an overloaded S3."""
+        os.killpg(self.pids["object"], signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self.pids["object"], signal.SIGCONT)
+        # the proxy leaves a server that failed alone for half a second
+        time.sleep(0.6)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    """A real S3 server (OpenStack Swift) for the session, its address and credentials in the environment."""
+    try:
+        with s3_server.running(tmp_path_factory.mktemp("s3")) as facts:
+            server = S3(facts)
+            os.environ.update(server.env)
+            yield server
+            server.resume()
+    except s3_server.ServerError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture
+def bucket(s3: S3, request: pytest.FixtureRequest) -> str:
+    """`s3://...` URI of an empty bucket of this test's own."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:40].rstrip("-")
+    return s3.make_bucket(f"{name}-{os.urandom(4).hex()}")
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> Callable[..., str]:
+    """`make_shards(tokens, uri=None, *, shard_tokens=1000, tokenizer="bytes") -> uri` of a finished shard folder.
+
+    `tokens` is an array of ids or how many to draw (seeded, documents of about 50 tokens). Without `uri` the
+    folder is a new one below tmp_path; an s3:// URI works as well.
+    """
+    made = 0
+
+    def make(
+        tokens: np.ndarray | int, uri: str | None = None, *, shard_tokens: int = 1000, tokenizer: str = "bytes"
+    ) -> str:
+        from raygpt.data.shards import ShardWriter, token_dtype
+        from raygpt.data.tokenizer import load_tokenizer
+
+        nonlocal made
+        coder = load_tokenizer(tokenizer)
+        if isinstance(tokens, int):
+            random = np.random.default_rng(tokens)
+            ids = random.integers(32, 127, tokens)
+            ids[random.random(tokens) < 0.02] = coder.eot_id
+            ids[-1] = coder.eot_id
+            tokens = ids
+        if uri is None:
+            uri = str(tmp_path / f"shards-{made}")
+            made += 1
+        writer = ShardWriter(uri, token_dtype(coder.vocab_size), shard_tokens)
+        writer.append(tokens)
+        ends = int(np.count_nonzero(tokens == coder.eot_id))
+        writer.finish(
+            coder.info, coder.to_json(), documents=ends, text_bytes=len(tokens) - ends, sources=["make_shards"]
+        )
+        return uri
+
+    return make

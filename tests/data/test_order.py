@@ -1,0 +1,108 @@
+"""The order is arithmetic: every row once, the same set for every worker count, in any place one asks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raygpt.data.order import Order, lanes_of
+from raygpt.errors import UserError
+
+
+def plan(**changes) -> Order:
+    options = dict(fingerprint="f" * 64, seed=7, seq_len=8, global_batch_rows=12, total_tokens=40_003)
+    return Order(**{**options, **changes})
+
+
+PLANS = [
+    plan(),
+    plan(total_tokens=12 * 8 + 1),  # exactly one batch
+    plan(seq_len=4, total_tokens=260_011, global_batch_rows=6),  # runs of several rows
+    plan(seq_len=4, total_tokens=1_000_003, global_batch_rows=30),
+]
+
+
+@pytest.mark.parametrize("order", PLANS)
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_an_epoch_visits_every_row_at_most_once_and_counts_the_rest(order: Order, epoch: int) -> None:
+    rows = np.concatenate([order.rows(epoch, step) for step in range(order.steps_per_epoch)])
+    assert len(np.unique(rows)) == len(rows) == order.steps_per_epoch * order.global_batch_rows
+    starts = order.starts(epoch, rows)
+    assert starts.min() >= 0 and starts.max() + order.seq_len + 1 <= order.total_tokens
+    account = order.account(epoch)
+    assert account.head + account.trained + account.dropped + account.tail == order.total_tokens
+    assert account.trained == len(rows) * order.seq_len + 1
+    assert 0 <= account.head < order.seq_len and 0 <= account.tail < order.seq_len
+    assert account.dropped < order.global_batch_rows * order.seq_len
+
+
+@pytest.mark.parametrize("order", PLANS)
+def test_the_global_batch_is_the_same_for_every_worker_count(order: Order) -> None:
+    for step in (0, order.steps_per_epoch // 2, order.steps_per_epoch - 1):
+        whole = order.rows(0, step)
+        for world in (1, 2, 3, 6):
+            parts = [order.rows(0, step, lanes_of(rank, world, order.global_batch_rows)) for rank in range(world)]
+            assert np.array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("order", PLANS)
+def test_chunks_read_together_hold_the_rows_of_their_steps(order: Order) -> None:
+    lanes = lanes_of(1, 2, order.global_batch_rows)
+    for first in (0, order.steps_per_epoch - 1, order.steps_per_epoch + order.steps_per_epoch // 3):
+        last = first + order.steps_per_epoch
+        step = first
+        for chunk in order.chunks(first, last):
+            block = order.chunk_rows(chunk, lanes)
+            for k in range(chunk.steps):
+                epoch, inside = order.position(step)
+                assert (epoch, inside) == (chunk.epoch, chunk.first_step + k)
+                assert np.array_equal(block[k], order.rows(epoch, inside, lanes))
+                step += 1
+        assert step == last
+
+
+def test_runs_stay_short_on_a_small_corpus_and_grow_with_it() -> None:
+    assert plan(total_tokens=60_000).run_rows == 1
+    large = plan(seq_len=1024, global_batch_rows=480, total_tokens=10_000_000_000)
+    assert 8 <= large.run_rows <= 64 and large.run_rows * 1024 * 2 <= 128 * 1024
+    assert large.steps_per_epoch * large.global_batch_rows / large.run_rows >= 10_000
+
+
+def test_rows_of_one_run_land_in_different_steps_and_are_contiguous_reads() -> None:
+    order = plan(seq_len=4, total_tokens=4 * 200_000 + 7, global_batch_rows=10)
+    assert order.run_rows > 1
+    rows = np.stack([order.rows(2, step) for step in range(order.steps_per_epoch)])
+    for step in range(order.steps_per_epoch):
+        assert len(np.unique(rows[step] // order.run_rows)) == order.global_batch_rows
+    lane = rows[: order.chunk_steps, 0]
+    assert np.mean(np.diff(lane) == 1) >= 1 - 2 / order.run_rows
+
+
+def test_epochs_and_seeds_differ_and_repeat_exactly() -> None:
+    first, again = plan(total_tokens=100_000), plan(total_tokens=100_000)
+    assert np.array_equal(first.rows(3, 5), again.rows(3, 5))
+    assert not np.array_equal(first.rows(0, 0), first.rows(1, 0))
+    assert not np.array_equal(first.rows(0, 0), plan(total_tokens=100_000, seed=8).rows(0, 0))
+    assert not np.array_equal(first.rows(0, 0), plan(total_tokens=100_000, fingerprint="e" * 64).rows(0, 0))
+    assert len({first.offset(epoch) for epoch in range(50)}) == first.seq_len
+
+
+def test_the_order_is_pinned_for_ever() -> None:
+    """Golden rows: a change here breaks the resume of every run trained before it."""
+    order = plan()
+    assert order.offset(0) == GOLDEN_OFFSET
+    assert order.rows(0, 0).tolist() == GOLDEN_ROWS
+
+
+def test_a_corpus_shorter_than_one_batch_is_refused_in_one_sentence() -> None:
+    with pytest.raises(UserError, match="data.train holds 50 tokens but one batch needs 97.*global_batch_tokens"):
+        plan(total_tokens=50)
+
+
+def test_workers_that_do_not_divide_the_batch_are_refused() -> None:
+    with pytest.raises(UserError, match="5 workers cannot share a global batch of 12 rows"):
+        lanes_of(0, 5, 12)
+
+
+GOLDEN_OFFSET = 0
+GOLDEN_ROWS = [2113, 2289, 1629, 4884, 2748, 3644, 1943, 54, 1825, 4522, 1972, 3800]

@@ -1,0 +1,365 @@
+"""prepare: what comes out depends on inputs and options alone, nothing is lost or doubled, and a kill costs little."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raygpt.data import pipeline
+from raygpt.data import prepare as prepare_module
+from raygpt.data.corpus import Unit, expand_sources
+from raygpt.data.pipeline import ReadPlan, group_units, is_validation
+from raygpt.data.prepare import PrepareOptions, PrepareProgress, prepare, tokenizer_texts
+from raygpt.data.shards import load_manifest, verify
+from raygpt.data.tokenizer import load_tokenizer
+from raygpt.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 files, 3 formats, 700 documents of 0-4 KB, ten of them white space, each with its number in it."""
+    folder = tmp_path_factory.mktemp("corpus")
+    made = random.Random(0)
+    words = [hashlib.sha256(str(n).encode()).hexdigest()[: made.randint(1, 9)] for n in range(500)]
+    texts = [f"document {n}: " + " ".join(made.choices(words, k=made.randint(0, 700))) + " é\n" for n in range(700)]
+    for n in range(0, 700, 70):
+        texts[n] = "  \n"
+    rows = [{"text": text} for text in texts]
+    pq.write_table(pa.Table.from_pylist(rows[:300]), folder / "a.parquet", row_group_size=40)
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[300:500]))
+    (folder / "c.txt").write_text("\n<|endoftext|>\n".join(texts[500:600]))
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[600:]))
+    (folder / "texts.json").write_text(json.dumps(texts))
+    return folder
+
+
+def texts_of(corpus: Path) -> list[str]:
+    return [text for text in json.loads((corpus / "texts.json").read_text()) if text.strip()]
+
+
+def options(corpus: Path, output: Path | str, /, **changes: Any) -> PrepareOptions:
+    defaults = dict(tokenizer="bytes", val_fraction=0.1, shard_tokens=100_000)
+    return PrepareOptions(**({"sources": [str(corpus)], "output": str(output)} | defaults | changes))
+
+
+def tokens(folder: str) -> np.ndarray:
+    manifest = verify(folder)
+    parts = [np.fromfile(Path(folder) / shard.name, manifest.numpy_dtype) for shard in manifest.shards]
+    return np.concatenate(parts)
+
+
+def split_documents(folder: str) -> list[str]:
+    tokenizer = load_tokenizer(folder)
+    ids = tokens(folder)
+    ends = np.flatnonzero(ids == tokenizer.eot_id)
+    assert ends[-1] == ids.size - 1
+    return [tokenizer.decode(part[:-1]) for part in np.split(ids, ends[:-1] + 1)]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Path:
+    """An unbroken preparation to compare with."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    prepare(options(corpus, output))
+    return output
+
+
+def test_every_document_is_in_exactly_one_side_in_order(corpus: Path, tmp_path: Path) -> None:
+    seen: list[PrepareProgress] = []
+    result = prepare(options(corpus, tmp_path / "out"), seen.append)
+    expected = texts_of(corpus)
+    train = [text for text in expected if not is_validation(text.encode(), 0.1)]
+    val = [text for text in expected if is_validation(text.encode(), 0.1)]
+    assert split_documents(result.train) == train
+    assert split_documents(result.val) == val
+    assert 40 < len(val) < 100
+    assert (result.documents, result.train_documents, result.val_documents) == (690, len(train), len(val))
+    assert result.empty_documents == 10
+    assert result.bytes == sum(len(text.encode()) for text in expected)
+    assert result.tokens == result.bytes + 690 == result.train_tokens + result.val_tokens
+    manifest = load_manifest(result.train)
+    assert manifest.bytes == sum(len(text.encode()) for text in train)
+    assert {shard.tokens for shard in manifest.shards[:-1]} == {100_000} and len(manifest.shards) > 5
+    assert manifest.fingerprint == result.train_fingerprint
+    assert not result.reused and not result.resumed and result.tokens_per_second > 0
+    fractions = [progress.fraction for progress in seen]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    assert seen[-1].documents == 690 and seen[-1].tokens == result.tokens
+    assert not (tmp_path / "out/.prepare").exists()
+
+
+def test_gpt2_tokens_equal_encoding_one_by_one(corpus: Path, tmp_path: Path, shared_data: Path) -> None:
+    vocabulary = str(shared_data / "gpt2_bpe")
+    result = prepare(options(corpus / "b.jsonl", tmp_path / "out", tokenizer=vocabulary))
+    tokenizer = load_tokenizer(vocabulary)
+    train = [json.loads(line)["text"] for line in (corpus / "b.jsonl").read_text().splitlines()]
+    expected = [
+        [*tokenizer.backend.encode(text, add_special_tokens=False).ids, 50256]
+        for text in train
+        if text.strip() and not is_validation(text.encode(), 0.1)
+    ]
+    assert tokens(result.train).tolist() == [token for document in expected for token in document]
+    assert load_tokenizer(result.train).sha256 == tokenizer.sha256
+    assert result.tokenizer == "gpt2"
+
+
+def test_block_and_task_sizes_do_not_show(
+    corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # one read task per unit, and tiny blocks in the driver's context
+    monkeypatch.setattr(pipeline, "READ_TASK_UNITS", 1)
+    monkeypatch.setattr(pipeline, "MAX_READ_TASKS", 10**6)
+    monkeypatch.setattr(pipeline, "READ_TASK_BYTES", 1)
+    monkeypatch.setattr(pipeline, "BLOCK_BYTES", 5000)
+    prepare(options(corpus, tmp_path / "out"))
+    assert tree(tmp_path / "out") == tree(whole)
+
+
+def test_finished_output_is_recognised_and_left_alone(
+    corpus: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(whole)
+    monkeypatch.setattr(prepare_module, "token_blocks", None)
+    result = prepare(options(corpus, whole))
+    assert result.reused and result.seconds == 0 and result.documents == 690
+    assert tree(whole) == before
+
+
+class Killed(Exception):
+    pass
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, after_blocks: int) -> None:
+    """Stop the driver after some blocks, in the middle of nowhere, as a kill would."""
+    take = prepare_module._take
+    left = after_blocks
+
+    def counted(*arguments: Any) -> int:
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+        return take(*arguments)
+
+    monkeypatch.setattr(prepare_module, "_take", counted)
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "READ_TASK_UNITS", 3)
+    monkeypatch.setattr(pipeline, "READ_TASK_BYTES", 1)
+    # read tasks see the module's own value: one block per table needs the driver's target below it
+    monkeypatch.setattr(pipeline, "BLOCK_BYTES", 20_000)
+
+
+@pytest.mark.parametrize("val_split", ["documents", "tail"])
+def test_killed_twice_and_run_again_gives_the_unbroken_bytes(
+    val_split: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(options(corpus, tmp_path / "whole", val_split=val_split))
+    small_blocks(monkeypatch)
+    wanted = options(corpus, tmp_path / "out", val_split=val_split)
+    for blocks in (12, 9):
+        with monkeypatch.context() as patch:
+            interrupt(patch, blocks)
+            with pytest.raises(Killed):
+                prepare(wanted)
+    journal = json.loads((tmp_path / "out/.prepare/journal.json").read_text())
+    assert journal["progress"]["completed"] > 100
+    # what the kill left half done after the commit must not matter
+    shutil.copy(tmp_path / "out/train/shard-00000.bin", tmp_path / "out/train/shard-00006.bin")
+    result = prepare(wanted)
+    assert result.resumed and result.documents == 690 and result.empty_documents == 10
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_resuming_keeps_the_tokenizer_that_was_trained(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = options(corpus, tmp_path / "out", tokenizer="train:400", shard_tokens=20_000)
+    whole = prepare(dataclasses.replace(wanted, output=str(tmp_path / "whole")))
+    assert (whole.vocab_size, whole.tokenizer) == (400, "bpe-400")
+    small_blocks(monkeypatch)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 10)
+        with pytest.raises(Killed):
+            prepare(wanted)
+    monkeypatch.setattr(prepare_module, "_trained_tokenizer", None)
+    assert prepare(wanted).resumed
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_other_inputs_or_options_in_the_same_output_are_refused(corpus: Path, whole: Path, tmp_path: Path) -> None:
+    before = tree(whole)
+    for changes, says in (
+        ({"val_fraction": 0.2}, "val_fraction=0.1, now 0.2"),
+        ({"sources": [str(corpus / "b.jsonl")]}, "other input files"),
+        ({"shard_tokens": 5, "max_documents": 3}, "shard_tokens.*max_documents=None, now 3"),
+    ):
+        with pytest.raises(UserError, match=says) as raised:
+            prepare(options(corpus, whole, **changes))
+        assert "prepare.output" in str(raised.value)
+    assert tree(whole) == before
+
+
+def test_an_interrupted_output_refuses_other_options_too(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        small_blocks(patch)
+        interrupt(patch, 12)
+        with pytest.raises(Killed):
+            prepare(options(corpus, tmp_path / "out"))
+    with pytest.raises(UserError, match="was begun with other data: val_split"):
+        prepare(options(corpus, tmp_path / "out", val_split="tail"))
+
+
+def test_tail_split_of_one_text_is_nanogpts(tmp_path: Path, shared_data: Path) -> None:
+    text = (shared_data / "shakespeare/input.txt").read_text()
+    result = prepare(options(shared_data / "shakespeare/input.txt", tmp_path / "out", val_split="tail"))
+    n = int(len(text) * 0.9)
+    assert split_documents(result.train) == [text[:n]]
+    assert split_documents(result.val) == [text[n:]]
+    assert (result.documents, result.train_documents, result.val_documents) == (1, 1, 1)
+    assert (result.train_tokens, result.val_tokens) == (n + 1, len(text) - n + 1)
+
+
+def test_tail_split_takes_the_end_of_every_document(corpus: Path, tmp_path: Path) -> None:
+    result = prepare(options(corpus, tmp_path / "out", val_split="tail", val_fraction=0.25))
+    expected = texts_of(corpus)
+    assert split_documents(result.train) == [text[: int(len(text) * 0.75)] for text in expected]
+    assert split_documents(result.val) == [text[int(len(text) * 0.75) :] for text in expected]
+    assert result.documents == 690
+
+
+def test_a_document_longer_than_fragments_blocks_and_shards_stays_whole(tmp_path: Path, shared_data: Path) -> None:
+    book = (shared_data / "shakespeare/input.txt").read_text() * 3
+    (tmp_path / "in").mkdir()
+    for name, text in (("a.txt", "before"), ("b.txt", book), ("c.txt", "after")):
+        (tmp_path / "in" / name).write_text(text)
+    vocabulary = load_tokenizer(str(shared_data / "gpt2_bpe"))
+    wanted = options(tmp_path / "in", tmp_path / "out", tokenizer=str(shared_data / "gpt2_bpe"), val_split="tail")
+    result = prepare(wanted)
+    assert result.documents == 3 and result.train_documents == 3
+    assert len(load_manifest(result.train).shards) > 5
+    cut = int(len(book) * 0.9)
+    pieces = ["befor", book[:cut], "afte"]
+    ids = [vocabulary.backend.encode(text, add_special_tokens=False).ids for text in pieces]
+    assert tokens(result.train).tolist() == [token for document in ids for token in [*document, 50256]]
+
+
+def test_max_documents_takes_the_first_ones(corpus: Path, tmp_path: Path) -> None:
+    for count in (1, 45, 333, 5000):
+        result = prepare(options(corpus, tmp_path / str(count), max_documents=count, val_split="tail"))
+        expected = texts_of(corpus)[:count]
+        assert result.documents == len(expected)
+        assert split_documents(result.train) == [text[: int(len(text) * 0.9)] for text in expected]
+
+
+def test_copies_of_a_document_land_on_one_side(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n % 50}"}) + "\n" for n in range(500)))
+    result = prepare(options(tmp_path / "a.jsonl", tmp_path / "out", val_fraction=0.3))
+    train, val = split_documents(result.train), split_documents(result.val)
+    assert len(train) + len(val) == 500 and not set(train) & set(val)
+
+
+def test_tokenizer_training_sees_no_validation_text(corpus: Path) -> None:
+    units = tuple(expand_sources([str(corpus)]))
+    plan = ReadPlan(units, "text", "strict", 0.1, "documents")
+    assert list(tokenizer_texts(plan)) == [text for text in texts_of(corpus) if not is_validation(text.encode(), 0.1)]
+    sample = list(tokenizer_texts(plan, characters=20_000))
+    assert 10_000 < sum(map(len, sample)) <= 20_000
+    assert {"document 1:"[:8], "document 650"[:8]} <= {text[:8] for text in sample}
+    tail = ReadPlan(units, "text", "strict", 0.1, "tail")
+    assert list(tokenizer_texts(tail)) == [text[: int(len(text) * 0.9)] for text in texts_of(corpus)]
+
+
+def test_s3_in_and_out_give_the_local_bytes(s3: Any, bucket: str, corpus: Path, whole: Path) -> None:
+    name = bucket.removeprefix("s3://")
+    for path in corpus.iterdir():
+        s3.client.put_object(Bucket=name, Key=f"in/{path.name}", Body=path.read_bytes())
+    wanted = options(corpus, f"{bucket}/out", sources=[f"{bucket}/in"])
+    result = prepare(wanted)
+    assert result.train == f"{bucket}/out/train"
+    for path in sorted(whole.rglob("*.bin")):
+        key = f"out/{path.relative_to(whole)}"
+        assert s3.client.get_object(Bucket=name, Key=key)["Body"].read() == path.read_bytes()
+    assert result.train_fingerprint == load_manifest(str(whole / "train")).fingerprint
+    assert verify(result.val).documents == result.val_documents
+    assert prepare(wanted).reused
+    objects = s3.client.list_objects_v2(Bucket=name, Prefix="out/.prepare/").get("Contents", [])
+    assert not [entry for entry in objects if entry["Size"]]
+
+
+def write_one(text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "a.jsonl").write_text(text)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "says"),
+    [
+        ('{"text": "one"}\n', {"val_fraction": 0.001}, "prepare.val_fraction.*prepare.val_split=tail"),
+        ('{"text": "one"}\n', {"val_fraction": 0.999}, "All of the 1 documents.*prepare.val_fraction"),
+        ('{"text": " "}\n' * 3, {}, r"no document with text in .*a.jsonl \(empty ones: 3\)"),
+        ("", {}, "no document with text"),
+        ('{"text": "one"}\n', {"text_column": "body"}, "no 'body'.*prepare.text_column"),
+        ('{"text": "one"}\n{"text', {}, "line 2 is not JSON"),
+        ('{"text": "one"}\n', {"val_fraction": 0}, "prepare.val_fraction is 0"),
+        ('{"text": "one"}\n', {"shard_tokens": 0, "val_split": "x"}, "prepare.shard_tokens.*prepare.val_split"),
+        ('{"text": "one"}\n', {"max_documents": 0}, "prepare.max_documents"),
+        ('{"text": "one"}\n', {"tokenizer": "train:lots"}, "train:<vocab_size>"),
+        ('{"text": "one"}\n', {"tokenizer": "train:9"}, "at least 257"),
+        ('{"text": "one"}\n', {"tokenizer": "nowhere/at/all"}, "data.tokenizer"),
+        ('{"text": "one"}\n', {"encoding_errors": "ignore"}, "prepare.encoding_errors"),
+        ('{"text": "one"}\n', {"output": "/proc/no"}, "prepare.output=/proc/no cannot be written"),
+    ],
+)
+def test_what_cannot_be_prepared_is_said_and_can_be_mended_in_place(
+    text: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text(text)
+    with pytest.raises(UserError, match=says) as raised:
+        prepare(options(tmp_path / "a.jsonl", tmp_path / "out", **changes))
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out/train/manifest.json").exists()
+    assert not (tmp_path / "out/.prepare").exists()
+
+
+def test_the_first_bad_place_in_corpus_order_is_the_one_named(corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.parquet", "b.jsonl", "d.jsonl"):
+        shutil.copy(corpus / name, folder / name)
+    (folder / "c.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+    (folder / "e.jsonl").write_bytes(b"bad\n")
+    with pytest.raises(UserError, match=r"c.jsonl, line 2 is not UTF-8.*prepare.encoding_errors=replace"):
+        prepare(options(folder, tmp_path / "out"))
+    (folder / "e.jsonl").unlink()
+    result = prepare(options(folder, tmp_path / "out", encoding_errors="replace"))
+    assert "caf\ufffd" in split_documents(result.train) + split_documents(result.val)
+
+
+def test_units_are_grouped_without_gaps() -> None:
+    units = [Unit("text", str(n), bytes=size) for n, size in enumerate([1, 2**30, 5, 5, 2**26, 0] * 40)]
+    for first in (0, 1, 239, 240):
+        groups = group_units(units, first)
+        assert [index for group in groups for index in group] == list(range(first, 240))
+        assert all(len(group) <= pipeline.READ_TASK_UNITS for group in groups)
+    many = [Unit("text", "x", bytes=1)] * 500_000
+    assert len(group_units(many)) <= pipeline.MAX_READ_TASKS

@@ -1,0 +1,49 @@
+"""The bench's figures agree with each other, and an impossible wish ends in a sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raygpt.train import bench
+
+TINY = [
+    "--preset",
+    "nano",
+    "--vocab_size",
+    "65",
+    "--seq_len",
+    "32",
+    "--steps",
+    "4",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+]
+
+
+def test_figures_follow_from_the_measured_step() -> None:
+    result = bench.measure(bench.parse([*TINY, "--micro_batch", "2", "--grad_accum", "2", "--compare"]))
+    assert result["tokens_per_step"] == 2 * 2 * 32
+    assert result["tokens_per_second"] == pytest.approx(128 / result["step_seconds_median"])
+    assert result["model_flops_per_second"] == pytest.approx(result["tokens_per_second"] * result["flops_per_token"])
+    assert 0 < result["mfu_of_measured_matmul"] < 1
+    assert "mfu" not in result  # no datasheet for a CPU: absent, not guessed
+    assert result["loss_last"] < result["loss_first"]  # it really trains
+    assert set(result["against_transformers"]) == {"forward_backward_seconds", "transformers_seconds", "speedup"}
+    assert "tok/s" in bench.describe(result)
+
+
+def test_the_command_writes_json_and_says_what_the_device_cannot_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "raygpt.train.bench", *TINY, "--micro_batch", "1"]
+    subprocess.run([*command, "--out", str(tmp_path / "new" / "bench.json")], check=True)
+    result = json.loads((tmp_path / "new" / "bench.json").read_text())
+    assert result["precision"] == "fp32" and result["versions"]["torch"] and result["date"] and result["command"]
+    refused = subprocess.run([*command, "--precision", "tf32"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("train.precision=tf32 needs") and "Traceback" not in refused.stderr
