@@ -29,10 +29,16 @@ class Settings:
 
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)  # as typed, where a setting was typed
 
     def set(self, key: str, value: Any, origin: str) -> None:
         self.values[key] = value
         self.origins[key] = origin
+        self.texts.pop(key, None)
+
+    def set_text(self, key: str, text: str, origin: str) -> None:
+        self.set(key, _parse(text), origin)
+        self.texts[key] = text
 
 
 def load_config(
@@ -48,7 +54,7 @@ def load_config(
         _read_file(settings, file)
     bad = _read_environment(settings, os.environ if environ is None else environ)
     for key, text in (options or {}).items():
-        settings.set(key, _parse(text), f"--{key}")
+        settings.set_text(key, text, f"--{key}")
     config, errors = _validate(settings)
     errors = bad + errors
     if config is not None and check:
@@ -124,7 +130,7 @@ def _read_environment(settings: Settings, environ: Mapping[str, str]) -> list[st
         if len(parts) != 2:
             bad.append(f"environment variable {name} names no setting: write {ENV_PREFIX}SECTION__KEY, with two underscores between")
         else:
-            settings.set(".".join(parts), _parse(environ[name]), f"environment {name}")
+            settings.set_text(".".join(parts), environ[name], f"environment {name}")
     return bad
 
 
@@ -153,8 +159,10 @@ def _validate(settings: Settings) -> tuple[Config | None, list[str]]:
             continue
         if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in get_args(item.annotation):
             value = None
+        if isinstance(value, bool) and "off" in get_args(item.annotation):
+            value = "on" if value else "off"  # YAML's other spelling of true and false
         if not isinstance(value, str) and item.annotation in (str, str | None) and value is not None:
-            value = str(value)  # YAML reads `name: 2026-01-01` as a date
+            value = settings.texts.get(key, str(value))  # YAML reads `name: 2026-01-01` as a date
         section, name = key.split(".", 1)
         tree.setdefault(section, {})[name] = value
     try:

@@ -64,7 +64,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Address of a local Ray cluster of four logical CPUs, one for the whole module."""
+    """Address of a local Ray cluster of six logical CPUs (four workers and their readers), one for the whole module."""
     if _module_uses(request, "s3"):
         # Ray's workers inherit the environment of the moment Ray starts, so the credentials come first
         request.getfixturevalue("s3")
@@ -72,7 +72,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
 
     ray.shutdown()
     ray.init(
-        num_cpus=4,
+        num_cpus=6,
         num_gpus=0,
         object_store_memory=600_000_000,
         include_dashboard=False,

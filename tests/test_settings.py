@@ -73,9 +73,11 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
         load_config("pretrain", write(tmp_path, "- a"), {}, {})
 
 
-def test_words_stay_words_and_none_unsets() -> None:
-    config = load_config("x", None, {"run.name": "2026-01-01", "sample.prompt": "12", "sample.top_k": "none"}, {})
-    assert (config.run.name, config.sample.prompt, config.sample.top_k) == ("2026-01-01", "12", None)
+def test_words_stay_words_and_none_unsets(tmp_path: Path) -> None:
+    config = load_config("x", None, {"run.name": "2026-01-01", "sample.prompt": "yes", "sample.top_k": "none"}, {})
+    assert (config.run.name, config.sample.prompt, config.sample.top_k) == ("2026-01-01", "yes", None)
+    assert load_config("x", write(tmp_path, "track: {wandb: off}"), {}, {}).track.wandb == "off"
+    assert load_config("x", None, {"track.wandb": "off"}, {}).track.wandb == "off"
 
 
 def test_the_dump_reads_back_as_the_same_config(tmp_path: Path) -> None:

@@ -133,7 +133,9 @@ def _glob(source: str) -> list[tuple[Location, pafs.FileInfo]]:
 def _glob_regex(pattern: str) -> str:
     meaning = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?[^\]/]+\]|.", pattern, re.DOTALL)
-    return "".join(meaning.get(t) or (t.replace("[!", "[^") if t[0] == "[" and len(t) > 1 else re.escape(t)) for t in tokens)
+    return "".join(
+        meaning.get(t) or (t.replace("[!", "[^") if t[0] == "[" and len(t) > 1 else re.escape(t)) for t in tokens
+    )
 
 
 def _data_files(root: Location, entries: Iterable[pafs.FileInfo], source: str) -> list[tuple[Location, pafs.FileInfo]]:
@@ -141,9 +143,10 @@ def _data_files(root: Location, entries: Iterable[pafs.FileInfo], source: str) -
     for entry in entries:
         inside = entry.path.removeprefix(root.path).split("/")
         hidden = any(part.startswith((".", "_")) for part in inside)
-        if entry.type == pafs.FileType.File and not hidden and not _NOT_DATA.match(entry.base_name):
-            if file_format(entry.base_name)[0]:
-                found.append((storage.child(root, entry), entry))
+        if entry.type != pafs.FileType.File or hidden or _NOT_DATA.match(entry.base_name):
+            continue
+        if file_format(entry.base_name)[0]:
+            found.append((storage.child(root, entry), entry))
     if not found:
         raise UserError(f"prepare.sources: {source} matches no file of a known kind: {_known()}.")
     return found

@@ -121,9 +121,13 @@ def _read_jsonl(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
         except ValueError as error:
             raise UserError(f"{place} is not JSON ({_line(error)}): every line must be one JSON object.") from error
         if not isinstance(record, dict):
-            raise UserError(f"{place} is not a JSON object: every line must be one, with the text under prepare.text_column.")
+            raise UserError(
+                f"{place} is not a JSON object: every line must be one, with the text under prepare.text_column."
+            )
         if column not in record:
-            raise UserError(f"{place} has no {column!r} (it has {_names(record)}): set prepare.text_column to one of these.")
+            raise UserError(
+                f"{place} has no {column!r} (it has {_names(record)}): set prepare.text_column to one of these."
+            )
         text = record[column]
         if text is not None and not isinstance(text, str):
             raise UserError(f"{place}: {column!r} holds {type(text).__name__}, not text; set prepare.text_column.")
@@ -156,7 +160,9 @@ def _read_csv(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
             text = row[index]
             yield text.replace("\r\r\n", "\n").replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
     except csv.Error as error:
-        raise UserError(f"{where.uri}, line {reader.line_num} is not valid CSV ({_line(error)}): mend its quotes.") from error
+        raise UserError(
+            f"{where.uri}, line {reader.line_num} is not valid CSV ({_line(error)}): mend its quotes."
+        ) from error
 
 
 def _read_text(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
@@ -193,7 +199,9 @@ def _read_hub(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
             raise UserError(f"{unit.uri} has no column {column!r} (it has {_names(record)}): set prepare.text_column.")
         text = record[column]
         if text is not None and not isinstance(text, str):
-            raise UserError(f"{unit.uri}: column {column!r} holds {type(text).__name__}, not text; set prepare.text_column.")
+            raise UserError(
+                f"{unit.uri}: column {column!r} holds {type(text).__name__}, not text; set prepare.text_column."
+            )
         yield _without_surrogates(text or "", errors, f"{unit.uri}, shard {unit.part}, row {number}")
 
 
@@ -217,7 +225,9 @@ def _chunks(where: Location, compression: str | None) -> Iterator[bytes]:
     except OSError as error:
         text = str(error).lower()
         if compression and any(word in text for word in ("truncated", "decompress", "zlib", "zstd", "gzip")):
-            raise UserError(f"{where.uri} is cut short or damaged ({compression}: {_line(error)}): copy it again.") from error
+            raise UserError(
+                f"{where.uri} is cut short or damaged ({compression}: {_line(error)}): copy it again."
+            ) from error
         raise storage.explain(error, where) from error
 
 
@@ -288,12 +298,16 @@ def _without_surrogates(text: str, errors: Errors, place: str) -> str:
     except UnicodeEncodeError as error:
         if errors == "replace":
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        raise UserError(f"{place} holds half a surrogate pair at character {error.start:,}: {_ENCODING_HELP}.") from error
+        raise UserError(
+            f"{place} holds half a surrogate pair at character {error.start:,}: {_ENCODING_HELP}."
+        ) from error
 
 
 def _check_column(column: str, names: list[str], where: Location) -> None:
     if column not in names:
-        raise UserError(f"{where.uri} has no column {column!r} (it has {_names(names)}): set prepare.text_column to one of these.")
+        raise UserError(
+            f"{where.uri} has no column {column!r} (it has {_names(names)}): set prepare.text_column to one of these."
+        )
 
 
 def _names(names: Any) -> str:

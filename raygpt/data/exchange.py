@@ -2,7 +2,7 @@
 
 | form | what it holds | after an import |
 |---|---|---|
-| parquet | one column `tokens`, fixed_size_binary of seq_len little-endian ids, the last row short of ids left out | same ids, tail lost |
+| parquet | one column `tokens`, fixed_size_binary of seq_len little-endian ids | same ids, short last row lost |
 | nanoGPT | raw uint16 ids | same ids |
 | llm.c | 1024-byte header (256 int32: magic 20240520, version 1, token count), then raw uint16 ids | same ids |
 
@@ -63,7 +63,9 @@ def import_parquet(path: Path, folder: str, tokenizer: Tokenizer, column: str = 
     if not pa.types.is_fixed_size_binary(parquet.schema_arrow.field(column).type):
         raise UserError(f"{path}: column {column!r} is not fixed_size_binary: only raw little-endian ids are read.")
     if (dtype := (parquet.schema_arrow.metadata or {}).get(b"dtype")) not in (None, str(tokenizer.dtype).encode()):
-        raise UserError(f"{path} holds {dtype.decode()} ids but {tokenizer.name} makes {tokenizer.dtype}: give its own tokenizer.")
+        raise UserError(
+            f"{path} holds {dtype.decode()} ids but {tokenizer.name} makes {tokenizer.dtype}: give its own tokenizer."
+        )
 
     def ids() -> Iterator[np.ndarray]:
         for batch in parquet.iter_batches(columns=[column]):
@@ -71,7 +73,9 @@ def import_parquet(path: Path, folder: str, tokenizer: Tokenizer, column: str = 
             if values.null_count:
                 raise UserError(f"{path}: column {column!r} has rows without tokens.")
             width = values.type.byte_width
-            data = np.frombuffer(values.buffers()[1], np.uint8)[values.offset * width : (values.offset + len(values)) * width]
+            data = np.frombuffer(values.buffers()[1], np.uint8)[
+                values.offset * width : (values.offset + len(values)) * width
+            ]
             yield data.view(tokenizer.dtype)
 
     return _import(ids(), folder, tokenizer, str(path))
@@ -110,8 +114,9 @@ def export_llmc(folder: str, path: Path) -> int:
 def import_llmc(path: Path, folder: str, tokenizer: Tokenizer) -> Manifest:
     """An llm.c data file to a shard folder. UserError for another magic or version and for a cut file."""
     with open(path, "rb") as file:
-        header = np.frombuffer(file.read(LLMC_HEADER_BYTES), dtype="<i4", count=-1)
-    if header.size * 4 < LLMC_HEADER_BYTES or header[0] != LLMC_MAGIC or header[1] != LLMC_VERSION:
+        data = file.read(LLMC_HEADER_BYTES)
+    header = np.frombuffer(data.ljust(LLMC_HEADER_BYTES, b"\0"), dtype="<i4")
+    if len(data) < LLMC_HEADER_BYTES or header[0] != LLMC_MAGIC or header[1] != LLMC_VERSION:
         raise UserError(f"{path} is not an llm.c data file of version {LLMC_VERSION} (magic {LLMC_MAGIC}).")
     if path.stat().st_size != LLMC_HEADER_BYTES + 2 * int(header[2]):
         raise UserError(f"{path} does not have the {int(header[2]):,} tokens its header promises: copy it again.")
@@ -121,7 +126,9 @@ def import_llmc(path: Path, folder: str, tokenizer: Tokenizer) -> Manifest:
 def _narrow(folder: str, program: str) -> Manifest:
     manifest = load_manifest(folder)
     if manifest.dtype != "uint16":
-        raise UserError(f"{folder} holds {manifest.dtype} ids, which {program}'s uint16 files cannot: export to parquet.")
+        raise UserError(
+            f"{folder} holds {manifest.dtype} ids, which {program}'s uint16 files cannot: export to parquet."
+        )
     return manifest
 
 
@@ -148,8 +155,8 @@ def _import(chunks: Iterable[np.ndarray], folder: str, tokenizer: Tokenizer, sou
     for chunk in chunks:
         if chunk.size and int(chunk.max()) >= tokenizer.vocab_size:
             raise UserError(
-                f"{source} has the id {int(chunk.max())}, beyond the {tokenizer.vocab_size} of {tokenizer.name}: give the "
-                "tokenizer it was made with."
+                f"{source} has the id {int(chunk.max())}, beyond the {tokenizer.vocab_size} of {tokenizer.name}: give "
+                "the tokenizer it was made with."
             )
         documents += int(np.count_nonzero(chunk == tokenizer.eot_id))
         text_bytes += int(lengths[chunk].sum())

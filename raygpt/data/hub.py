@@ -27,7 +27,9 @@ def is_hub_id(source: str) -> bool:
     if source.startswith(PREFIX):
         return True
     return bool(re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", source)) and not (
-        Path(source).exists() or Path(source.split("/")[0]).exists() or "." in source.split("/")[1].rstrip("0123456789.")
+        Path(source).exists()
+        or Path(source.split("/")[0]).exists()
+        or "." in source.split("/")[1].rstrip("0123456789.")
     )
 
 
@@ -88,7 +90,9 @@ def _hub_filesystem() -> pafs.FileSystem:
 def _only(source: str, splits: list[str]) -> str:
     if len(splits) == 1:
         return splits[0]
-    raise UserError(f"{source} has no train split (it has {', '.join(splits)}): name its files in prepare.sources instead.")
+    raise UserError(
+        f"{source} has no train split (it has {', '.join(splits)}): name its files in prepare.sources instead."
+    )
 
 
 def _unreachable(source: str, subset: str | None, error: Exception) -> UserError:

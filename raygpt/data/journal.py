@@ -126,6 +126,6 @@ def _read(output: Location) -> dict[str, Any] | None:
 
 def _damaged(output: Location, error: Exception) -> UserError:
     return UserError(
-        f"{(output / FOLDER).uri}: what the interrupted run left cannot be used ({error}): delete prepare.output={output.uri} "
-        "and start again."
+        f"{(output / FOLDER).uri}: what the interrupted run left cannot be used ({error}): delete "
+        f"prepare.output={output.uri} and start again."
     )

@@ -12,6 +12,7 @@ is the one raised.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -103,22 +104,22 @@ def token_blocks(plan: ReadPlan, tokenizer: Tokenizer, start: Cursor, completed:
         return
     shipped = _Shipped(tokenizer)
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    readers = min(math.ceil(cores / CORES_PER_READER) + 1, len(source.groups))
     source = CorpusDatasource(plan, shipped, start)
     if not source.groups:
         return
+    readers = min(math.ceil(cores / CORES_PER_READER) + 1, len(source.groups))
     context = DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.target_max_block_size = BLOCK_BYTES
+    # the caller shows progress: Ray Data's bars and sentences about itself would break into it
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     with DataContext.current(context):
         # no CPU for readers: they idle behind tokenising tasks most of the time, and on a small machine must not
         # take a core from them; the difference also keeps Ray from fusing both into one task per unit
         dataset = ray.data.read_datasource(
             source, num_cpus=0, concurrency=readers, override_num_blocks=len(source.groups)
-        ).map_batches(
-            partial(tokenize_fragments, shipped=shipped), batch_size=None, batch_format="pyarrow", num_cpus=1
-        )
+        ).map_batches(partial(tokenize_fragments, shipped=shipped), batch_size=None, batch_format="pyarrow", num_cpus=1)
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             left = None if plan.max_documents is None else plan.max_documents - completed
             block = _to_block(table, tokenizer.dtype, left)
@@ -206,7 +207,9 @@ def read_fragments(plan: ReadPlan, first_unit: int, skip: int, shipped: _Shipped
 def _table(rows: list[tuple]) -> pa.Table:
     columns = zip(*rows, strict=True)
     arrays = [
-        pa.array(values, pa.large_binary()).view(pa.large_string()) if field.name == "text" else pa.array(values, field.type)
+        pa.array(values, pa.large_binary()).view(pa.large_string())
+        if field.name == "text"
+        else pa.array(values, field.type)
         for field, values in zip(FRAGMENT, columns, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=FRAGMENT)

@@ -110,7 +110,12 @@ def prepare(options: PrepareOptions, on_progress: Callable[[PrepareProgress], No
 
     started = time.monotonic()
     plan = ReadPlan(
-        tuple(units), options.text_column, options.encoding_errors, options.val_fraction, options.val_split, options.max_documents
+        tuple(units),
+        options.text_column,
+        options.encoding_errors,
+        options.val_fraction,
+        options.val_split,
+        options.max_documents,
     )
     progress = journal.Progress()
     resumed = False
@@ -157,7 +162,9 @@ def check_options(options: PrepareOptions) -> None:
     """UserError with all settings that cannot be, in one sentence each."""
     problems = []
     if not 0 < options.val_fraction < 1:
-        problems.append(f"prepare.val_fraction is {options.val_fraction}: give a fraction between 0 and 1, such as 0.005.")
+        problems.append(
+            f"prepare.val_fraction is {options.val_fraction}: give a fraction between 0 and 1, such as 0.005."
+        )
     if options.shard_tokens < 1:
         problems.append(f"prepare.shard_tokens is {options.shard_tokens}: give at least 1.")
     if options.max_documents is not None and options.max_documents < 1:
@@ -195,11 +202,13 @@ def _check_same(output: Location, before: dict[str, Any], now: dict[str, Any], v
         # what was read strictly had nothing to replace
         differences = [text for text in differences if not text.startswith("encoding_errors=")]
     if before["inputs"] != now["inputs"]:
-        differences.append(f"other input files ({before['files']}, now {now['files']}; a file counts as changed with its size or time)")
+        differences.append(
+            f"other input files ({before['files']}, now {now['files']}; a file counts as changed with its size or time)"
+        )
     if differences:
         raise UserError(
-            f"prepare.output={output.uri} {verb} other data: {'; '.join(differences)}. Choose another prepare.output, or "
-            "delete that folder to prepare it anew."
+            f"prepare.output={output.uri} {verb} other data: {'; '.join(differences)}. Choose another prepare.output, "
+            "or delete that folder to prepare it anew."
         )
 
 
@@ -220,7 +229,9 @@ def _check_sides(options: PrepareOptions, output: Location, progress: journal.Pr
     if progress.train.documents and progress.val.documents:
         return
     if not progress.completed:
-        sentence = f"prepare.sources: no document with text in {', '.join(options.sources)} (empty ones: {progress.empty})."
+        sentence = (
+            f"prepare.sources: no document with text in {', '.join(options.sources)} (empty ones: {progress.empty})."
+        )
     elif not progress.val.documents:
         sentence = (
             f"None of the {progress.completed:,} documents fell to validation: raise prepare.val_fraction "
@@ -289,7 +300,9 @@ def _read_record(output: Location) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise UserError(f"{(output / RECORD).uri} is damaged ({error}): delete prepare.output={output.uri} and start again.") from error
+        raise UserError(
+            f"{(output / RECORD).uri} is damaged ({error}): delete prepare.output={output.uri} and start again."
+        ) from error
 
 
 def _reuse(output: Location, record: dict[str, Any]) -> PrepareResult:

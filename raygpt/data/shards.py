@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from raygpt.storage import Location
 VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 # Bytes per read while hashing a shard.
 READ_BYTES = 8 * 2**20
 
@@ -69,7 +70,7 @@ class Manifest:
     fingerprint: str
 
     @property
-    def numpy_dtype(self) -> np.dtype:
+    def numpy_dtype(self) -> np.dtype[Any]:
         return DTYPES[self.dtype]
 
     def to_json(self) -> str:
@@ -100,7 +101,7 @@ def fingerprint(dtype: str, tokenizer_sha256: str, shards: Sequence[Shard]) -> s
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Smallest shard dtype that holds ids below `vocab_size`."""
     return DTYPES["uint16" if vocab_size <= 2**16 else "uint32"]
 
@@ -127,7 +128,9 @@ def load_manifest(location: str | Location) -> Manifest:
     for shard in manifest.shards:
         want = shard.tokens * width
         if shard.name not in sizes:
-            raise UserError(f"{(folder / shard.name).uri} is missing although {MANIFEST} lists it: prepare this folder again.")
+            raise UserError(
+                f"{(folder / shard.name).uri} is missing although {MANIFEST} lists it: prepare this folder again."
+            )
         if sizes[shard.name] != want:
             raise UserError(
                 f"{(folder / shard.name).uri} has {sizes[shard.name]:,} bytes instead of {want:,}: it was cut or "

@@ -13,7 +13,6 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate
 
 import numpy as np
 import tokenizers
@@ -21,6 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from raygpt import storage
 from raygpt.data.shards import TokenizerInfo, token_dtype
+from raygpt.data.words import WordEncoder
 from raygpt.errors import UserError
 from raygpt.storage import Location
 
@@ -28,9 +28,6 @@ END_OF_TEXT = "<|endoftext|>"
 # Where a tokenizer does not say which of its tokens ends a text, the first of these it has.
 END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>", "<|eot_id|>", "[SEP]")
 GPT2_HUB_ID = "openai-community/gpt2"
-# Documents longer than this are encoded in pieces where that is exact: the library encodes one text on one
-# thread with about 100 bytes of bookkeeping per token, so a 1 GB text file would need 30 GB.
-PIECE_CHARACTERS = 2**16
 # GPT-2's pre-tokenizer never joins a letter or digit with the space or newline after it, nor looks back
 # across that boundary, so text cut there encodes to the same ids as a whole.
 _CUT = re.compile(r"(?<=[A-Za-z0-9,.;])[ \n](?=\S)")
@@ -58,6 +55,7 @@ class Tokenizer:
         model = self._definition["model"]
         self.is_bytes = model["type"] == "BPE" and not model["merges"] and model["vocab"] == _byte_vocab()
         self.splits_exactly = self.is_bytes or self._is_gpt2_split()
+        self._words = WordEncoder(self._library_ids) if self.splits_exactly else None
 
     def __reduce__(self) -> tuple:
         return Tokenizer.from_json, (self.to_json(), self.name, self.eot_id)
@@ -68,7 +66,9 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         except Exception as error:  # the library raises a bare Exception
-            raise UserError(f"{name} is not a tokenizer this raygpt can read ({_line(error)}): save it again.") from error
+            raise UserError(
+                f"{name} is not a tokenizer this raygpt can read ({_line(error)}): save it again."
+            ) from error
         return cls(backend, name, _find_end(backend, name) if eot_id is None else eot_id)
 
     @property
@@ -108,15 +108,18 @@ class Tokenizer:
             encoded = [text.encode("utf-8") for text in texts]
             flat = np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(self.dtype)
             return flat, np.array([len(data) for data in encoded], dtype=np.int64)
-        pieces = [self.pieces(text) for text in texts]
-        encodings = self.backend.encode_batch_fast([p for ps in pieces for p in ps], add_special_tokens=False)
-        ids = [np.array(array("I", encoding.ids), dtype=self.dtype) for encoding in encodings]
-        ends = np.concatenate([[0], np.cumsum([piece.size for piece in ids], dtype=np.int64)])
-        last = np.fromiter(accumulate(len(ps) for ps in pieces), dtype=np.int64, count=len(texts))
-        lengths = np.diff(ends[last], prepend=0)
-        return (np.concatenate(ids) if ids else np.empty(0, self.dtype)), lengths
+        if self._words is not None:
+            return self._words.encode_flat(texts, self.dtype)
+        ids = self._library_ids(texts)
+        lengths = np.array([len(part) for part in ids], dtype=np.int64)
+        return np.concatenate([np.array(part, self.dtype) for part in ids] or [np.empty(0, self.dtype)]), lengths
 
-    def pieces(self, text: str, characters: int = PIECE_CHARACTERS) -> list[str]:
+    def _library_ids(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        # array: four times as fast from a list as numpy, and a quarter of its memory
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [array("I", encoding.ids) for encoding in encodings]
+
+    def pieces(self, text: str, characters: int) -> list[str]:
         """The text cut into parts of about `characters` whose ids, joined, are the ids of the whole.
 
         A tokenizer for which no cut is known to be exact, and text without a word boundary, stay whole.
@@ -160,7 +163,9 @@ def load_tokenizer(spec: str, eot_id: int | None = None) -> Tokenizer:
     if spec == "bytes":
         return byte_tokenizer()
     if spec.startswith("train:"):
-        raise UserError(f"{spec} trains a tokenizer on a corpus, which only `raygpt prepare` can do: name a saved one here.")
+        raise UserError(
+            f"{spec} trains a tokenizer on a corpus, which only `raygpt prepare` can do: name a saved one here."
+        )
     if spec == "gpt2" and not storage.exists(storage.locate(spec)):
         return _from_hub(GPT2_HUB_ID, "gpt2", eot_id)
     where = storage.locate(spec)
@@ -170,7 +175,9 @@ def load_tokenizer(spec: str, eot_id: int | None = None) -> Tokenizer:
         return _from_folder(where, eot_id)
     if where.is_local and re.fullmatch(r"[\w.-]+/[\w.-]+", spec):
         return _from_hub(spec, spec, eot_id)
-    raise UserError(f"data.tokenizer={spec}: no such folder or file; choose gpt2, bytes, train:<vocab_size> or a folder.")
+    raise UserError(
+        f"data.tokenizer={spec}: no such folder or file; choose gpt2, bytes, train:<vocab_size> or a folder."
+    )
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -196,7 +203,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     )
     backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens([END_OF_TEXT])
-    return Tokenizer(backend, f"bpe-{vocab_size}", backend.token_to_id(END_OF_TEXT))
+    return Tokenizer(backend, f"bpe-{vocab_size}", backend.get_vocab_size() - 1)
 
 
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
@@ -231,14 +238,17 @@ def _from_folder(folder: Location, eot_id: int | None) -> Tokenizer:
     vocab, merges = read("vocab.json", "encoder.json"), read("merges.txt", "vocab.bpe")
     if vocab is None or merges is None:
         raise UserError(
-            f"{folder.uri} holds no tokenizer: it needs tokenizer.json, or vocab.json (encoder.json) with merges.txt (vocab.bpe)."
+            f"{folder.uri} holds no tokenizer: it needs tokenizer.json, or vocab.json (encoder.json) with merges.txt "
+            "(vocab.bpe)."
         )
     try:
         lines = merges.decode("utf-8").split("\n")
-        pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        pairs = [(line.split(" ")[0], line.split(" ")[1]) for line in lines if line and not line.startswith("#version")]
         backend = _byte_level(models.BPE(vocab=json.loads(vocab), merges=pairs))
     except Exception as error:  # the library raises a bare Exception
-        raise UserError(f"{folder.uri}: its vocabulary or merges are damaged ({_line(error)}): copy them again.") from error
+        raise UserError(
+            f"{folder.uri}: its vocabulary or merges are damaged ({_line(error)}): copy them again."
+        ) from error
     end = _find_end(backend, folder.uri) if eot_id is None else eot_id
     backend.add_special_tokens([backend.id_to_token(end)])
     return _named(Tokenizer(backend, folder.name, end))
@@ -260,8 +270,9 @@ def _from_hub(hub_id: str, name: str, eot_id: int | None) -> Tokenizer:
         path = hf_hub_download(hub_id, "tokenizer.json")
     except Exception as error:  # a dozen classes: offline mode, connection, missing repository, gated
         raise UserError(
-            f"data.tokenizer={name}: tokenizer.json of {hub_id} is neither in the Hugging Face cache nor to be had from "
-            f"the hub ({type(error).__name__}): give a local folder that holds tokenizer.json, or vocab.json and merges.txt."
+            f"data.tokenizer={name}: tokenizer.json of {hub_id} is neither in the Hugging Face cache nor to be had "
+            f"from the hub ({type(error).__name__}): give a local folder that holds tokenizer.json, or vocab.json and "
+            "merges.txt."
         ) from error
     return Tokenizer.from_json(storage.read_bytes(storage.locate(path)), name, eot_id)
 
@@ -273,7 +284,11 @@ def _configured_end(config: bytes | None, folder: Location) -> int | None:
     try:
         end = json.loads(config).get("eos_token")
         end = end.get("content") if isinstance(end, dict) else end
-        return tokenizers.Tokenizer.from_str(storage.read_text(folder / "tokenizer.json")).token_to_id(end) if end else None
+        return (
+            tokenizers.Tokenizer.from_str(storage.read_text(folder / "tokenizer.json")).token_to_id(end)
+            if end
+            else None
+        )
     except Exception:  # a damaged side file decides nothing; tokenizer.json itself is checked by its reader
         return None
 
@@ -282,11 +297,13 @@ def _find_end(backend: tokenizers.Tokenizer, name: str) -> int:
     for token in END_NAMES:
         if (found := backend.token_to_id(token)) is not None:
             return found
-    raise UserError(f"{name}: none of its tokens ends a text (looked for {', '.join(END_NAMES)}); add {END_OF_TEXT} to it.")
+    raise UserError(
+        f"{name}: none of its tokens ends a text (looked for {', '.join(END_NAMES)}); add {END_OF_TEXT} to it."
+    )
 
 
 def _meaningful(value: object) -> object:
-    """The definition without fields that are off (null, false, empty), whose presence differs between library versions."""
+    """The definition without fields that are off (null, false, empty): library versions differ in writing them."""
     if isinstance(value, dict):
         dropped = ("trim_offsets",)
         return {k: _meaningful(v) for k, v in value.items() if k not in dropped and v not in (None, False, "", [], {})}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from raygpt import storage
 from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.data.sources import is_prepared, prepared_home, raw_sources
-from raygpt.train.assignment import Resolved, resolve
+from raygpt.track.trackers import choose_wandb_mode
+from raygpt.train.assignment import Resolved, resolve, run_location
 from raygpt.train.plan import batch_rows
 
 
@@ -16,6 +18,7 @@ def run(config: Config, call: Call) -> int:
     from raygpt.train.trainer import run_training
 
     assert config.data.train is not None
+    check_places(config)
     prepared = is_prepared(config.data.train)
     if prepared:
         resolve(config)  # mistakes come out before a cluster is started
@@ -23,8 +26,17 @@ def run(config: Config, call: Call) -> int:
     print(connect(config.scale, workers_cpus=cpus), flush=True)
     if not prepared:
         config = with_prepared_data(config)
-    run_training(config, resolve(config), call.command)
-    return 0
+    return run_training(config, resolve(config), call.command).exit_status
+
+
+def check_places(config: Config) -> None:
+    """Fail early, in one sentence, where storage or data cannot be reached or W&B cannot be used."""
+    storage.check_writable(run_location(config), "run.storage")
+    for key in ("train", "val"):
+        uri = getattr(config.data, key)
+        if uri is not None and uri.startswith("s3://"):
+            storage.check_readable(storage.locate(uri), f"data.{key}")
+    choose_wandb_mode(config.track.wandb)
 
 
 def with_prepared_data(config: Config) -> Config:

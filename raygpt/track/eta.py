@@ -10,7 +10,7 @@ WARM_UP_OBSERVATIONS = 1
 # Observations kept: with step times that vary by 30 % the mean of a whole tenth of a run is needed to be
 # within 5 %. A lasting change of pace is followed sooner: when the median of the last RECENT differs from
 # the median before by the factor CHANGE, only those are kept.
-WINDOW = 2000
+WINDOW = 1000
 RECENT = 50
 CHANGE = 1.25
 # A step this many times the median is a stall; it counts once it has been seen RECURRING times in the
@@ -51,7 +51,8 @@ class Eta:
         if self._seen == WARM_UP_OBSERVATIONS + 1:
             self._paces.clear()  # what was kept of the warm-up served only until something better came
         self._paces.append((step_seconds, steps))
-        self._forget_an_old_pace()
+        if self._seen % (RECENT // 5) == 0:
+            self._forget_an_old_pace()
 
     def observe_evaluation(self, seconds: float) -> None:
         """Take in the wall-clock seconds of one evaluation."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from raygpt.track.progress import human_count
@@ -32,7 +32,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "figure.dpi": 150,
 }
-# From this many points on, noise hides the curve and a running median is drawn over it.
+# From this many points on, noise hides the curve and a running mean is drawn over it.
 SMOOTH_FROM = 120
 
 Points = tuple[list[int], list[float]]
@@ -173,7 +173,7 @@ def _tick(value: float) -> str:
 
 
 def _line(axes: Axes, points: Points, color: str, label: str | None) -> None:
-    """The points as a line; faint under their running median where there are many."""
+    """The points as a line; faint under their running mean where there are many."""
     steps, values = points
     if len(steps) < SMOOTH_FROM:
         axes.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 3 else None, label=label)
@@ -182,7 +182,9 @@ def _line(axes: Axes, points: Points, color: str, label: str | None) -> None:
     smooth = []
     for at in range(len(values)):
         # symmetric and narrower at the start, so that the steep fall of the loss is not bent
-        smooth.append(median(values[at - min(half, at) : at + min(half, at) + 1]))
+        near = sorted(values[at - min(half, at) : at + min(half, at) + 1])
+        # of the middle half: one spike must not lift the curve for the width of the window
+        smooth.append(fmean(near[len(near) // 4 : len(near) - len(near) // 4]))
     axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
     axes.plot(steps, smooth, color=color, linewidth=1.8, label=label)
 

@@ -65,7 +65,8 @@ def summarise(records: Iterable[Record], **facts: Any) -> dict[str, Any]:
         found["effective_time_ratio"] = min(1.0, train_seconds / facts["wall_seconds"])
     found |= {name: value for name, value in facts.items() if value is not None}
     ordered = [name for name in SUMMARY if name in found] + [name for name in found if name not in SUMMARY]
-    return {name: found[name] for name in ordered if found[name] is not None}
+    # a loss that was not a number has no figure, and JSON no word for it
+    return {name: found[name] for name in ordered if _is_known(found[name])}
 
 
 def _spans(rows: Sequence[Record]) -> list[dict[str, Any]]:
@@ -93,6 +94,10 @@ def _spans(rows: Sequence[Record]) -> list[dict[str, Any]]:
         )
         step, tokens, first = row["step"], row.get("tokens", tokens), False
     return spans
+
+
+def _is_known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _last(rows: Sequence[Record], name: str) -> Any:

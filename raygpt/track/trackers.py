@@ -9,6 +9,8 @@ from __future__ import annotations
 import netrc
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +56,11 @@ class Trackers:
         self.wandb_id = wandb_id
         self.metrics = MetricsLog(run_location / "metrics.jsonl", resume_step)
         self._run_location = run_location
-        self._folder = Path(run_location.path) if run_location.is_local else local_dir
+        self._folder = Path(run_location.path)
+        if not run_location.is_local:
+            # of this attempt alone: what lies in local_dir may be of a run with the same name elsewhere
+            local_dir.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(dir=local_dir))
         self._wandb_run: Any = None
         self._board: Any = None
         if tensorboard:
@@ -102,9 +108,9 @@ class Trackers:
             except Exception as error:
                 self._give_up("W&B", error)
         if not self._run_location.is_local:
-            for name, used in (("tensorboard", board), ("wandb", run)):
-                if used is not None:
-                    self._copy(name)
+            copied = [self._copy(name) for name, used in (("tensorboard", board), ("wandb", run)) if used is not None]
+            if all(copied):
+                shutil.rmtree(self._folder, ignore_errors=True)
         self.metrics.close()
 
     def _log_tensorboard(self, record: Record) -> None:
@@ -192,8 +198,8 @@ class Trackers:
         run.define_metric("*", step_metric="step")
         return run
 
-    def _copy(self, name: str) -> None:
-        """Copy the files of one tracker from the local folder to the run's."""
+    def _copy(self, name: str) -> bool:
+        """Copy the files of one tracker from the local folder to the run's; whether that succeeded."""
         folder = self._folder / name
         try:
             for path in sorted(folder.rglob("*")):
@@ -202,6 +208,8 @@ class Trackers:
                     write_bytes(target, path.read_bytes())
         except (UserError, OSError) as error:
             self.notes.append(f"{folder} was not copied to {self._run_location.uri}: {_short(error)}.")
+            return False
+        return True
 
     def _give_up(self, tracker: str, error: BaseException) -> None:
         self.notes.append(f"{tracker}: {_short(error)}; training goes on without it, metrics.jsonl has every record.")

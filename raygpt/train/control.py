@@ -1,6 +1,6 @@
 """The wire between the driver, which owns the terminal and the signals, and rank 0, which owns the run.
 
-One small Ray actor holds what each has to tell the other. Rank 0 talks to it from a thread twice a second, so neither
+One small Ray actor holds what each has to tell the other. Rank 0 talks to it from a thread, so neither
 the training step nor the driver ever waits for the other.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-EXCHANGE_SECONDS = 0.5
+EXCHANGE_SECONDS = 0.2
 
 
 @ray.remote(num_cpus=0)

@@ -53,6 +53,7 @@ class LoopOptions:
     flops_per_token: float = 0.0
     cost: Cost = field(default_factory=Cost)
     spent_seconds: float = 0.0  # of earlier attempts, for the cost
+    evaluation_steps: float = 0.0  # what an evaluation costs in steps, until one has been timed
 
 
 @dataclass
@@ -83,7 +84,9 @@ def train(
     finite: nothing is saved then). In the first three the last step is saved.
     """
     started = time.monotonic()
-    eta = Eta(plan.total_steps, options.eval_every if evaluate else 0, options.checkpoint_every)
+    eta = Eta(
+        plan.total_steps, options.eval_every if evaluate else 0, options.checkpoint_every, options.evaluation_steps
+    )
     interval = _open_interval(world, rank_state)
     stall: float | None = None
     saved_step = state.step

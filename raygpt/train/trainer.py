@@ -19,7 +19,6 @@ from raygpt import storage
 from raygpt.config import Config
 from raygpt.errors import UserError
 from raygpt.settings import dump
-from raygpt.storage import Location
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.progress import Progress, human_count, human_duration
 from raygpt.track.report import write_report
@@ -41,6 +40,12 @@ class Outcome:
 
     outcome: str
     summary: dict[str, Any] = field(default_factory=dict)
+    signal: int = 0
+
+    @property
+    def exit_status(self) -> int:
+        """0 when the run is where it should be, 128 + signal when somebody stopped it."""
+        return 128 + self.signal if self.outcome == "stopped" else 0
 
 
 def run_training(config: Config, job: Resolved, again: str, stream: TextIO | None = None) -> Outcome:
@@ -50,7 +55,6 @@ def run_training(config: Config, job: Resolved, again: str, stream: TextIO | Non
     mend, and the worker's own error when training failed for good.
     """
     stream = stream or sys.stdout
-    storage.check_writable(job.run, "run.storage")
     lock = RunLock(job.run)
     lock.acquire()
     progress = Progress(job.plan.total_steps, stream)
@@ -69,7 +73,7 @@ def run_training(config: Config, job: Resolved, again: str, stream: TextIO | Non
         lock.touch()
         summary = _close(config, job, lock, end, outcome)
         _closing_words(job, end, outcome, summary, again, stream)
-        return Outcome(outcome, summary)
+        return Outcome(outcome, summary, end["signal"])
     finally:
         progress.close()
         lock.release(outcome)
@@ -106,7 +110,7 @@ def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress) -> di
     # in a thread: Ray Train would take Ctrl-C for itself in the main one
     thread = threading.Thread(target=fit, daemon=True, name="ray-train")
     end: dict[str, Any] = {}
-    with _Signals(control, progress):
+    with _Signals(control, progress) as signals:
         thread.start()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
@@ -116,7 +120,7 @@ def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress) -> di
         raise _cause(failure[0])
     if not end:
         raise RuntimeError("training ended without saying how")
-    return end
+    return {**end, "signal": signals.number}
 
 
 def _trainer(config: Config, job: Resolved, lock: RunLock, control: Any) -> TorchTrainer:
@@ -242,12 +246,14 @@ class _Signals:
     def __init__(self, control: Any, progress: Progress) -> None:
         self.control, self.progress = control, progress
         self.asked = 0.0
+        self.number = signal.SIGTERM
         self.previous: dict[int, Any] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.previous[number] = signal.signal(number, self._handle)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
@@ -260,10 +266,6 @@ class _Signals:
         if self.asked and number == signal.SIGINT:
             print("\nLeft at once; the last checkpoint is untouched.", file=sys.stderr, flush=True)
             os._exit(130)
-        self.asked = time.monotonic()
+        self.asked, self.number = time.monotonic(), signal.Signals(number)
         self.control.request_stop.remote()
         self.progress.note("Stopping: finishing this step and saving a checkpoint (Ctrl-C again leaves at once).")
-
-
-def run_exists(run: Location) -> bool:
-    return storage.exists(run / "config.yaml")

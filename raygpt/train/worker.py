@@ -154,6 +154,9 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         flops_per_token=model.flops_per_token(plan.order.seq_len),
         cost=Cost(config.track.price_per_hour, config.track.max_cost_usd),
         spent_seconds=assignment.spent_seconds,
+        # a forward pass is a third of a step's work
+        evaluation_steps=(evaluation_rows or val_reader.total_tokens / plan.order.seq_len)
+        / (3 * plan.order.global_batch_rows),
     )
     stream = batches(source, config.data.backend, state.step, plan.total_steps)
     model.train()

@@ -67,7 +67,7 @@ def test_every_format_gives_the_same_documents(name: str, packed: str, tmp_path:
 
 
 @pytest.mark.parametrize("read_bytes", [1, 7, 1000])
-def test_where_the_file_is_cut_into_reads_does_not_show(read_bytes: int, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+def test_where_the_file_is_cut_into_reads_does_not_show(read_bytes: int, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(documents_module, "READ_BYTES", read_bytes)
     short = [text[:40] for text in TEXTS]
     (tmp_path / "a.jsonl").write_bytes(as_jsonl(short))
@@ -99,7 +99,16 @@ def test_empty_documents_are_skipped_and_counted(tmp_path: Path) -> None:
 
 
 def test_order_is_sources_as_given_then_path(tmp_path: Path) -> None:
-    for name in ("b/2.txt", "b/10.txt", "a/1.txt", "c.txt", "b/.hidden.txt", "b/README.md", "b/_SUCCESS.txt", "b/x.json"):
+    for name in (
+        "b/2.txt",
+        "b/10.txt",
+        "a/1.txt",
+        "c.txt",
+        "b/.hidden.txt",
+        "b/README.md",
+        "b/_SUCCESS.txt",
+        "b/x.json",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
     assert texts(tmp_path) == ["a/1.txt", "b/10.txt", "b/2.txt", "c.txt"]
@@ -162,7 +171,8 @@ def test_subset_of_a_dataset_by_its_card(tmp_path: Path) -> None:
         (tmp_path / subset).mkdir()
         as_parquet(tmp_path / subset / "0.parquet", [f"from {subset}"])
     card = "---\nconfigs:\n" + "".join(
-        f"- config_name: {subset}\n  data_files:\n  - split: train\n    path: {subset}/*\n" for subset in ("small", "large")
+        f"- config_name: {subset}\n  data_files:\n  - split: train\n    path: {subset}/*\n"
+        for subset in ("small", "large")
     )
     (tmp_path / "README.md").write_text(card + "---\n")
     assert texts(f"hf://{tmp_path}", subset="large") == ["from large"]
@@ -186,7 +196,7 @@ def test_saved_datasets_arrow_files_are_read(tmp_path: Path) -> None:
     assert texts(tmp_path / "saved") == TEXTS
 
 
-def test_s3_objects_are_found_and_read(s3, bucket: str, tmp_path: Path) -> None:  # noqa: ANN001
+def test_s3_objects_are_found_and_read(s3, bucket: str, tmp_path: Path) -> None:
     as_parquet(tmp_path / "p.parquet", TEXTS)
     name = bucket.removeprefix("s3://")
     s3.client.put_object(Bucket=name, Key="in/p.parquet", Body=(tmp_path / "p.parquet").read_bytes())
@@ -199,12 +209,18 @@ def test_s3_objects_are_found_and_read(s3, bucket: str, tmp_path: Path) -> None:
 
 
 BAD = {
-    "column.csv": (as_csv(["x"]).replace(b"text", b"body"), r"no column 'text' \(it has 'id', 'body'\).*prepare.text_column"),
+    "column.csv": (
+        as_csv(["x"]).replace(b"text", b"body"),
+        r"no column 'text' \(it has 'id', 'body'\).*prepare.text_column",
+    ),
     "column.jsonl": (as_jsonl(["x"], "body"), "line 1 has no 'text'.*'body'.*prepare.text_column"),
     "number.jsonl": (b'{"text": 5}\n', "line 1: 'text' holds int"),
     "list.jsonl": (as_jsonl(["ok"]) + b"[1]\n", "line 2 is not a JSON object"),
     "torn.jsonl": (as_jsonl(["ok"]) + b'{"text": "ab', "line 2 is not JSON"),
-    "bytes.jsonl": (as_jsonl(["ok"]) + b'{"text": "\xff"}\n', "line 2 is not UTF-8 at its byte 10.*encoding_errors=replace"),
+    "bytes.jsonl": (
+        as_jsonl(["ok"]) + b'{"text": "\xff"}\n',
+        "line 2 is not UTF-8 at its byte 10.*encoding_errors=replace",
+    ),
     "half.jsonl": (b'{"text": "\\ud800"}\n', "line 1 holds half a surrogate.*encoding_errors=replace"),
     "bytes.txt": (b"a" * 2_000_000 + b"\xe2\x82\xffb", "not UTF-8 at byte 2,000,000.*encoding_errors=replace"),
     "end.txt": (b"caf\xc3", "not UTF-8 at byte 3"),

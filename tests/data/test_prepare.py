@@ -51,7 +51,7 @@ def texts_of(corpus: Path) -> list[str]:
 
 
 def options(corpus: Path, output: Path | str, /, **changes: Any) -> PrepareOptions:
-    defaults = dict(tokenizer="bytes", val_fraction=0.1, shard_tokens=100_000)
+    defaults: dict[str, Any] = dict(tokenizer="bytes", val_fraction=0.1, shard_tokens=100_000)
     return PrepareOptions(**({"sources": [str(corpus)], "output": str(output)} | defaults | changes))
 
 
@@ -172,18 +172,18 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_killed_twice_and_run_again_gives_the_unbroken_bytes(
     val_split: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare(options(corpus, tmp_path / "whole", val_split=val_split))
+    prepare(options(corpus, tmp_path / "whole", val_split=val_split, shard_tokens=30_000))
     small_blocks(monkeypatch)
-    wanted = options(corpus, tmp_path / "out", val_split=val_split)
+    wanted = options(corpus, tmp_path / "out", val_split=val_split, shard_tokens=30_000)
     for blocks in (12, 9):
         with monkeypatch.context() as patch:
             interrupt(patch, blocks)
             with pytest.raises(Killed):
                 prepare(wanted)
     journal = json.loads((tmp_path / "out/.prepare/journal.json").read_text())
-    assert journal["progress"]["completed"] > 100
+    assert journal["progress"]["completed"] > 50
     # what the kill left half done after the commit must not matter
-    shutil.copy(tmp_path / "out/train/shard-00000.bin", tmp_path / "out/train/shard-00006.bin")
+    shutil.copy(tmp_path / "out/train/shard-00000.bin", tmp_path / "out/train/shard-00020.bin")
     result = prepare(wanted)
     assert result.resumed and result.documents == 690 and result.empty_documents == 10
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
@@ -327,7 +327,7 @@ def write_one(text: str) -> Callable[[Path], None]:
         ('{"text": "one"}\n', {"tokenizer": "train:9"}, "at least 257"),
         ('{"text": "one"}\n', {"tokenizer": "nowhere/at/all"}, "data.tokenizer"),
         ('{"text": "one"}\n', {"encoding_errors": "ignore"}, "prepare.encoding_errors"),
-        ('{"text": "one"}\n', {"output": "/proc/no"}, "prepare.output=/proc/no cannot be written"),
+        ('{"text": "one"}\n', {"output": "/proc/no"}, "prepare.output.*/proc/no"),
     ],
 )
 def test_what_cannot_be_prepared_is_said_and_can_be_mended_in_place(

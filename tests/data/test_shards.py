@@ -114,7 +114,7 @@ def test_folder_without_a_manifest_is_unfinished(tmp_path: Path) -> None:
         (lambda text: "\x80", "cannot be used|damaged"),
     ],
 )
-def test_damaged_manifest_is_one_sentence(tmp_path: Path, change, says: str) -> None:  # noqa: ANN001
+def test_damaged_manifest_is_one_sentence(tmp_path: Path, change, says: str) -> None:
     write(tmp_path, [np.arange(25)])
     path = tmp_path / "manifest.json"
     path.write_text(change(path.read_text()), encoding="latin-1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
+from raygpt.data import words
 from raygpt.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_tokenizer
 from raygpt.errors import UserError
 
-ODD_TEXTS = ["", " ", "a", "héllo wörld\n\n\tx", "日本語 テキスト", "\U0001f600\u200d\x00\x7f", "a<|endoftext|>b", "\r\n  "]
+WHITE_SPACE = [chr(c) for c in range(0x3100) if chr(c).isspace()] + ["\u200b", "\ufeff", "\u180e"]
+ODD_TEXTS = [
+    "",
+    " ",
+    "a",
+    "héllo wörld\n\n\tx",
+    "日本語 テキスト",
+    "\U0001f600\u200d\x00\x7f",
+    "a<|endoftext|>b",
+    "\r\n  ",
+]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +45,9 @@ def test_gpt2_gives_openai_ids(gpt2: Tokenizer) -> None:
     assert (gpt2.name, gpt2.vocab_size, gpt2.eot_id, gpt2.dtype) == ("gpt2", 50257, 50256, np.uint16)
 
 
-def test_tokenizer_json_and_vocabulary_pair_are_the_same_tokenizer(gpt2: Tokenizer, shared_data: Path, tmp_path: Path) -> None:
+def test_tokenizer_json_and_vocabulary_pair_are_the_same_tokenizer(
+    gpt2: Tokenizer, shared_data: Path, tmp_path: Path
+) -> None:
     for name, copy in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
         shutil.copy(shared_data / "gpt2_bpe" / name, tmp_path / copy)
     pair = load_tokenizer(str(tmp_path))
@@ -72,8 +86,46 @@ def test_batches_equal_the_library_one_by_one(gpt2: Tokenizer, web_texts: list[s
     assert gpt2.encode_batch([]) == []
 
 
+def test_every_white_space_and_word_boundary_is_cut_as_the_library_cuts(gpt2: Tokenizer) -> None:
+    made = random.Random(0)
+    atoms = [
+        *WHITE_SPACE,
+        " ",
+        "\n",
+        "  ",
+        "a",
+        "don't",
+        "'s",
+        "é",
+        "12",
+        "٣",
+        "²",
+        "日",
+        "!?",
+        "'",
+        "_",
+        "\u0301",
+        "\U0001f600",
+    ]
+    texts = ["".join(made.choices(atoms, k=made.randint(1, 30))) for _ in range(4000)]
+    expected = [e.ids for e in gpt2.backend.encode_batch_fast(texts, add_special_tokens=False)]
+    assert [ids.tolist() for ids in gpt2.encode_batch(texts)] == expected
+    # and again, from memory
+    assert [ids.tolist() for ids in gpt2.encode_batch(texts[::-1])] == expected[::-1]
+
+
+def test_forgetting_words_changes_no_ids(
+    gpt2: Tokenizer, web_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [ids.tolist() for ids in gpt2.encode_batch(web_texts[:20])]
+    monkeypatch.setattr(words, "MAX_PIECES", 100)
+    assert [gpt2.encode(text).tolist() for text in web_texts[:20]] == before
+
+
 @pytest.mark.parametrize("characters", [10, 97, 4096])
-def test_text_cut_into_pieces_gives_the_ids_of_the_whole(gpt2: Tokenizer, web_texts: list[str], characters: int) -> None:
+def test_text_cut_into_pieces_gives_the_ids_of_the_whole(
+    gpt2: Tokenizer, web_texts: list[str], characters: int
+) -> None:
     text = "\n\n".join(web_texts[:25]) + "  \n \t\n x  y\u00a0 z\u3000 q 1234 5' ll 'll don't  "
     pieces = gpt2.pieces(text, characters)
     assert "".join(pieces) == text and len(pieces) > len(text) / (characters + 100)

@@ -136,6 +136,18 @@ def test_an_object_store_gets_the_lines_at_flush(tmp_path: Path) -> None:
     assert [record["step"] for record in read_metrics(where)] == [1, 2, 3, 4, 5]
 
 
+def test_records_on_s3_continue_where_the_checkpoint_was(bucket: str) -> None:
+    where = locate(f"{bucket}/runs/words/metrics.jsonl")
+    for first, last, resume in ((1, 30, 0), (21, 40, 20)):
+        log = MetricsLog(where, resume_step=resume)
+        write(log, range(first, last + 1))
+        log.flush(wait=False)
+        log.close()
+    records = read_metrics(where)
+    assert [record["step"] for record in records] == list(range(1, 41))
+    assert [record["step"] for record in records if "restarts" in record] == [21]
+
+
 def test_an_object_store_gets_the_lines_in_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jsonl, "FLUSH_SECONDS", 0.05)
     where = remote(tmp_path)

@@ -109,4 +109,6 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_best() -> None:
 
 
 def test_the_summary_is_plain_json() -> None:
+    diverged = summarise([make_record(step=4, train_loss=math.nan, val_loss=math.inf)])
+    assert diverged == {"steps": 4, "restarts": 0, "tokens_lost": 0, "tokens_repeated": 0}
     assert json.loads(json.dumps(summarise(steady_run()), allow_nan=False)) == summarise(steady_run())

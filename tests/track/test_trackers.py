@@ -121,6 +121,8 @@ def test_what_is_kept_elsewhere_is_copied_at_close(tmp_path: Path) -> None:
     files = DirFileSystem(str(store), LocalFileSystem(auto_mkdir=True))  # makes folders as it goes, like S3
     where = Location(pafs.PyFileSystem(pafs.FSSpecHandler(files)), "runs/r", "s3://bucket/runs/r")
     for attempt in ("one", "two"):  # the second machine has none of the first one's files
+        (tmp_path / attempt / "tensorboard").mkdir(parents=True)
+        (tmp_path / attempt / "tensorboard" / "of-another-run").touch()
         trackers = Trackers(
             where, "r", {}, wandb="offline", wandb_id="abc", resume_step=5 * (attempt == "two"),
             local_dir=tmp_path / attempt,
@@ -129,6 +131,8 @@ def test_what_is_kept_elsewhere_is_copied_at_close(tmp_path: Path) -> None:
         trackers.close()
     assert "wandb sync s3://bucket/runs/r/wandb/offline-run-" in trackers.notes[-1]
     assert [step for step, _ in board(store / "runs/r/tensorboard", "train_loss")] == list(range(1, 11))
+    assert not list(store.rglob("of-another-run"))
+    assert [path.name for path in (tmp_path / "two").rglob("*")] == ["tensorboard", "of-another-run"]
     newest = trackers.notes[-1].rsplit("/", 1)[-1]
     assert [row["step"] for row in wandb_history(store / "runs/r/wandb" / newest)] == list(range(1, 11))
 

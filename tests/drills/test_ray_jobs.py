@@ -1,0 +1,121 @@
+"""`ray job submit` runs the same program as the command line, and `ray job stop` ends it as Ctrl-C does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from raygpt.storage import locate
+from raygpt.train import checkpoint
+from tests.drills.program import ROOT
+
+RAY = str(Path(sys.executable).with_name("ray"))
+# three seconds, Ray's default between SIGTERM and SIGKILL, are too few to save a large model
+RUNTIME = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}, "excludes": [".venv/", ".cache/", "runs/", ".git/"]}'
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A Ray head of its own: other clusters of this machine are left alone."""
+    temp = Path("/tmp") / f"rj{os.getpid()}"  # short: sockets live below it
+    dashboard = free_port()
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""}
+    del env["RAY_ADDRESS"]
+    process = subprocess.Popen(
+        [RAY, "start", "--head", f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--temp-dir={temp}"]
+        + [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
+        + ["--node-ip-address=127.0.0.1", "--num-cpus=4", "--object-store-memory=400000000", "--block"],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    address = {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    end = time.monotonic() + 60
+    while subprocess.run([RAY, "job", "list"], env=address, capture_output=True).returncode:
+        assert time.monotonic() < end, "the Ray head did not come up"
+        time.sleep(1)
+    yield address
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGTERM)
+    for child in children:
+        if child.is_running():
+            child.kill()
+    process.kill()
+    process.wait()
+
+
+def submit(head: dict[str, str], identifier: str, *words: str) -> None:
+    command = [RAY, "job", "submit", "--no-wait", "--submission-id", identifier, "--working-dir", str(ROOT)]
+    command += ["--runtime-env-json", RUNTIME, "--", sys.executable, "jobs/pretrain.py", *words]
+    done = subprocess.run(command, env=head, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def logs(head: dict[str, str], identifier: str) -> str:
+    return subprocess.run([RAY, "job", "logs", identifier], env=head, capture_output=True, text=True).stdout
+
+
+def status(head: dict[str, str], identifier: str) -> str:
+    done = subprocess.run([RAY, "job", "status", identifier], env=head, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def wait(head: dict[str, str], identifier: str, text: str, of: str = "logs", timeout: float = 120) -> str:
+    end = time.monotonic() + timeout
+    while True:
+        output = logs(head, identifier) if of == "logs" else status(head, identifier)
+        if text in output:
+            return output
+        assert time.monotonic() < end, output[-4000:]
+        time.sleep(1)
+
+
+def options(storage: Path, name: str, steps: int) -> list[str]:
+    text = storage / "text.jsonl"
+    if not text.exists():
+        text.write_text("".join('{"text": "sentence number %d of a small corpus"}\n' % k for k in range(2000)))
+    return [
+        "--config=jobs/configs/shakespeare-bytes.yaml",
+        f"--data.train={text}",
+        f"--run.storage={storage}",
+        f"--run.name={name}",
+        f"--train.max_steps={steps}",
+        "--scale.cpus_per_worker=1",
+        "--train.log_every=1",
+        "--track.wandb=off",
+        "--prepare.val_split=documents",
+    ]
+
+
+def test_a_submitted_job_trains_and_finishes(head: dict[str, str], tmp_path: Path) -> None:
+    submit(head, "whole", *options(tmp_path, "whole", 12))
+    output = wait(head, "whole", "Finished 12 steps")
+    assert "Ray cluster at" in output and "step 12/12 100%" in output
+    wait(head, "whole", "SUCCEEDED", "status")
+
+
+def test_ray_job_stop_saves_a_checkpoint_and_says_how_to_go_on(head: dict[str, str], tmp_path: Path) -> None:
+    submit(head, "stopped", *options(tmp_path, "r", 100_000))
+    wait(head, "stopped", "step 20/100000")
+    subprocess.run([RAY, "job", "stop", "--no-wait", "stopped"], env=head, check=True, capture_output=True)
+    output = wait(head, "stopped", "To go on:")
+    assert "checkpoint saved in" in output
+    newest = checkpoint.complete_checkpoints(locate(tmp_path / "r"))[0]
+    assert checkpoint.verify(newest) is None and (checkpoint.step_of(newest.name) or 0) >= 20
+    wait(head, "stopped", "STOPPED", "status")

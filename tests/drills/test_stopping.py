@@ -1,0 +1,121 @@
+"""Kills and key presses on the real program: nothing is lost but steps, nothing is damaged, nothing is left behind."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from raygpt.storage import locate
+from raygpt.track.jsonl import read_metrics
+from raygpt.train import checkpoint
+from tests.drills.program import Program
+
+SMALL = {
+    "model.preset": "nano",
+    "model.n_layer": "2",
+    "model.n_embd": "32",
+    "model.seq_len": "32",
+    "model.dropout": "0.1",
+    "scale.num_workers": "2",
+    "train.global_batch_tokens": "512",
+    "train.log_every": "1",
+    "train.checkpoint_every": "10",
+    "train.log_batch_digest": "true",
+    "eval.every": "20",
+    "eval.batches": "2",
+    "track.wandb": "off",
+    "track.tensorboard": "false",
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import numpy as np
+
+    from raygpt.data.shards import ShardWriter
+    from raygpt.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer("bytes")
+    ids = np.random.default_rng(5).integers(97, 123, 40_000).astype("<u2")
+    ids[::50] = tokenizer.eot_id
+    writer = ShardWriter(str(tmp_path_factory.mktemp("data")), "uint16", 9_999)
+    writer.append(ids)
+    writer.finish(tokenizer.info, tokenizer.to_json(), 800, 39_200, ["memory"])
+    return writer.folder.uri
+
+
+def words(shards: str, storage: Path, name: str, steps: int, **changes: str) -> list[str]:
+    options = {**SMALL, "data.train": shards, "data.val": shards, "run.storage": str(storage), "run.name": name}
+    options |= {"train.max_steps": str(steps)} | {key.replace("__", "."): value for key, value in changes.items()}
+    return ["pretrain", *(f"--{key}={value}" for key, value in options.items())]
+
+
+def rows(storage: Path, name: str, key: str) -> dict[int, object]:
+    return {row["step"]: row[key] for row in read_metrics(locate(storage / name / "metrics.jsonl")) if key in row}
+
+
+def test_kill_9_of_the_driver_twice_in_a_row_gives_the_unbroken_run(shards: str, tmp_path: Path) -> None:
+    whole = Program(*words(shards, tmp_path, "whole", 60))
+    assert whole.finish(240) == 0, whole.output
+    for step in (25, 45):
+        broken = Program(*words(shards, tmp_path, "broken", 60))
+        broken.wait_for(f"step {step}/60", 180)
+        broken.kill()
+    last = Program(*words(shards, tmp_path, "broken", 60))
+    assert last.finish(240) == 0, last.output
+    assert "Going on from step" in last.output
+    for key in ("batch_digest", "train_loss", "val_loss"):
+        assert rows(tmp_path, "broken", key) == rows(tmp_path, "whole", key), key
+    left, right = (tmp_path / name / "checkpoints/step_00000060/model.safetensors" for name in ("whole", "broken"))
+    assert left.read_bytes() == right.read_bytes()
+
+
+def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(shards: str, tmp_path: Path) -> None:
+    program = Program(*words(shards, tmp_path, "r", 100_000), terminal=True)
+    program.wait_for("step 15/100000", 180)
+    program.press_ctrl_c()
+    assert program.finish() == 130
+    assert "finishing this step and saving" in program.output
+    assert "checkpoint saved in" in program.output and "To go on: raygpt pretrain --" in program.output
+    assert "Traceback" not in program.output
+    newest = checkpoint.complete_checkpoints(locate(tmp_path / "r"))[0]
+    assert checkpoint.verify(newest) is None
+    assert checkpoint.step_of(newest.name) == max(rows(tmp_path, "r", "step"))
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_takes_ray_along(shards: str, tmp_path: Path) -> None:
+    program = Program(*words(shards, tmp_path, "r", 100_000), terminal=True)
+    program.wait_for("step 15/100000", 180)
+    children = psutil.Process(program.pid).children(recursive=True)
+    program.press_ctrl_c()
+    program.wait_for("finishing this step", 10)
+    time.sleep(0.4)  # a second press, not a key held down
+    program.press_ctrl_c()
+    assert program.finish(5) == 130
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    newest = checkpoint.complete_checkpoints(locate(tmp_path / "r"))[0]
+    assert checkpoint.verify(newest) is None
+
+
+def test_sigterm_saves_like_ctrl_c(shards: str, tmp_path: Path) -> None:
+    program = Program(*words(shards, tmp_path, "r", 100_000))
+    program.wait_for("step 15/100000", 180)
+    program.signal(signal.SIGTERM)
+    assert program.finish() == 143
+    assert "To go on: raygpt pretrain --" in program.output
+    assert len(checkpoint.complete_checkpoints(locate(tmp_path / "r"))) == 2
+
+
+def test_a_run_in_use_is_refused_while_it_lives(shards: str, tmp_path: Path) -> None:
+    first = Program(*words(shards, tmp_path, "r", 100_000))
+    first.wait_for("step 3/100000", 180)
+    second = Program(*words(shards, tmp_path, "r", 100_000))
+    assert second.finish() == 2
+    assert f"in use by process {first.pid}" in second.output and "Traceback" not in second.output
+    first.signal(signal.SIGTERM)
+    first.finish()

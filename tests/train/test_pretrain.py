@@ -1,0 +1,223 @@
+"""The whole job on a real Ray cluster: order, exact resume, stopping, lost workers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from raygpt.config import Config
+from raygpt.errors import UserError
+from raygpt.settings import load_config
+from raygpt.train import checkpoint
+from raygpt.train.assignment import resolve
+from raygpt.train.trainer import Outcome, run_training
+from raygpt.storage import locate
+
+OPTIONS = {
+    "run.name": "r",
+    "model.preset": "nano",
+    "model.n_layer": "4",
+    "model.n_embd": "64",
+    "model.seq_len": "16",
+    "model.dropout": "0.1",
+    "optim.lr": "1e-2",
+    "train.max_steps": "24",
+    "train.global_batch_tokens": "512",
+    "train.micro_batch_size": "1",
+    "train.log_every": "1",
+    "train.checkpoint_every": "5",
+    "train.log_batch_digest": "true",
+    "eval.every": "8",
+    "track.wandb": "off",
+    "track.tensorboard": "false",
+}
+
+
+class Screen(io.StringIO):
+    """Where the driver prints; does something when it has printed a given text."""
+
+    def __init__(self, on: dict[str, Callable[[], None]] | None = None) -> None:
+        super().__init__()
+        self.on = on or {}
+
+    def write(self, text: str) -> int:
+        for key in [key for key in self.on if key in text]:
+            self.on.pop(key)()
+        return super().write(text)
+
+
+def settings(train: str, storage: Path | str, **changes: str) -> Config:
+    options = {**OPTIONS, "data.train": train, "data.val": train, "run.storage": str(storage)}
+    return load_config("pretrain", None, {**options, **{k.replace("__", "."): v for k, v in changes.items()}}, {})
+
+
+def run(config: Config, on: dict[str, Callable[[], None]] | None = None) -> tuple[Outcome, list[dict], str]:
+    screen = Screen(on)
+    outcome = run_training(config, resolve(config), "raygpt pretrain …", screen)
+    return outcome, records(config), screen.getvalue()
+
+
+def records(config: Config) -> list[dict]:
+    from raygpt.track.jsonl import read_metrics
+
+    return read_metrics(locate(config.run.storage) / config.run.name / "metrics.jsonl")
+
+
+def sequence(rows: list[dict], key: str) -> dict[int, object]:
+    return {row["step"]: row[key] for row in rows if key in row}
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def kill_a_worker() -> None:
+    workers = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "RayTrainWorker" in " ".join(process.cmdline()) + process.name()
+    ]
+    assert workers
+    workers[-1].kill()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import numpy as np
+
+    from raygpt.data.shards import ShardWriter
+    from raygpt.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer("bytes")
+    ids = np.random.default_rng(5).integers(97, 123, 2500).astype("<u2")
+    ids[::50] = tokenizer.eot_id
+    writer = ShardWriter(str(tmp_path_factory.mktemp("data")), "uint16", 999)
+    writer.append(ids)
+    writer.finish(tokenizer.info, tokenizer.to_json(), 50, 2450, ["memory"])
+    return writer.folder.uri
+
+
+@pytest.fixture(scope="module")
+def unbroken(ray_cluster: object, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """Two workers, never interrupted: what every other run must equal."""
+    storage = tmp_path_factory.mktemp("unbroken")
+    outcome, rows, text = run(settings(shards, storage, scale__num_workers="2"))
+    assert outcome.outcome == "finished"
+    assert "step 24/24 100%" in text and "Finished 24 steps" in text
+    return storage / "r", rows
+
+
+@pytest.mark.parametrize(("workers", "backend"), [("1", "ray"), ("4", "ray"), ("2", "mmap")])
+def test_the_order_is_the_same_for_every_worker_count_and_backend(
+    unbroken: tuple[Path, list[dict]], shards: str, tmp_path: Path, workers: str, backend: str
+) -> None:
+    _, rows, _ = run(settings(shards, tmp_path, scale__num_workers=workers, data__backend=backend))
+    assert len(sequence(rows, "batch_digest")) == 24
+    assert sequence(rows, "batch_digest") == sequence(unbroken[1], "batch_digest")
+    if workers == "2":
+        assert sequence(rows, "train_loss") == sequence(unbroken[1], "train_loss")
+
+
+def test_shards_and_runs_on_s3_give_the_same_run(unbroken: tuple[Path, list[dict]], shards: str, bucket: str) -> None:
+    for path in Path(shards).iterdir():
+        (locate(bucket) / "data").fs  # noqa: B018
+        from raygpt.storage import write_bytes
+
+        write_bytes(locate(bucket) / "data" / path.name, path.read_bytes())
+    config = settings(f"{bucket}/data", f"{bucket}/runs", scale__num_workers="2")
+    outcome, rows, _ = run(config)
+    assert outcome.outcome == "finished"
+    for key in ("batch_digest", "train_loss", "val_loss"):
+        assert sequence(rows, key) == sequence(unbroken[1], key)
+
+
+def test_a_run_stopped_twice_equals_the_unbroken_one_bit_for_bit(
+    unbroken: tuple[Path, list[dict]], shards: str, tmp_path: Path
+) -> None:
+    config = settings(shards, tmp_path, scale__num_workers="2")
+    for when in ("step 2/24", "step 12/24"):
+        outcome, _, text = run(config, {when: press_ctrl_c})
+        assert outcome.outcome == "stopped"
+        assert "finishing this step and saving" in text and "To go on: raygpt pretrain …" in text
+    outcome, rows, text = run(config)
+    assert outcome.outcome == "finished" and "Going on from step" in text
+    for key in ("batch_digest", "train_loss", "val_loss", "grad_norm"):
+        assert sequence(rows, key) == sequence(unbroken[1], key), key
+    assert [row["step"] for row in rows] == list(range(1, 25))
+    assert outcome.summary["restarts"] == 2
+    left = (tmp_path / "r" / "checkpoints" / "step_00000024" / "model.safetensors").read_bytes()
+    assert left == (unbroken[0] / "checkpoints" / "step_00000024" / "model.safetensors").read_bytes()
+
+
+def test_a_killed_worker_costs_steps_but_changes_nothing(
+    unbroken: tuple[Path, list[dict]], shards: str, tmp_path: Path
+) -> None:
+    outcome, rows, text = run(settings(shards, tmp_path, scale__num_workers="2"), {"step 12/24": kill_a_worker})
+    assert outcome.outcome == "finished"
+    assert "Going on from step" in text
+    for key in ("batch_digest", "train_loss", "val_loss"):
+        assert sequence(rows, key) == sequence(unbroken[1], key), key
+
+
+def test_a_resume_on_another_worker_count_goes_on_with_the_same_tokens(
+    unbroken: tuple[Path, list[dict]], shards: str, tmp_path: Path
+) -> None:
+    run(settings(shards, tmp_path, scale__num_workers="1"), {"step 3/24": press_ctrl_c})
+    _, rows, _ = run(settings(shards, tmp_path, scale__num_workers="4"))
+    assert sequence(rows, "batch_digest") == sequence(unbroken[1], "batch_digest")
+
+
+def test_the_run_folder_holds_what_the_contract_says(unbroken: tuple[Path, list[dict]]) -> None:
+    folder = unbroken[0]
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "summary.json", "report.html", "plots"} <= {
+        path.name for path in folder.iterdir()
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 24 and summary["tokens"] == 24 * 512
+    assert summary["tokens_lost"] == summary["tokens_repeated"] == 0
+    assert 0 <= summary["data_wait_fraction"] < 1 and 0 < summary["effective_time_ratio"] <= 1
+    steps = [where.name for where in checkpoint.complete_checkpoints(locate(folder))]
+    assert steps[:2] == ["step_00000024", "step_00000020"] and len(steps) <= 3
+    row = unbroken[1][7]
+    assert {"step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "step_seconds"} <= set(row)
+    assert row["world_size"] == 2 and "mfu" not in row and "cost_usd" not in row
+
+
+def test_a_complete_run_says_so_and_a_longer_one_goes_on(unbroken, shards: str, ray_cluster: object) -> None:
+    config = settings(shards, unbroken[0].parent, scale__num_workers="2")
+    outcome, _, text = run(config)
+    assert outcome.outcome == "complete" and "is complete at step 24" in text
+
+
+def test_a_budget_stops_the_run_with_a_checkpoint(ray_cluster: object, shards: str, tmp_path: Path) -> None:
+    config = settings(shards, tmp_path, track__price_per_hour="3600", track__max_cost_usd="0.2", train__max_steps="100000")
+    outcome, rows, text = run(config)
+    assert outcome.outcome == "budget" and "track.max_cost_usd is reached" in text
+    assert checkpoint.complete_checkpoints(locate(tmp_path / "r"))[0].name == f"step_{rows[-1]['step']:08d}"
+    assert rows[-1]["cost_usd"] >= 0.2
+
+
+def test_a_diverging_run_stops_in_one_sentence_and_saves_nothing_bad(ray_cluster, shards: str, tmp_path: Path) -> None:
+    config = settings(shards, tmp_path, optim__lr="1e12", optim__grad_clip="0", train__checkpoint_every="1")
+    with pytest.raises(UserError, match="stopped being a number at step .*lower optim.lr"):
+        run(config)
+    for where in checkpoint.complete_checkpoints(locate(tmp_path / "r")):
+        assert all(tensor.isfinite().all() for tensor in checkpoint.read_tensors(where, "model.safetensors").values())
+
+
+def test_a_changed_dataset_is_refused_and_the_escape_hatch_opens(
+    ray_cluster: object, shards: str, make_shards: Callable[..., str], tmp_path: Path
+) -> None:
+    run(settings(shards, tmp_path, train__max_steps="4"))
+    other = make_shards(3000)
+    with pytest.raises(UserError, match="data.train holds other tokens.*data.ignore_fingerprint=true"):
+        resolve(settings(other, tmp_path))
+    outcome, _, _ = run(settings(other, tmp_path, train__max_steps="6", data__ignore_fingerprint="true"))
+    assert outcome.outcome == "finished"
