@@ -34,7 +34,9 @@ class Call:
 
 
 JOBS = {
-    "quickstart": Job("raygpt.jobs.quickstart", "train a small GPT on this Python's own documentation", ("run", "scale")),
+    "quickstart": Job(
+        "raygpt.jobs.quickstart", "train a small GPT on this Python's own documentation", ("run", "scale")
+    ),
     "prepare": Job("raygpt.jobs.prepare", "documents to token shards", ("prepare", "data", "scale")),
     "pretrain": Job(
         "raygpt.jobs.pretrain",
@@ -157,7 +159,15 @@ def _wrap(left: str, text: str, width: int) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    return "none" if value is None else "''" if value == "" else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "none"
+        if value is None
+        else "''"
+        if value == ""
+        else str(value).lower()
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _as_errors(text: str) -> str:

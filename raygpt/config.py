@@ -56,7 +56,8 @@ class Model(Section):
     bias: bool = Field(True, description="biases in linear layers and norms, as GPT-2 has them")
     tie_weights: bool = Field(True, description="output layer shares the token embedding, as GPT-2 does")
     init_from: str = Field(
-        "random", description="weights: random, a Hugging Face id or folder, or a run folder or checkpoint (path or s3://)"
+        "random",
+        description="weights: random, a Hugging Face id or folder, or a run folder or checkpoint (path or s3://)",
     )
 
 
@@ -116,11 +117,15 @@ class Train(Section):
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field("auto", description="arithmetic of the model")
     compile: bool = Field(False, description="torch.compile the model")
     strategy: Literal["ddp"] = Field("ddp", description="how workers share the work")
-    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third more work")
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations: less memory, about a third more work"
+    )
     log_every: int = Field(10, description="steps between log lines", ge=1)
     checkpoint_every: int = Field(500, description="steps between checkpoints; 0: only at the end", ge=0)
     keep_checkpoints: int = Field(2, description="newest checkpoints kept (the best one is kept besides)", ge=1)
-    max_failures: int = Field(3, description="restarts after a lost worker before the job gives up; -1: no limit", ge=-1)
+    max_failures: int = Field(
+        3, description="restarts after a lost worker before the job gives up; -1: no limit", ge=-1
+    )
     log_batch_digest: bool = Field(False, description="log a digest of every step's token ids (slower)")
 
 
@@ -133,7 +138,9 @@ class Track(Section):
     wandb: Literal["auto", "online", "offline", "off"] = Field("auto", description="W&B (auto: offline without a key)")
     wandb_project: str = Field("raygpt", description="W&B project")
     tensorboard: bool = Field(True, description="write TensorBoard event files into the run folder")
-    price_per_hour: float | None = Field(None, description="USD per hour of the whole cluster; none: no cost shown", ge=0)
+    price_per_hour: float | None = Field(
+        None, description="USD per hour of the whole cluster; none: no cost shown", ge=0
+    )
     max_cost_usd: float | None = Field(None, description="save and stop when the run has cost this much", gt=0)
 
     @field_validator("price_per_hour", mode="before")
@@ -207,7 +214,12 @@ def _length_problems(train: Train) -> list[tuple[str, str]]:
     if len(given) == 1:
         return []
     text = "is not set" if not given else f"is set beside train.{' and train.'.join(given[1:])}"
-    return [(f"train.{given[0] if given else 'max_steps'}", f"{text}: set exactly one of train.max_steps, train.max_tokens, train.epochs")]
+    return [
+        (
+            f"train.{given[0] if given else 'max_steps'}",
+            f"{text}: set exactly one of train.max_steps, train.max_tokens, train.epochs",
+        )
+    ]
 
 
 def _scale_problems(config: Config) -> list[tuple[str, str]]:

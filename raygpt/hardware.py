@@ -76,7 +76,9 @@ def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:
     major, minor = torch.cuda.get_device_capability(device)
     name = torch.cuda.get_device_name(device)
     if major < 8 and wanted in ("bf16", "tf32"):
-        raise UserError(f"train.precision={wanted} is not supported by {name} (compute capability {major}.{minor}): use fp16.")
+        raise UserError(
+            f"train.precision={wanted} is not supported by {name} (compute capability {major}.{minor}): use fp16."
+        )
     if wanted != "auto":
         return wanted, "as set"
     if major >= 8:

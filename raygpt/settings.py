@@ -128,7 +128,10 @@ def _read_environment(settings: Settings, environ: Mapping[str, str]) -> list[st
             continue
         parts = name.removeprefix(ENV_PREFIX).lower().split("__")
         if len(parts) != 2:
-            bad.append(f"environment variable {name} names no setting: write {ENV_PREFIX}SECTION__KEY, with two underscores between")
+            bad.append(
+                f"environment variable {name} names no setting: write {ENV_PREFIX}SECTION__KEY, with two underscores "
+                "between"
+            )
         else:
             settings.set_text(".".join(parts), environ[name], f"environment {name}")
     return bad
@@ -151,7 +154,8 @@ def _parse(text: str) -> Any:
 
 
 def _validate(settings: Settings) -> tuple[Config | None, list[str]]:
-    errors, tree = [], {}
+    errors: list[str] = []
+    tree: dict[str, dict[str, Any]] = {}
     for key, value in settings.values.items():
         item = _field(key)
         if item is None:
@@ -168,7 +172,7 @@ def _validate(settings: Settings) -> tuple[Config | None, list[str]]:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        seen = {}
+        seen: dict[str, str] = {}
         for detail in error.errors():
             key = ".".join(str(part) for part in detail["loc"][:2])
             seen.setdefault(key, f"{key}{_where(settings, key)} {_complaint(key, detail)}")
@@ -176,7 +180,7 @@ def _validate(settings: Settings) -> tuple[Config | None, list[str]]:
     return (None if errors else config), errors
 
 
-def _field(key: str):  # noqa: ANN202 - pydantic's FieldInfo
+def _field(key: str):
     section, _, name = key.partition(".")
     info = Config.model_fields.get(section)
     if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, Section):

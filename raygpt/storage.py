@@ -164,7 +164,7 @@ def write_bytes(where: Location, data: bytes) -> None:
             finally:
                 aside.unlink(missing_ok=True)
         else:
-            with where.fs.open_output_stream(where.path) as stream:
+            with where.fs.open_output_stream(where.path, compression=None) as stream:
                 stream.write(data)
     except OSError as error:
         raise explain(error, where) from error

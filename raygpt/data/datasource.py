@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
+from ray.data import DataContext
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
@@ -27,7 +28,9 @@ class TokenDatasource(Datasource):
     def estimate_inmemory_data_size(self) -> int:
         return sum(self._bytes(chunk) for chunk in self.chunks)
 
-    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, **_: object) -> list[ReadTask]:
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
         return [self._task(chunk) for chunk in self.chunks]
 
     def _bytes(self, chunk: Chunk) -> int:

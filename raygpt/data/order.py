@@ -110,7 +110,7 @@ class Order:
         step = first_step
         while step < last_step:
             epoch, inside = self.position(step)
-            start, end = self._chunk_of(inside)
+            _, end = self._chunk_of(inside)
             steps = min(end - inside, last_step - step)
             out.append(Chunk(epoch, inside, steps))
             step += steps

@@ -31,12 +31,14 @@ def shard_folders(config: Config) -> tuple[str, str]:
     else:
         val = train.parent / "val"
         if not storage.exists(val / MANIFEST):
-            raise UserError(f"data.val is not set and there is no {val.uri} beside data.train: name a validation folder.")
+            raise UserError(
+                f"data.val is not set and there is no {val.uri} beside data.train: name a validation folder."
+            )
     return train.uri, val.uri
 
 
 def prepared_home(config: Config) -> str:
-    """Folder for raw `data.train`, named by everything its tokens depend on: another run with the same text shares it."""
+    """Folder for raw `data.train`, named by all its tokens depend on: runs with the same text share it."""
     options = config.prepare.model_dump(mode="json")
     what = [config.data.train, config.data.val, config.data.tokenizer, options]
     name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]

@@ -73,7 +73,9 @@ def batches(source: Source, backend: str, first_step: int, last_step: int) -> It
     step = first_step
     for chunk, (positions, tokens) in zip(chunks, blocks, strict=True):
         if not np.array_equal(positions, source.positions(chunk)):
-            raise RuntimeError(f"rows of step {step} arrived lost, repeated or out of order: this is a bug in the reader")
+            raise RuntimeError(
+                f"rows of step {step} arrived lost, repeated or out of order: this is a bug in the reader"
+            )
         for part in tokens.reshape(chunk.steps, source.local_rows, -1):
             yield Batch(step, chunk.epoch, part)
             step += 1

@@ -41,7 +41,11 @@ def prepare_shards(config: Config, sources: list[str], output: str) -> PrepareRe
         result = prepare(options, show)
     finally:
         close()
-    rate = "already there" if result.reused else f"{human_count(result.tokens_per_second)} tok/s in {human_duration(result.seconds)}"
+    rate = (
+        "already there"
+        if result.reused
+        else f"{human_count(result.tokens_per_second)} tok/s in {human_duration(result.seconds)}"
+    )
     print(
         f"Prepared {result.documents:,} documents, {result.tokens:,} tokens ({rate}), tokenizer {result.tokenizer} of "
         f"{result.vocab_size:,}\n"

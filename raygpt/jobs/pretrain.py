@@ -68,6 +68,6 @@ def dry_run(config: Config) -> int:
 def describe(job: Resolved) -> str:
     """What the job would do, in one line."""
     return (
-        f"Run {job.run.uri}: {job.plan.total_steps:,} steps of {job.plan.tokens_per_step:,} tokens from {job.train_uri}, "
-        f"{job.model.num_parameters():,} parameters, starting at step {job.done_steps}."
+        f"Run {job.run.uri}: {job.plan.total_steps:,} steps of {job.plan.tokens_per_step:,} tokens from "
+        f"{job.train_uri}, {job.model.num_parameters():,} parameters, starting at step {job.done_steps}."
     )

@@ -51,7 +51,9 @@ def resolve(config: Config) -> Resolved:
     model = model_config(config, train)
     seq_len = config.data.seq_len or model.seq_len
     if seq_len > model.seq_len:
-        raise UserError(f"data.seq_len={seq_len} exceeds the model's context of {model.seq_len}: lower it or raise model.seq_len.")
+        raise UserError(
+            f"data.seq_len={seq_len} exceeds the model's context of {model.seq_len}: lower it or raise model.seq_len."
+        )
     rows = batch_rows(
         config.train.global_batch_tokens, seq_len, config.train.micro_batch_size, config.scale.worker_range
     )
@@ -106,13 +108,14 @@ def model_config(config: Config, train: Manifest) -> GPTConfig:
         for key in ("n_layer", "n_head", "n_embd", "vocab_size"):
             if key in wanted and wanted[key] != shape[key]:
                 raise UserError(
-                    f"model.{key}={wanted[key]} but the weights of model.init_from={config.model.init_from} have {shape[key]}: "
-                    "leave it out, or start from random."
+                    f"model.{key}={wanted[key]} but the weights of model.init_from={config.model.init_from} have "
+                    f"{shape[key]}: leave it out, or start from random."
                 )
     if shape["vocab_size"] < train.tokenizer.vocab_size:
         raise UserError(
-            f"the model knows {shape['vocab_size']:,} token ids but data.train was made with tokenizer {train.tokenizer.name} "
-            f"of {train.tokenizer.vocab_size:,}: prepare the data with the model's tokenizer, or raise model.vocab_size."
+            f"the model knows {shape['vocab_size']:,} token ids but data.train was made with tokenizer "
+            f"{train.tokenizer.name} of {train.tokenizer.vocab_size:,}: prepare the data with the model's tokenizer, "
+            "or raise model.vocab_size."
         )
     return GPTConfig.from_dict({**shape, "dropout": config.model.dropout})
 

@@ -131,7 +131,7 @@ def verify(where: Location) -> str | None:
 
 def newest_usable(run: Location) -> tuple[Location | None, list[str]]:
     """(newest checkpoint that verifies, one sentence for each newer one that was passed over)."""
-    notes = []
+    notes: list[str] = []
     root = run / FOLDER
     names = [entry.path.rstrip("/").rsplit("/", 1)[-1] for entry in storage.list_folder(root)]
     for name in sorted((name for name in names if _STEP.fullmatch(name)), reverse=True):
@@ -169,7 +169,9 @@ def write_part(where: Location, rank: int, world_size: int, files: dict[str, byt
 
     Tensors become safetensors files by way of a temporary file, never a second copy in memory.
     """
-    aside = Path(where.parent.path) / f".{where.name}.{rank}.{os.getpid()}" if where.is_local else Path(tempfile.mkdtemp())
+    aside = (
+        Path(where.parent.path) / f".{where.name}.{rank}.{os.getpid()}" if where.is_local else Path(tempfile.mkdtemp())
+    )
     aside.mkdir(parents=True, exist_ok=True)
     try:
         facts = {}

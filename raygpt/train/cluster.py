@@ -22,7 +22,9 @@ def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_byt
     with enough logical CPUs for the workers and the readers beside them. Raises UserError when there is none at the
     address, or too few CPUs for the job.
     """
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # a report waits for the next check: 2 s by default
+    os.environ.setdefault(
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
+    )  # a report waits for the next check: 2 s by default
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -46,8 +48,8 @@ def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_byt
     cpus = ray.cluster_resources().get("CPU", 0)
     if workers_cpus is not None and cpus < workers_cpus + 0.5:
         raise UserError(
-            f"scale.num_workers x scale.cpus_per_worker = {workers_cpus:g} CPUs, and reading needs one more, but the cluster "
-            f"has {cpus:g}: lower one of them or add nodes."
+            f"scale.num_workers x scale.cpus_per_worker = {workers_cpus:g} CPUs, and reading needs one more, but the "
+            f"cluster has {cpus:g}: lower one of them or add nodes."
         )
     where = f"at {address}" if address and address != "local" else "started on this machine"
     nodes = sum(node["Alive"] for node in ray.nodes())
@@ -61,8 +63,8 @@ def wants_gpu(scale: Scale) -> bool:
     use = gpus >= 1 if scale.use_gpu == "auto" else bool(scale.use_gpu)
     if use and gpus < scale.worker_range[0]:
         raise UserError(
-            f"scale.num_workers={scale.worker_range[0]} needs a GPU for each worker but the cluster has {gpus:g}: lower it, "
-            "add GPU nodes, or set scale.use_gpu=false."
+            f"scale.num_workers={scale.worker_range[0]} needs a GPU for each worker but the cluster has {gpus:g}: "
+            "lower it, add GPU nodes, or set scale.use_gpu=false."
         )
     return use
 
@@ -79,6 +81,6 @@ def _join(address: str) -> None:
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"no Ray cluster answers at scale.address={address} ({reason}): start one, mend the address, or leave it out "
-            "to run on this machine."
+            f"no Ray cluster answers at scale.address={address} ({reason}): start one, mend the address, or leave it "
+            "out to run on this machine."
         ) from error

@@ -23,7 +23,7 @@ from raygpt.track.record import Record, make_record
 from raygpt.train.checkpoint import RunState
 from raygpt.train.distributed import World
 from raygpt.train.plan import TrainPlan
-from raygpt.train.step import TrainStep
+from raygpt.train.step import StepResult, TrainStep
 
 RUNNING, STOP, BUDGET = 0, 1, 2  # what ranks agree on after every step; the largest wins
 OUTCOMES = {STOP: "stopped", BUDGET: "budget"}
@@ -145,7 +145,7 @@ def train(
             stall = time.perf_counter() - before
             eta.observe_checkpoint(stall)
         if log_now or evaluate_now:
-            record = _record(plan, state, world, options, result, val_loss, digest)
+            record = _record(plan, state, world, step_fn, result, val_loss, digest)
             if log_now:
                 speed = plan.tokens_per_step / mean_seconds
                 record |= make_record(
@@ -173,8 +173,15 @@ def train(
 
 
 def _record(
-    plan: TrainPlan, state: RunState, world: World, options: LoopOptions, result, val_loss, digest  # noqa: ANN001
+    plan: TrainPlan,
+    state: RunState,
+    world: World,
+    step_fn: TrainStep,
+    result: StepResult,
+    val_loss: float | None,
+    digest: str | None,
 ) -> Record:
+    scaler = step_fn.precision.scaler
     return make_record(
         step=state.step,
         tokens=state.tokens,
@@ -182,6 +189,7 @@ def _record(
         lr=plan.schedule.lr(state.step - 1),
         grad_norm=float(result.grad_norm),
         gpu_memory_bytes=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
+        loss_scale=scaler.get_scale() if scaler.is_enabled() else None,
         world_size=world.size,
         batch_digest=digest,
         epoch=state.epoch,

@@ -28,7 +28,8 @@ def batch_rows(global_batch_tokens: int, seq_len: int, micro_batch_size: int | s
     if rest or rows == 0:
         near = max(1, round(global_batch_tokens / seq_len)) * seq_len
         raise UserError(
-            f"train.global_batch_tokens={global_batch_tokens:,} is no multiple of data.seq_len={seq_len}: {near:,} would be."
+            f"train.global_batch_tokens={global_batch_tokens:,} is no multiple of data.seq_len={seq_len}: {near:,} "
+            "would be."
         )
     micro = micro_batch_size if isinstance(micro_batch_size, int) else 1
     for count in range(workers[0], workers[1] + 1):
@@ -37,8 +38,8 @@ def batch_rows(global_batch_tokens: int, seq_len: int, micro_batch_size: int | s
             near = max(1, round(global_batch_tokens / unit)) * unit
             micro_text = f"train.micro_batch_size={micro} x " if isinstance(micro_batch_size, int) else ""
             raise UserError(
-                f"train.global_batch_tokens={global_batch_tokens:,} is no multiple of {micro_text}data.seq_len={seq_len} x "
-                f"{count} workers = {unit:,}: {near:,} would be."
+                f"train.global_batch_tokens={global_batch_tokens:,} is no multiple of "
+                f"{micro_text}data.seq_len={seq_len} x {count} workers = {unit:,}: {near:,} would be."
             )
     return rows
 
@@ -51,7 +52,9 @@ def total_steps(
         return max_steps
     if max_tokens is not None:
         if max_tokens < tokens_per_step:
-            raise UserError(f"train.max_tokens={max_tokens:,} is less than one step of {tokens_per_step:,} tokens: raise it.")
+            raise UserError(
+                f"train.max_tokens={max_tokens:,} is less than one step of {tokens_per_step:,} tokens: raise it."
+            )
         return max_tokens // tokens_per_step
     assert epochs is not None
     return max(1, round(epochs * order.steps_per_epoch))

@@ -161,9 +161,9 @@ def check_resume(
         )
     elif saved["fingerprint"] != facts["fingerprint"] and not ignore_fingerprint:
         wrong.append(
-            f"data.train holds other tokens than run {run.uri} began with (fingerprint {facts['fingerprint'][:12]} instead "
-            f"of {saved['fingerprint'][:12]}): use the first shards, or set data.ignore_fingerprint=true, after which some "
-            "tokens will be seen twice or never."
+            f"data.train holds other tokens than run {run.uri} began with (fingerprint {facts['fingerprint'][:12]} "
+            f"instead of {saved['fingerprint'][:12]}): use the first shards, or set data.ignore_fingerprint=true, "
+            "after which some tokens will be seen twice or never."
         )
     if wrong:
         raise UserError("\n".join(wrong))

@@ -69,7 +69,9 @@ class TrainStep:
         total = torch.zeros((), device=rows.device)
         for index, micro in enumerate(micro_batches):
             last = index == count - 1
-            hold = self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()
+            hold = (
+                self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()
+            )
             with hold:
                 with self.precision.autocast():
                     loss = self.model(micro[:, :-1], micro[:, 1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+import psutil
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -36,7 +38,7 @@ RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 @dataclass
 class Outcome:
-    """How a call of `run_training` ended. `outcome` is finished, stopped, budget, diverged, or complete (nothing to do)."""
+    """How a call of `run_training` ended. `outcome` is finished, stopped, budget or complete (nothing to do)."""
 
     outcome: str
     summary: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +86,8 @@ def _announce(config: Config, job: Resolved, lock: RunLock, progress: Progress) 
     account = order.account(0)
     progress.note(
         f"Model {config.model.preset if config.model.init_from == 'random' else config.model.init_from}: "
-        f"{human_count(model.num_parameters())} parameters, {model.n_layer} layers, width {model.n_embd}, context {order.seq_len}"
+        f"{human_count(model.num_parameters())} parameters, {model.n_layer} layers, width {model.n_embd}, "
+        f"context {order.seq_len}"
     )
     progress.note(
         f"Data {job.train_uri}: {human_count(job.train.tokens)} tokens, {order.steps_per_epoch:,} steps per epoch; "
@@ -104,7 +107,7 @@ def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress) -> di
     def fit() -> None:
         try:
             trainer.fit()
-        except BaseException as error:  # noqa: BLE001 - carried to the main thread
+        except BaseException as error:
             failure.append(error)
 
     # in a thread: Ray Train would take Ctrl-C for itself in the main one
@@ -147,11 +150,11 @@ def _trainer(config: Config, job: Resolved, lock: RunLock, control: Any) -> Torc
         control=control,
     )
     return TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # its config is a dataclass, pickled as it is
         train_loop_config=assignment,  # type: ignore[arg-type]
         torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=low if low == high else (low, high),
+            num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # a pair is elastic
             use_gpu=use_gpu,
             resources_per_worker={"CPU": config.scale.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
@@ -175,8 +178,9 @@ def _show(events: list[tuple[str, Any]], progress: Progress) -> dict[str, Any] |
             if value["resumed"]:
                 progress.note(f"Going on from step {value['step']}: {value['resumed']}")
             progress.note(
-                f"{value['workers']} worker{'s' * (value['workers'] != 1)} on {value['device']}, precision {value['precision']}, "
-                f"micro-batch {value['micro_batch_size']} rows x {value['grad_accum_steps']} accumulation steps"
+                f"{value['workers']} worker{'s' * (value['workers'] != 1)} on {value['device']}, precision "
+                f"{value['precision']}, micro-batch {value['micro_batch_size']} rows x {value['grad_accum_steps']} "
+                "accumulation steps"
             )
         elif kind == "end":
             end = value
@@ -264,6 +268,9 @@ class _Signals:
         if self.asked and time.monotonic() - self.asked < 0.3:
             return
         if self.asked and number == signal.SIGINT:
+            for child in psutil.Process().children(recursive=True):  # a cluster of this process's own, if any
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
             print("\nLeft at once; the last checkpoint is untouched.", file=sys.stderr, flush=True)
             os._exit(130)
         self.asked, self.number = time.monotonic(), signal.Signals(number)

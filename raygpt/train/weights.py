@@ -25,7 +25,7 @@ class Loaded:
 
 
 def load_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) -> tuple[GPT, RunState | None, str]:
-    """(model on the CPU, state, where from) for a run folder, a checkpoint (path or s3://) or a Hugging Face folder or id.
+    """(model on the CPU, state, where from) for a run folder, a checkpoint, or a Hugging Face folder or id.
 
     Raises UserError when nothing usable lies there.
     """
@@ -51,8 +51,8 @@ def load(uri: str, tokenizer: str | None = None) -> Loaded:
     found = load_tokenizer(tokenizer if tokenizer not in (None, "gpt2") else uri)
     if found.vocab_size > model.config.vocab_size:
         raise UserError(
-            f"data.tokenizer has {found.vocab_size:,} ids but the model {uri} knows {model.config.vocab_size:,}: name the "
-            "tokenizer it was trained with."
+            f"data.tokenizer has {found.vocab_size:,} ids but the model {uri} knows {model.config.vocab_size:,}: name "
+            "the tokenizer it was trained with."
         )
     return Loaded(model, found, origin)
 

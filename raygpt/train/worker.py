@@ -86,8 +86,9 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     )
     precision_name, reason = hardware.choose_precision(config.train.precision, world.device)
     precision = Precision(precision_name, world.device)
+    if config.train.compile:
+        model.compile()  # in place, below DDP: the step must still see DDP to hold gradients back
     wrapped = parallel(model, world)
-    compiled = torch.compile(wrapped) if config.train.compile else wrapped
     micro = find_micro_batch(
         model,
         precision,
@@ -97,7 +98,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         seq_len=plan.order.seq_len,
         previous=state.micro_batch_size if found and state.world_size == world.size else None,
     )
-    rehearse(compiled, precision, world, micro, plan.order.seq_len)
+    rehearse(wrapped, precision, world, micro, plan.order.seq_len)
     rank_state = None
     if found is not None:
         load_optimizer_tensors(optimizer, checkpoint.read_tensors(found, "optimizer.safetensors"))
@@ -108,10 +109,8 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
             checkpoint.restore_rng(saved["rng"], world.device)
             rank_state = saved["loss"]
     state.world_size, state.micro_batch_size = world.size, micro
-    step_fn = TrainStep(compiled, optimizer, precision, micro_batch_size=micro, grad_clip=config.optim.grad_clip)
-    source = Source(
-        assignment.train_uri, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9)
-    )
+    step_fn = TrainStep(wrapped, optimizer, precision, micro_batch_size=micro, grad_clip=config.optim.grad_clip)
+    source = Source(assignment.train_uri, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
     val_reader = TokenReader(assignment.val_uri, int(config.data.cache_gb * 1e9))
     evaluation_rows = config.eval.batches * plan.order.global_batch_rows if config.eval.batches else None
 
@@ -276,7 +275,7 @@ class _Hooks:
                 self.stored.set()
             return ray.train.Checkpoint(target.path, target.fs)
 
-        metrics = {"step": state.step, "tokens": state.tokens}
+        metrics: dict[str, float] = {"step": state.step, "tokens": state.tokens}
         if state.val_loss is not None:
             metrics["val_loss"] = state.val_loss
         self.stored.clear()

@@ -71,7 +71,11 @@ class Program:
 
     def kill(self) -> None:
         """SIGKILL to the driver alone; waits until the Ray processes it had started are gone too."""
-        others = psutil.Process(self.pid).children(recursive=True)
+        others = [
+            process
+            for process in psutil.Process(self.pid).children(recursive=True)
+            if "Agent" not in process.name()  # Ray's two agents notice the death of their parent after a minute or more
+        ]
         self.signal(signal.SIGKILL)
         self.finish()
         _, alive = psutil.wait_procs(others, timeout=60)

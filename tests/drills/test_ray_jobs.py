@@ -89,7 +89,7 @@ def wait(head: dict[str, str], identifier: str, text: str, of: str = "logs", tim
 def options(storage: Path, name: str, steps: int) -> list[str]:
     text = storage / "text.jsonl"
     if not text.exists():
-        text.write_text("".join('{"text": "sentence number %d of a small corpus"}\n' % k for k in range(2000)))
+        text.write_text("".join(f'{{"text": "sentence number {k} of a small corpus"}}\n' for k in range(2000)))
     return [
         "--config=jobs/configs/shakespeare-bytes.yaml",
         f"--data.train={text}",

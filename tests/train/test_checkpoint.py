@@ -19,7 +19,9 @@ from raygpt.train.snapshot import SnapshotBuffers
 def write(run: Location, step: int, ranks: int = 2, only: tuple[int, ...] | None = None) -> Location:
     where = run / checkpoint.FOLDER / checkpoint.folder_name(step)
     for rank in only or range(ranks):
-        files: dict = {checkpoint.rank_file(rank): checkpoint.rank_bytes({"rng": checkpoint.rng_state(torch.device("cpu"))})}
+        files: dict = {
+            checkpoint.rank_file(rank): checkpoint.rank_bytes({"rng": checkpoint.rng_state(torch.device("cpu"))})
+        }
         if rank == 0:
             files["model.safetensors"] = {"w": torch.full((3, 2), float(step))}
             files["state.json"] = RunState(step=step, val_loss=1.5).to_json().encode()

@@ -29,7 +29,9 @@ def test_matrices_decay_and_vectors_do_not_and_nothing_is_left_out() -> None:
     assert all(parameter.dim() == 1 for parameter in free["params"])
     named = {name for name, _ in model.named_parameters()}
     assert {*decayed["names"], *free["names"]} == named
-    assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for g in optimizer.param_groups for p in g["params"]) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_a_step_is_the_textbook_adamw() -> None:

@@ -40,7 +40,12 @@ def test_lengths_in_steps_tokens_and_epochs() -> None:
 
 
 def test_warm_up_is_never_longer_than_the_run() -> None:
-    assert (warmup(100, 10, None), warmup(100, None, 0.25), warmup(5, 10, None), warmup(9, None, None)) == (10, 25, 5, 0)
+    assert (warmup(100, 10, None), warmup(100, None, 0.25), warmup(5, 10, None), warmup(9, None, None)) == (
+        10,
+        25,
+        5,
+        0,
+    )
 
 
 def test_automatic_micro_batches_divide_the_rows() -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from raygpt.config import Config
 from raygpt.errors import UserError
 from raygpt.settings import load_config
+from raygpt.storage import locate, write_bytes
 from raygpt.train import checkpoint
 from raygpt.train.assignment import resolve
 from raygpt.train.trainer import Outcome, run_training
-from raygpt.storage import locate
 
 OPTIONS = {
     "run.name": "r",
@@ -127,9 +128,6 @@ def test_the_order_is_the_same_for_every_worker_count_and_backend(
 
 def test_shards_and_runs_on_s3_give_the_same_run(unbroken: tuple[Path, list[dict]], shards: str, bucket: str) -> None:
     for path in Path(shards).iterdir():
-        (locate(bucket) / "data").fs  # noqa: B018
-        from raygpt.storage import write_bytes
-
         write_bytes(locate(bucket) / "data" / path.name, path.read_bytes())
     config = settings(f"{bucket}/data", f"{bucket}/runs", scale__num_workers="2")
     outcome, rows, _ = run(config)
@@ -186,8 +184,31 @@ def test_the_run_folder_holds_what_the_contract_says(unbroken: tuple[Path, list[
     steps = [where.name for where in checkpoint.complete_checkpoints(locate(folder))]
     assert steps[:2] == ["step_00000024", "step_00000020"] and len(steps) <= 3
     row = unbroken[1][7]
-    assert {"step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "step_seconds"} <= set(row)
+    assert {"step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "step_seconds"} <= set(
+        row
+    )
     assert row["world_size"] == 2 and "mfu" not in row and "cost_usd" not in row
+
+
+def test_every_rank_keeps_random_numbers_of_its_own(unbroken: tuple[Path, list[dict]]) -> None:
+    """Fault 8: ranks that draw the same dropout, or start over on a resume, train on less than they seem to."""
+    newest = checkpoint.complete_checkpoints(locate(unbroken[0]))[0]
+    first, second = (checkpoint.read_rank(newest, rank) for rank in (0, 1))
+    assert first is not None and second is not None
+    assert not torch.equal(first["rng"]["torch"], second["rng"]["torch"])
+
+
+def test_fp16_goes_on_with_its_loss_scale(ray_cluster: object, shards: str, tmp_path: Path) -> None:
+    """Fault 8: a scaler that starts over skips its first steps again."""
+    fp16 = {"train__precision": "fp16", "train__max_steps": "16", "model__n_layer": "2"}
+    _, whole, _ = run(settings(shards, tmp_path / "whole", **fp16))
+    outcome, _, _ = run(settings(shards, tmp_path / "broken", **fp16), {"step 2/16": press_ctrl_c})
+    assert outcome.outcome == "stopped"
+    state = checkpoint.read_state(checkpoint.complete_checkpoints(locate(tmp_path / "broken" / "r"))[0])
+    assert state.scaler["_growth_tracker"] + 2 * state.skipped_steps > 0
+    _, rows, _ = run(settings(shards, tmp_path / "broken", **fp16))
+    for key in ("train_loss", "loss_scale", "batch_digest"):
+        assert sequence(rows, key) == sequence(whole, key)
 
 
 def test_a_complete_run_says_so_and_a_longer_one_goes_on(unbroken, shards: str, ray_cluster: object) -> None:
@@ -197,7 +218,9 @@ def test_a_complete_run_says_so_and_a_longer_one_goes_on(unbroken, shards: str, 
 
 
 def test_a_budget_stops_the_run_with_a_checkpoint(ray_cluster: object, shards: str, tmp_path: Path) -> None:
-    config = settings(shards, tmp_path, track__price_per_hour="3600", track__max_cost_usd="0.2", train__max_steps="100000")
+    config = settings(
+        shards, tmp_path, track__price_per_hour="3600", track__max_cost_usd="0.2", train__max_steps="100000"
+    )
     outcome, rows, text = run(config)
     assert outcome.outcome == "budget" and "track.max_cost_usd is reached" in text
     assert checkpoint.complete_checkpoints(locate(tmp_path / "r"))[0].name == f"step_{rows[-1]['step']:08d}"

@@ -70,7 +70,14 @@ def test_a_reused_pid_is_not_mistaken_for_the_run(tmp_path: Path) -> None:
     (tmp_path / "r").mkdir()
     now = time.time()
     started = psutil.Process().create_time() - 1000
-    mine = {"id": "x", "host": socket.gethostname(), "pid": os.getpid(), "process_started": started, "started": now, "last_seen": now}
+    mine = {
+        "id": "x",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_started": started,
+        "started": now,
+        "last_seen": now,
+    }
     (tmp_path / "r" / ATTEMPTS).write_text(json.dumps([mine]))
     lock = RunLock(locate(tmp_path / "r"))
     lock.acquire()
@@ -99,7 +106,10 @@ def test_what_may_change_on_a_resume_does() -> None:
         ({"config": {**CONFIG, "train": {"global_batch_tokens": 5}}}, "train.global_batch_tokens is 5 .* with 768"),
         ({"model": {"n_layer": 5, "dropout": 0.0}}, "model.n_layer is 5 but run /r was started with 4"),
         ({"tokenizer_sha256": "u"}, "another tokenizer"),
-        ({"fingerprint": "b" * 64}, "fingerprint bbbbbbbbbbbb instead of aaaaaaaaaaaa.*data.ignore_fingerprint=true, after"),
+        (
+            {"fingerprint": "b" * 64},
+            "fingerprint bbbbbbbbbbbb instead of aaaaaaaaaaaa.*data.ignore_fingerprint=true, after",
+        ),
     ],
 )
 def test_what_would_break_the_run_is_refused_with_the_way_out(change: dict, message: str) -> None:

@@ -77,7 +77,9 @@ def _rank(rank: int, world_size: int, port: int, precision: str, out: str) -> No
     for k in range(3):
         result = step(rows(k).chunk(world_size)[rank], 1e-2)
         scales.append((step.precision.scaler.get_scale() if precision == "fp16" else 1.0, result.skipped))
-    torch.save({"grads": grads, "weights": [p.detach() for p in model.parameters()], "scales": scales}, f"{out}/{rank}.pt")
+    torch.save(
+        {"grads": grads, "weights": [p.detach() for p in model.parameters()], "scales": scales}, f"{out}/{rank}.pt"
+    )
     dist.destroy_process_group()
 
 

@@ -1,0 +1,157 @@
+"""Validation data as a model's evaluation reads it: token shards as they are, raw text tokenised on the spot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from raygpt import storage
+from raygpt.data import hub
+from raygpt.data.corpus import expand_sources, read_documents
+from raygpt.data.documents import Errors
+from raygpt.data.reader import TokenReader
+from raygpt.data.shards import MANIFEST
+from raygpt.data.sources import raw_sources
+from raygpt.data.tokenizer import Tokenizer
+from raygpt.errors import UserError
+from raygpt.evaluate.perplexity import ArrayTokens, Evaluation, TokenSource, evaluate_tokens
+from raygpt.evaluate.subject import Subject
+
+# Text tokenised at a time, in characters.
+BATCH_CHARACTERS = 4 * 2**20
+# Tokens in one forward pass: keeps a GPU busy, and 16,384 x 50,257 logits are 3.3 GB in fp32.
+BATCH_TOKENS = {"cuda": 16_384, "cpu": 4_096}
+
+
+@dataclass
+class HeldOut:
+    """`bytes` is the UTF-8 length of the documents' text; `fingerprint` is None for raw text."""
+
+    reader: TokenSource
+    uri: str
+    documents: int
+    bytes: int
+    fingerprint: str | None = None
+
+
+def open_held_out(
+    uri: str,
+    tokenizer: Tokenizer,
+    *,
+    subset: str | None = None,
+    text_column: str = "text",
+    encoding_errors: Errors = "strict",
+    cache_bytes: int = 0,
+) -> HeldOut:
+    """A shard folder, an output of `raygpt prepare` (its val/), or raw text in any form that `prepare` reads.
+
+    Raw text is tokenised here and held in memory, 2 bytes a token: one end of text before each document, as between
+    documents in shards. Raises UserError for shards of another tokenizer, and where nothing can be read.
+    """
+    folder = _shard_folder(uri)
+    if folder is None:
+        return _read_text(uri, tokenizer, subset, text_column, encoding_errors)
+    reader = TokenReader(folder, cache_bytes)
+    manifest = reader.manifest
+    if manifest.tokenizer.sha256 != tokenizer.sha256:
+        raise UserError(
+            f"data.val={folder} was made with tokenizer {manifest.tokenizer.name} of {manifest.tokenizer.vocab_size:,} "
+            f"but the model's own is {tokenizer.name} of {tokenizer.vocab_size:,}: name the raw text instead, or prepare "
+            "it with data.tokenizer=<the model's folder>."
+        )
+    return HeldOut(reader, folder, manifest.documents, manifest.bytes, manifest.fingerprint)
+
+
+def evaluate_held_out(
+    subject: Subject,
+    held_out: HeldOut,
+    seq_len: int,
+    *,
+    batch_rows: int | None = None,
+    max_rows: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Loss of the model over the held-out tokens in rows of `seq_len`; `on_progress(tokens read, all tokens)`.
+
+    Bits per byte are there whenever every token was predicted.
+    """
+    reader: TokenSource = held_out.reader
+    if on_progress is not None:
+        asked = reader.total_tokens if max_rows is None else min(reader.total_tokens, max_rows * seq_len)
+        reader = _Watched(reader, asked, on_progress)
+    rows = batch_rows or max(1, BATCH_TOKENS[subject.device.type] // seq_len)
+    autocast = subject.precision.autocast
+    result = evaluate_tokens(subject.model, reader, seq_len, rows, subject.device, autocast, max_rows=max_rows)
+    if result.bits_per_byte is None and result.tokens == held_out.reader.total_tokens - 1 and held_out.bytes:
+        bits = result.loss * result.tokens / math.log(2)
+        result = replace(result, bits_per_byte=bits / held_out.bytes)
+    return result
+
+
+class _Watched:
+    """A reader that tells how many tokens have been read through it."""
+
+    def __init__(self, reader: TokenSource, asked: int, on_progress: Callable[[int, int], None]) -> None:
+        self._reader, self._asked, self._on_progress = reader, asked, on_progress
+        self.total_tokens = reader.total_tokens
+        self.manifest = getattr(reader, "manifest", None)
+        self._read = 0
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        self._add(stop - start)
+        return self._reader.read(start, stop)
+
+    def read_rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        self._add(len(starts) * (length - 1))
+        return self._reader.read_rows(starts, length)
+
+    def _add(self, tokens: int) -> None:
+        self._read += tokens
+        self._on_progress(min(self._read, self._asked), self._asked)
+
+
+def _shard_folder(uri: str) -> str | None:
+    if not _is_path(uri):
+        return None
+    where = storage.locate(uri)
+    for folder in (where, where / "val"):
+        if storage.exists(folder / MANIFEST):
+            return folder.uri
+    return None
+
+
+def _is_path(uri: str) -> bool:
+    return not hub.is_hub_id(uri) and not any(mark in uri for mark in "*?[,")
+
+
+def _read_text(uri: str, tokenizer: Tokenizer, subset: str | None, text_column: str, errors: Errors) -> HeldOut:
+    if _is_path(uri) and not storage.exists(storage.locate(uri)):
+        raise UserError(f"data.val={uri} does not exist: name a shard folder or a file of text.")
+    end = np.array([tokenizer.eot_id], tokenizer.dtype)
+    parts: list[np.ndarray] = []
+    documents, size = 0, 0
+    for texts in _batches(uri, subset, text_column, errors):
+        for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+            parts += [end, ids]
+            size += len(text.encode("utf-8"))
+        documents += len(texts)
+    if not documents:
+        raise UserError(f"data.val={uri} holds no text: name a file that does.")
+    return HeldOut(ArrayTokens(np.concatenate(parts)), uri, documents, size)
+
+
+def _batches(uri: str, subset: str | None, text_column: str, errors: Errors) -> Iterator[list[str]]:
+    batch: list[str] = []
+    characters = 0
+    for unit in expand_sources(raw_sources(uri), subset):
+        for text in read_documents(unit, text_column, errors):
+            batch.append(text)
+            characters += len(text)
+            if characters >= BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    if batch:
+        yield batch

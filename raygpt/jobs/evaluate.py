@@ -1,0 +1,91 @@
+"""`raygpt evaluate`: loss, perplexity and bits per byte of a model on token shards or raw text."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from raygpt.cli import Call
+from raygpt.config import Config
+from raygpt.data.sources import shard_folders
+from raygpt.errors import UserError
+from raygpt.evaluate.held_out import HeldOut, evaluate_held_out, open_held_out
+from raygpt.evaluate.perplexity import Evaluation
+from raygpt.evaluate.subject import Subject, open_subject
+from raygpt.track.meter import Meter
+
+
+def run(config: Config, call: Call) -> int:
+    subject = open_subject(config)
+    print(subject.describe(), flush=True)
+    held_out = open_held_out(
+        validation_uri(config, subject),
+        subject.tokenizer,
+        subset=config.prepare.subset,
+        text_column=config.prepare.text_column,
+        encoding_errors=config.prepare.encoding_errors,
+        cache_bytes=int(config.data.cache_gb * 1e9),
+    )
+    print(f"Data {held_out.uri}: {held_out.reader.total_tokens:,} tokens, {held_out.bytes:,} bytes of text", flush=True)
+    result = measure(config, subject, held_out)
+    print(sentence(result))
+    # the last line is for scripts
+    print(json.dumps(as_dict(subject, held_out, result)), flush=True)
+    return 0
+
+
+def validation_uri(config: Config, subject: Subject) -> str:
+    """data.val as set, or that of the run's own config."""
+    if config.data.val is not None:
+        return config.data.val
+    source = config if config.data.train is not None else subject.config
+    if source is None or source.data.train is None:
+        raise UserError("data.val is not set: name the shard folder or the text to evaluate on.")
+    return shard_folders(source)[1]
+
+
+def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:
+    """Evaluate with the settings of `config` and, where they say nothing, of the run."""
+    trained = subject.config or config
+    seq_len = config.data.seq_len or trained.data.seq_len or subject.model.config.seq_len
+    if seq_len > subject.model.config.seq_len:
+        longest = subject.model.config.seq_len
+        raise UserError(f"data.seq_len={seq_len} exceeds the model's context of {longest}: lower it or leave it out.")
+    rows = None
+    if config.eval.batches is not None:
+        rows = max(1, config.eval.batches * trained.train.global_batch_tokens // seq_len)
+    micro = config.train.micro_batch_size
+    meter = Meter("evaluate", sys.stdout)
+    try:
+        return evaluate_held_out(
+            subject,
+            held_out,
+            seq_len,
+            batch_rows=micro if isinstance(micro, int) else None,
+            max_rows=rows,
+            on_progress=meter.show,
+        )
+    finally:
+        meter.close()
+
+
+def sentence(result: Evaluation) -> str:
+    """The figures in one line for people."""
+    bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
+    return f"Loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}{bits} over {result.tokens:,} tokens"
+
+
+def as_dict(subject: Subject, held_out: HeldOut, result: Evaluation) -> dict[str, object]:
+    """The figures by name; absent rather than guessed."""
+    facts: dict[str, object] = {
+        "loss": result.loss,
+        "perplexity": result.perplexity,
+        "bits_per_byte": result.bits_per_byte,
+        "tokens": result.tokens,
+        "rows": result.rows,
+        "model": subject.origin,
+        "step": subject.state.step if subject.state else None,
+        "data": held_out.uri,
+        "fingerprint": held_out.fingerprint,
+    }
+    return {name: value for name, value in facts.items() if value is not None}

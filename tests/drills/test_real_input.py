@@ -1,0 +1,96 @@
+"""The main job on real text with the real GPT-2 vocabulary, everything on S3: prepare, train, kill, resume, export."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raygpt import storage
+from raygpt.storage import locate
+from raygpt.track.jsonl import read_metrics
+from raygpt.train import checkpoint
+from tests.drills.program import Program
+
+MODEL = {
+    "model.preset": "nano",
+    "model.n_layer": "2",
+    "model.n_embd": "64",
+    "model.n_head": "2",
+    "model.seq_len": "64",
+    "model.dropout": "0.1",
+}
+
+
+def options(values: dict[str, object]) -> list[str]:
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+def test_real_text_through_s3_survives_a_kill_and_becomes_a_hugging_face_model(
+    bucket: str, shared_data: Path, tmp_path: Path
+) -> None:
+    for name in ("openwebtext_1k.parquet", "openstax_ccby.parquet"):
+        storage.write_bytes(locate(bucket) / "text" / name, (shared_data / "pretrain_text" / name).read_bytes())
+    prepare = ["prepare", f"--prepare.sources={bucket}/text", f"--prepare.output={bucket}/tokens"]
+    prepare += [f"--data.tokenizer={shared_data / 'gpt2_bpe'}", "--prepare.shard_tokens=1000000"]
+    prepared = Program(*prepare)
+    assert prepared.finish(300) == 0, prepared.output
+    assert "Prepared 3,554 documents" in prepared.output and "of 50,257" in prepared.output
+
+    run = {
+        **MODEL,
+        "run.storage": f"{bucket}/runs",
+        "run.name": "real",
+        "data.train": f"{bucket}/tokens/train",
+        "scale.num_workers": 2,
+        "optim.lr": 3e-3,
+        "optim.warmup_steps": 10,
+        "train.max_steps": 60,
+        "train.global_batch_tokens": 1024,
+        "train.log_every": 1,
+        "train.checkpoint_every": 10,
+        "train.log_batch_digest": "true",
+        "eval.every": 30,
+        "eval.batches": 4,
+        "track.wandb": "off",
+    }
+    whole = Program("pretrain", *options({**run, "run.name": "whole"}))
+    assert whole.finish(400) == 0, whole.output
+    broken = Program("pretrain", *options(run))
+    broken.wait_for("step 25/60", 300)
+    broken.kill()
+    resumed = Program("pretrain", *options(run))
+    assert resumed.finish(400) == 0, resumed.output
+    assert "Going on from step" in resumed.output
+
+    left, right = (read_metrics(locate(f"{bucket}/runs/{name}/metrics.jsonl")) for name in ("whole", "real"))
+    for key in ("batch_digest", "train_loss", "val_loss"):
+        assert [row.get(key) for row in left] == [row.get(key) for row in right], key
+    assert right[-1]["train_loss"] < math.log(50_257) - 2
+    assert checkpoint.verify(checkpoint.complete_checkpoints(locate(f"{bucket}/runs/real"))[0]) is None
+
+    exported = tmp_path / "hf"
+    export = Program("export", f"--model.init_from={bucket}/runs/real", f"--export.output={exported}")
+    assert export.finish(120) == 0, export.output
+    code = (
+        "import sys, json; from transformers import pipeline;"
+        "p = pipeline('text-generation', model=sys.argv[1]);"
+        "print(json.dumps(p('The history of', max_new_tokens=5, do_sample=False)[0]['generated_text']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(exported)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]).startswith("The history of")
+
+    wikitext = shared_data / "pretrain_text" / "wikitext2" / "test.txt"
+    losses = []
+    for model in (f"{bucket}/runs/real", str(exported)):
+        evaluate = Program("evaluate", f"--model.init_from={model}", f"--data.val={wikitext}")
+        assert evaluate.finish(300) == 0, evaluate.output
+        line = next(line for line in evaluate.output.splitlines() if line.startswith("{"))
+        losses.append(json.loads(line))
+    assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], abs=1e-5)
+    assert 4 < losses[0]["loss"] < math.log(50_257) and losses[0]["bits_per_byte"] > 1

@@ -1,0 +1,67 @@
+"""Unknown devices are unknown, and every automatic choice has a reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raygpt import hardware
+from raygpt.errors import UserError
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "memory"),
+    [
+        ("NVIDIA H200", 989.4e12, 141),
+        ("NVIDIA H100 80GB HBM3", 989.4e12, 80),
+        ("NVIDIA H100 PCIe", 756e12, 80),
+        ("NVIDIA A100-SXM4-40GB", 312e12, 40),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 80),
+        ("NVIDIA A10G", 70e12, 24),
+        ("NVIDIA A10", 125e12, 24),
+        ("NVIDIA L4", 121e12, 24),
+        ("Tesla V100-SXM2-16GB", None, 16),
+    ],
+)
+def test_peaks_are_the_datasheets_dense_figures(name: str, bf16: float | None, memory: int) -> None:
+    spec = hardware.spec_named(name)
+    assert spec is not None and spec.bf16 == bf16 and spec.memory == memory * 10**9
+
+
+def test_an_unknown_gpu_has_no_mfu_instead_of_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 6: MFU above 100 % on a GPU the table does not know."""
+    assert hardware.spec_named("NVIDIA Imaginary 9000") is None
+    assert hardware.mfu(1e6, 1e9, "bf16", 1) is None
+    monkeypatch.setattr(hardware, "gpu_spec", lambda: hardware.spec_named("NVIDIA H100 80GB HBM3"))
+    assert hardware.mfu(400_000, 8.6e8, "bf16", 1) == pytest.approx(400_000 * 8.6e8 / 989.4e12)
+    assert hardware.mfu(800_000, 8.6e8, "bf16", 2) == pytest.approx(400_000 * 8.6e8 / 989.4e12)
+    monkeypatch.setattr(hardware, "gpu_spec", lambda: hardware.spec_named("Tesla V100-SXM2-16GB"))
+    assert hardware.mfu(1e5, 1e9, "bf16", 1) is None
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Pretend GPU")
+
+
+@pytest.mark.parametrize(
+    ("capability", "choice", "reason"),
+    [((9, 0), "bf16", "bf16 tensor cores"), ((7, 0), "fp16", "has no bf16"), ((6, 1), "fp32", "no tensor cores")],
+)
+def test_precision_follows_the_device_and_says_why(monkeypatch, capability, choice, reason) -> None:
+    pretend(monkeypatch, capability)
+    chosen, why = hardware.choose_precision("auto", CUDA)
+    assert chosen == choice and reason in why
+
+
+def test_a_precision_the_device_lacks_is_refused_with_one_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, (7, 0))
+    with pytest.raises(UserError, match=r"train.precision=bf16 is not supported by Pretend GPU .*7.0\): use fp16"):
+        hardware.choose_precision("bf16", CUDA)
+    with pytest.raises(UserError, match="tf32 needs an NVIDIA GPU"):
+        hardware.choose_precision("tf32", CPU)
+    assert hardware.choose_precision("auto", CPU)[0] == "fp32"
+    assert hardware.choose_precision("bf16", CPU) == ("bf16", "as set")
