@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from raygpt import __version__
 from raygpt.config import Config
@@ -17,12 +18,13 @@ from raygpt.settings import dump, known_keys, load_config
 
 @dataclass(frozen=True)
 class Job:
-    """One job: where its `run(config, call)` lives and which sections it reads."""
+    """One job: where its `run(config, call)` lives, which sections it reads, and the file it takes without --config."""
 
     module: str
     summary: str
     sections: tuple[str, ...]
     flags: tuple[str, ...] = ()
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,10 @@ class Call:
 
 JOBS = {
     "quickstart": Job(
-        "raygpt.jobs.quickstart", "train a small GPT on this Python's own documentation", ("run", "scale")
+        "raygpt.jobs.quickstart",
+        "train a small GPT on this Python's own documentation",
+        ("run", "scale", "model", "prepare", "data", "optim", "train", "eval", "track", "sample"),
+        config=str(Path(__file__).parent / "jobs" / "quickstart.yaml"),
     ),
     "prepare": Job("raygpt.jobs.prepare", "documents to token shards", ("prepare", "data", "scale")),
     "pretrain": Job(
@@ -83,7 +88,7 @@ def _run(name: str, words: list[str]) -> int:
     if "help" in flags:
         print(job_help(name))
         return 0
-    config = load_config(name, file, options, check="print_config" not in flags)
+    config = load_config(name, file or job.config, options, check="print_config" not in flags)
     if "print_config" in flags:
         print(dump(config), end="")
         return 0
@@ -130,11 +135,14 @@ def job_help(name: str) -> str:
         "Settings come from defaults, the file, RAYGPT_SECTION__KEY variables and the command line; later ones win.",
     ]
     width = min(100, int(os.environ.get("COLUMNS", "100")))
+    # a job with a file of its own starts from that
+    own = load_config(name, job.config, environ={}).to_dict() if job.config else None
     for section in job.sections:
         lines += ["", f"{section}: {Config.model_fields[section].description}"]
         for key, allowed, description, default in known_keys():
             if key.startswith(f"{section}."):
-                lines += _wrap(f"--{key}=", f"{description} ({allowed}; default {_shown(default)})", width)
+                default = own[section][key.partition(".")[2]] if own else default
+                lines += _wrap(f"--{key}=", f"{description} ({allowed}; default {shown(default)})", width)
     return "\n".join(lines)
 
 
@@ -158,7 +166,7 @@ def _wrap(left: str, text: str, width: int) -> list[str]:
     return [first + lines[0], *(" " * column + line for line in lines[1:])]
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     return (
         "none"
         if value is None

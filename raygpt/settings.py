@@ -165,8 +165,9 @@ def _validate(settings: Settings) -> tuple[Config | None, list[str]]:
             value = None
         if isinstance(value, bool) and "off" in get_args(item.annotation):
             value = "on" if value else "off"  # YAML's other spelling of true and false
-        if not isinstance(value, str) and item.annotation in (str, str | None) and value is not None:
-            value = settings.texts.get(key, str(value))  # YAML reads `name: 2026-01-01` as a date
+        if item.annotation is str or (item.annotation == str | None and value is not None):
+            # as typed: YAML would read `2026-01-01` as a date, strip spaces and end `a # b` at the hash
+            value = settings.texts.get(key, value if value is None else str(value))
         section, name = key.split(".", 1)
         tree.setdefault(section, {})[name] = value
     try:

@@ -18,6 +18,7 @@ for _name in list(os.environ):
         del os.environ[_name]
 os.environ.update(
     AWS_EC2_METADATA_DISABLED="true",
+    XDG_CACHE_HOME=str(Path(__file__).resolve().parent.parent / ".cache" / "home"),
     HF_HUB_OFFLINE="1",
     OMP_NUM_THREADS="1",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",

@@ -113,7 +113,7 @@ def token_blocks(plan: ReadPlan, tokenizer: Tokenizer, start: Cursor, completed:
     context.target_max_block_size = BLOCK_BYTES
     # the caller shows progress: Ray Data's bars and sentences about itself would break into it
     context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     with DataContext.current(context):
         # no CPU for readers: they idle behind tokenising tasks most of the time, and on a small machine must not
         # take a core from them; the difference also keeps Ray from fusing both into one task per unit

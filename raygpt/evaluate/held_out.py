@@ -59,8 +59,8 @@ def open_held_out(
     if manifest.tokenizer.sha256 != tokenizer.sha256:
         raise UserError(
             f"data.val={folder} was made with tokenizer {manifest.tokenizer.name} of {manifest.tokenizer.vocab_size:,} "
-            f"but the model's own is {tokenizer.name} of {tokenizer.vocab_size:,}: name the raw text instead, or prepare "
-            "it with data.tokenizer=<the model's folder>."
+            f"but the model's own is {tokenizer.name} of {tokenizer.vocab_size:,}: name the raw text instead, or "
+            "prepare it with the model's tokenizer."
         )
     return HeldOut(reader, folder, manifest.documents, manifest.bytes, manifest.fingerprint)
 

@@ -1,4 +1,4 @@
-"""The model a job looks at: `model.init_from`, or the newest checkpoint of the run that run.storage and run.name name."""
+"""The model a job looks at: `model.init_from`, or the newest checkpoint of the run `run.storage`/`run.name`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def _uri(config: Config) -> str:
     run = run_location(config)
     if not storage.exists(run / checkpoint.FOLDER) or not storage.list_folder(run / checkpoint.FOLDER):
         raise UserError(
-            f"run {run.uri} has no checkpoint: name a run with run.storage and run.name, or a model with model.init_from."
+            f"run {run.uri} has no checkpoint: name a run with run.storage and run.name, or a model with "
+            "model.init_from."
         )
     return run.uri
 

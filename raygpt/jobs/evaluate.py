@@ -72,7 +72,8 @@ def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:
 def sentence(result: Evaluation) -> str:
     """The figures in one line for people."""
     bits = "" if result.bits_per_byte is None else f", {result.bits_per_byte:.4f} bits per byte"
-    return f"Loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}{bits} over {result.tokens:,} tokens"
+    loss = f"Loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}"
+    return f"{loss}{bits} over {result.tokens:,} tokens"
 
 
 def as_dict(subject: Subject, held_out: HeldOut, result: Evaluation) -> dict[str, object]:

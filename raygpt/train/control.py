@@ -45,11 +45,13 @@ class ControlLink:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stop = False
+        self.started = False  # whether "start" has been sent
         self._thread = threading.Thread(target=self._run, daemon=True, name="run-control")
         self._thread.start()
 
     def send(self, kind: str, value: Any) -> None:
-        """Queue an event: ("record", dict), ("note", sentence) or ("start", dict)."""
+        """Queue an event: ("start", dict), ("record", dict), ("note", sentence), ("end", dict) or ("refused", sentence)."""
+        self.started = self.started or kind == "start"
         with self._lock:
             self._events.append((kind, value))
 

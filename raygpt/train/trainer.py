@@ -184,6 +184,8 @@ def _show(events: list[tuple[str, Any]], progress: Progress) -> dict[str, Any] |
             )
         elif kind == "end":
             end = value
+        elif kind == "refused":
+            raise UserError(value)
     return end
 
 

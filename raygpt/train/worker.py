@@ -16,6 +16,7 @@ from raygpt import hardware
 from raygpt.config import Config
 from raygpt.data.reader import TokenReader
 from raygpt.data.stream import Source, batches
+from raygpt.errors import UserError
 from raygpt.evaluate.perplexity import evaluate_tokens
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.settings import config_from_dict, dump
@@ -65,6 +66,11 @@ def train_worker(assignment: Assignment) -> None:
     link = ControlLink(assignment.control) if world.rank == 0 else None
     try:
         _train(assignment, config, world, link)
+    except UserError as error:
+        # before the first step a restart would only meet the same mistake again
+        if link is None or link.started:
+            raise
+        link.send("refused", str(error))
     finally:
         if link is not None:
             link.close()

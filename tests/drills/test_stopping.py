@@ -16,12 +16,13 @@ from tests.drills.program import Program
 
 SMALL = {
     "model.preset": "nano",
-    "model.n_layer": "2",
-    "model.n_embd": "32",
+    "model.n_layer": "4",
+    "model.n_embd": "64",
     "model.seq_len": "32",
     "model.dropout": "0.1",
     "scale.num_workers": "2",
-    "train.global_batch_tokens": "512",
+    "train.global_batch_tokens": "1024",
+    "train.micro_batch_size": "1",  # slow enough to be killed at a chosen step
     "train.log_every": "1",
     "train.checkpoint_every": "10",
     "train.log_batch_digest": "true",
