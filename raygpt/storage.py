@@ -7,6 +7,7 @@ and instance roles on every machine for itself, so nothing secret is pickled int
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import threading
 import uuid
@@ -139,6 +140,20 @@ def read_bytes(where: Location) -> bytes:
         raise
     except OSError as error:
         raise explain(error, where) from error
+
+
+def sha256(where: Location) -> str:
+    """Hex sha256 of a file, read in pieces. Errors as `read_bytes`."""
+    digest = hashlib.sha256()
+    try:
+        with where.fs.open_input_stream(where.path, compression=None) as stream:
+            while piece := stream.read(8 * 2**20):
+                digest.update(piece)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise explain(error, where) from error
+    return digest.hexdigest()
 
 
 def read_text(where: Location) -> str:

@@ -27,8 +27,6 @@ VERSION = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-# Bytes per read while hashing a shard.
-READ_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -162,23 +160,12 @@ def verify(location: str | Location) -> Manifest:
     folder = storage.locate(location)
     manifest = load_manifest(folder)
     for shard in manifest.shards:
-        if _sha256(folder / shard.name) != shard.sha256:
+        if storage.sha256(folder / shard.name) != shard.sha256:
             raise UserError(
                 f"{(folder / shard.name).uri} does not have the contents {MANIFEST} records (sha256 differs): copy it "
                 "again or prepare this folder again."
             )
     return manifest
-
-
-def _sha256(where: Location) -> str:
-    digest = hashlib.sha256()
-    try:
-        with where.fs.open_input_stream(where.path) as stream:
-            while chunk := stream.read(READ_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise storage.explain(error, where) from error
-    return digest.hexdigest()
 
 
 class ShardWriter:

@@ -123,7 +123,7 @@ def verify(where: Location) -> str | None:
     while storage.exists(where / _manifest_name(rank)):
         files = json.loads(storage.read_text(where / _manifest_name(rank)))["files"]
         for name, facts in files.items():
-            if hashlib.sha256(storage.read_bytes(where / name)).hexdigest() != facts["sha256"]:
+            if storage.sha256(where / name) != facts["sha256"]:
                 return f"{name} is damaged (sha256 differs)"
         rank += 1
     return None

@@ -172,6 +172,12 @@ def test_a_resume_on_another_worker_count_goes_on_with_the_same_tokens(
     assert sequence(rows, "batch_digest") == sequence(unbroken[1], "batch_digest")
 
 
+def test_an_elastic_run_takes_as_many_workers_as_fit(unbroken, shards: str, tmp_path: Path) -> None:
+    outcome, rows, _ = run(settings(shards, tmp_path, scale__num_workers="[1, 2]"))
+    assert outcome.outcome == "finished" and rows[-1]["world_size"] == 2
+    assert sequence(rows, "batch_digest") == sequence(unbroken[1], "batch_digest")
+
+
 def test_the_run_folder_holds_what_the_contract_says(unbroken: tuple[Path, list[dict]]) -> None:
     folder = unbroken[0]
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "summary.json", "report.html", "plots"} <= {

@@ -1,0 +1,98 @@
+"""Every command of the README runs: the walk-through for real on small data, the big jobs as far as a dry run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from raygpt.cli import JOBS
+from tests.drills.program import ROOT, Program
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+# what keeps a run short; the README's own settings stay in force where they are not named here
+SMALL = {
+    "pretrain": ["--train.max_steps=6", "--train.log_every=2", "--track.wandb=off", "--eval.batches=1"],
+    "sample": ["--sample.max_new_tokens=12"],
+    "quickstart": ["--train.max_steps=6", "--eval.batches=1", "--sample.max_new_tokens=12"],
+}
+
+
+def of(*programs: str) -> list[list[str]]:
+    return [shlex.split(line, comments=True) for line in COMMANDS if shlex.split(line, comments=True)[0] in programs]
+
+
+def test_every_command_is_of_a_kind_that_is_tested() -> None:
+    kinds = {shlex.split(line, comments=True)[0] for line in COMMANDS}
+    assert kinds <= {"raygpt", "make", "ray", "python", "git", "cd", "wandb"}, kinds
+    assert {"raygpt", "make", "ray"} <= kinds
+
+
+def test_every_make_target_and_script_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for words in of("make"):
+        assert re.search(rf"^{words[1]}:", makefile, flags=re.M), words
+    for words in of("ray"):
+        assert words[:3] == ["ray", "job", "submit"]
+        json.loads(words[words.index("--runtime-env-json") + 1])
+        script = words[words.index("python") + 1]
+        assert (ROOT / script).is_file()
+        assert (ROOT / words[words.index("--config") + 1]).is_file()
+
+
+def test_the_benchmark_command_runs(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    commands = [words for words in of("python") if words[1:3] == ["-m", "raygpt.train.bench"]]
+    assert commands
+    for words in commands:
+        small = ["--preset=nano", "--seq_len=16", "--micro_batch=2", "--steps=2", "--device=cpu", "--precision=fp32"]
+        kept = [word for word in words[1:] if word != "--compile"]
+        done = subprocess.run([sys.executable, *kept, *small], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_walk_through_runs_from_beginning_to_end(
+    bucket: str, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raygpt.data.stdlib_corpus import documents
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    with open(tmp_path / "docs" / "some.jsonl", "w") as file:
+        for _, text in zip(range(120), documents()):
+            file.write(json.dumps({"text": text[:5000]}) + "\n")
+    from raygpt import storage
+
+    storage.write_bytes(storage.locate(bucket) / "text" / "some.jsonl", (tmp_path / "docs" / "some.jsonl").read_bytes())
+    (tmp_path / "input.txt").write_bytes((shared_data / "shakespeare" / "input.txt").read_bytes())
+    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    ran = set()
+    for words in of("raygpt"):
+        job = words[1]
+        assert job in JOBS or job.startswith("--"), words
+        arguments = [word.replace("s3://my-bucket", bucket) for word in words[1:]]
+        if "--data.tokenizer=gpt2" in arguments or (job == "prepare" and "s3" in " ".join(words)):
+            arguments = [word for word in arguments if not word.startswith("--data.tokenizer")]
+            arguments.append(f"--data.tokenizer={shared_data / 'gpt2_bpe'}")
+        if any("gpt2-" in word for word in arguments):
+            if job != "pretrain":
+                arguments.append("--print_config")
+            else:
+                arguments.append("--dry_run")
+        elif "--help" not in arguments:
+            arguments += [word for word in SMALL.get(job, []) if "--dry_run" not in arguments]
+        program = Program(*arguments)
+        assert program.finish(300) == 0, (words, program.output)
+        ran.add(job)
+    assert ran >= {"quickstart", "prepare", "pretrain", "evaluate", "sample", "export", "report"}

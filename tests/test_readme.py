@@ -1,0 +1,15 @@
+"""The README's settings reference is the code's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raygpt.reference import reference, replace
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def test_the_settings_reference_is_up_to_date() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert replace(text) == text, "run: python -m raygpt.reference README.md"
+    assert "`train.global_batch_tokens`" in reference()
