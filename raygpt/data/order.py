@@ -24,7 +24,9 @@ import numpy as np
 from raygpt.errors import UserError
 
 MAX_RUN_BYTES = 128 * 1024  # one ranged read; past this S3 throughput no longer grows with the request
-MIN_RUNS = 10_000  # below this an epoch would be shuffled too coarsely to learn as from single rows
+# Below this an epoch is shuffled too coarsely to learn as from single rows: with 14,000 runs of 4 rows of 64 tokens, 16
+# rows a step, the quick start's loss at step 500 was 4.66 instead of 4.52, for steps in a row saw the same files.
+MIN_RUNS = 100_000
 MAX_CHUNK_BYTES = 64 * 1024 * 1024  # one Ray Data block of one rank must stay below 128 MiB
 MAX_CHUNK_STEPS = 64
 

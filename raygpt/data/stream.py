@@ -8,6 +8,8 @@ the job instead of training on it.
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -79,6 +81,29 @@ def batches(source: Source, backend: str, first_step: int, last_step: int) -> It
         for part in tokens.reshape(chunk.steps, source.local_rows, -1):
             yield Batch(step, chunk.epoch, part)
             step += 1
+
+
+def started(stream: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, the first one fetched from now on in the background: a pipeline takes seconds to start."""
+    waiting: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(1)
+
+    def fetch() -> None:
+        try:
+            waiting.put((next(stream, None), None))
+        except BaseException as error:
+            waiting.put((None, error))
+
+    threading.Thread(target=fetch, daemon=True, name="first-batch").start()
+
+    def batches_from_the_first() -> Iterator[Batch]:
+        first, error = waiting.get()
+        if error is not None:
+            raise error
+        if first is not None:
+            yield first
+            yield from stream
+
+    return batches_from_the_first()
 
 
 @lru_cache(maxsize=4)

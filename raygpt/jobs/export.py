@@ -31,7 +31,8 @@ def run(config: Config, call: Call) -> int:
         card=describe(subject),
     )
     print(f"Exported to {target.uri}")
-    print(f'Load it: transformers.pipeline("text-generation", model="{target.uri}")' if target.is_local else "")
+    if target.is_local:
+        print(f'Load it: transformers.pipeline("text-generation", model="{target.uri}")')
     return 0
 
 

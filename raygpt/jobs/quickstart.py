@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from raygpt import storage
 from raygpt.cli import Call
 from raygpt.config import Config
@@ -50,9 +52,11 @@ def run(config: Config, call: Call) -> int:
     job = resolve(config)
     outcome = run_training(config, job, call.command)
     if outcome.outcome in ("stopped", "budget"):
-        return 0
+        return outcome.exit_status
 
     _say("\n4/5 Evaluation and samples")
+    # so small a model: where other processes share the cores, a second thread waits longer than it works
+    torch.set_num_threads(1)
     subject = open_subject(config)
     held_out = open_held_out(job.val_uri, subject.tokenizer)
     result = measure(config, subject, held_out)
@@ -65,6 +69,7 @@ def run(config: Config, call: Call) -> int:
     _say(f"    {page.uri}\n")
     _say(comparison(result, known))
     _say(closing(result, known))
+    _say("Yardsticks count training tokens: how often each occurs (unigram), and how often after each other (bigram).")
     _say("\nWhat to try next")
     for command, what in next_steps(config):
         _say(f"  {what}:\n    {command}")
@@ -78,7 +83,7 @@ def place_corpus(home: Location) -> Location:
         write_corpus(path)
         text = path.read_bytes()
     # without a time stamp inside, equal text is an equal file
-    data = gzip.compress(text, compresslevel=6, mtime=0)
+    data = gzip.compress(text, compresslevel=1, mtime=0)
     where = home / "corpus" / f"python-{hashlib.sha256(text).hexdigest()[:12]}.jsonl.gz"
     if storage.info(where).size != len(data):
         storage.write_bytes(where, data)

@@ -12,7 +12,7 @@ import torch
 from raygpt import hardware
 from raygpt.config import Config
 from raygpt.data.reader import TokenReader
-from raygpt.data.stream import Source, batches
+from raygpt.data.stream import Source, batches, started
 from raygpt.errors import UserError
 from raygpt.evaluate.perplexity import evaluate_tokens
 from raygpt.model.gpt import GPT, GPTConfig
@@ -75,6 +75,10 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     plan, run = assignment.plan, locate(assignment.run_uri)
     found = _choose_checkpoint(run, world, link)
     model, state = _build(assignment, config, found)
+    source = Source(assignment.train_uri, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
+    stream = batches(source, config.data.backend, state.step, plan.total_steps)
+    if state.step < plan.total_steps:
+        stream = started(stream)  # the model is built and rehearsed meanwhile
     model.to(world.device)
     # every rank draws its own dropout; a restored generator goes on where it was
     torch.manual_seed(config.run.seed * 1_000_003 + world.rank)
@@ -111,7 +115,6 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
             rank_state = saved["loss"]
     state.world_size, state.micro_batch_size = world.size, micro
     step_fn = TrainStep(wrapped, optimizer, precision, micro_batch_size=micro, grad_clip=config.optim.grad_clip)
-    source = Source(assignment.train_uri, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
     val_reader = TokenReader(assignment.val_uri, int(config.data.cache_gb * 1e9))
     evaluation_rows = config.eval.batches * plan.order.global_batch_rows if config.eval.batches else None
 
@@ -158,7 +161,6 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         evaluation_steps=(evaluation_rows or val_reader.total_tokens / plan.order.seq_len)
         / (3 * plan.order.global_batch_rows),
     )
-    stream = batches(source, config.data.backend, state.step, plan.total_steps)
     model.train()
     try:
         outcome = train(step_fn, stream, plan, state, world, hooks, options, evaluate, rank_state)

@@ -11,7 +11,7 @@ from raygpt.data.cache import BLOCK_BYTES, ShardCache
 from raygpt.data.order import Order
 from raygpt.data.reader import TokenReader
 from raygpt.data.shards import ShardWriter, TokenizerInfo
-from raygpt.data.stream import Source, batches
+from raygpt.data.stream import Source, batches, started
 
 SEQ = 8
 
@@ -116,3 +116,12 @@ def test_a_missing_row_ends_the_job(folder: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Source, "read", lambda self, chunk: (read(self, chunk)[0][::-1], read(self, chunk)[1]))
     with pytest.raises(RuntimeError, match="lost, repeated or out of order"):
         next(batches(source, "mmap", 0, 5))
+
+
+def test_a_stream_started_early_gives_the_same_batches_and_the_same_errors(folder: str) -> None:
+    source = Source(folder, order_of(folder), 0, 2)
+    early = [batch.tokens for batch in started(batches(source, "mmap", 3, 9))]
+    assert np.array_equal(early, [batch.tokens for batch in batches(source, "mmap", 3, 9)])
+    assert list(started(iter([]))) == []
+    with pytest.raises(ZeroDivisionError):
+        next(started(1 / 0 for _ in range(1)))

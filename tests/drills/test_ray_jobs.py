@@ -107,15 +107,15 @@ def test_a_submitted_job_trains_and_finishes(head: dict[str, str], tmp_path: Pat
     submit(head, "whole", *options(tmp_path, "whole", 12))
     output = wait(head, "whole", "Finished 12 steps")
     assert "Ray cluster at" in output and "step 12/12 100%" in output
-    wait(head, "whole", "SUCCEEDED", "status")
+    wait(head, "whole", "succeeded", "status")
 
 
 def test_ray_job_stop_saves_a_checkpoint_and_says_how_to_go_on(head: dict[str, str], tmp_path: Path) -> None:
-    submit(head, "stopped", *options(tmp_path, "r", 100_000))
-    wait(head, "stopped", "step 20/100000")
-    subprocess.run([RAY, "job", "stop", "--no-wait", "stopped"], env=head, check=True, capture_output=True)
-    output = wait(head, "stopped", "To go on:")
+    submit(head, "halted", *options(tmp_path, "r", 100_000))
+    wait(head, "halted", "step 20/100000")
+    subprocess.run([RAY, "job", "stop", "--no-wait", "halted"], env=head, check=True, capture_output=True)
+    output = wait(head, "halted", "To go on:")
     assert "checkpoint saved in" in output
     newest = checkpoint.complete_checkpoints(locate(tmp_path / "r"))[0]
     assert checkpoint.verify(newest) is None and (checkpoint.step_of(newest.name) or 0) >= 20
-    wait(head, "stopped", "STOPPED", "status")
+    wait(head, "halted", "stopped", "status")

@@ -217,6 +217,18 @@ def test_fp16_goes_on_with_its_loss_scale(ray_cluster: object, shards: str, tmp_
         assert sequence(rows, key) == sequence(whole, key)
 
 
+def test_training_starts_from_another_run_or_a_hugging_face_folder(unbroken, shards: str, tmp_path: Path) -> None:
+    from raygpt.model.huggingface import export_huggingface
+    from raygpt.train.weights import load
+
+    loaded = load(str(unbroken[0]))
+    export_huggingface(loaded.model, tmp_path / "hf", tokenizer_json=loaded.tokenizer.to_json(), eot_id=256)
+    short = {"train__max_steps": "2", "eval__every": "1", "model__dropout": "0", "optim__lr": "1e-9"}
+    for name, source in (("run", str(unbroken[0])), ("hf", str(tmp_path / "hf"))):
+        _, rows, _ = run(settings(shards, tmp_path / name, model__init_from=source, **short))
+        assert rows[0]["val_loss"] == pytest.approx(sequence(unbroken[1], "val_loss")[24], abs=1e-5)
+
+
 def test_a_complete_run_says_so_and_a_longer_one_goes_on(unbroken, shards: str, ray_cluster: object) -> None:
     config = settings(shards, unbroken[0].parent, scale__num_workers="2")
     outcome, _, text = run(config)

@@ -1,0 +1,78 @@
+"""The configs that are shipped: each loads for its jobs and says what its recipe says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raygpt.cli import JOBS, main
+from raygpt.model.gpt import GPTConfig
+from raygpt.model.presets import PRESETS
+from raygpt.settings import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+# name -> (rows per step, steps, peak, warm-up, parameters), worked out from the recipes by hand
+RECIPES = {
+    "gpt2-124m-fineweb": (512, 19_073, 6e-4, 715, 124_439_808),
+    # without biases: nanoGPT counts 124,337,664
+    "gpt2-124m-openwebtext": (480, 600_000, 6e-4, 2000, 124_337_664),
+    "gpt2-large-openwebtext": (512, 29_563, 2.5e-4, 715, 774_030_080),
+}
+
+
+def test_the_five_promised_configs_are_there() -> None:
+    assert {path.stem for path in CONFIGS} >= {*RECIPES, "quickstart", "shakespeare-bytes"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_each_passes_a_dry_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # the quick start's text is made by the job itself
+    more = ["--data.train=text.txt"] if path.stem == "quickstart" else []
+    assert main(["pretrain", "--config", str(path), "--dry_run", *more]) == 0
+    assert "Settings are sound" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_hold_their_numbers(name: str) -> None:
+    file = str(ROOT / "jobs" / "configs" / f"{name}.yaml")
+    config = load_config("pretrain", file, environ={})
+    assert load_config("prepare", file, environ={}) == config
+    rows, steps, peak, warmup, parameters = RECIPES[name]
+    assert config.run.name == name
+    assert config.train.global_batch_tokens == rows * 1024
+    assert (config.train.max_steps or (config.train.max_tokens or 0) // (rows * 1024)) == steps
+    assert (config.optim.lr, config.optim.warmup_steps) == (peak, warmup)
+    assert (config.optim.schedule, config.optim.min_lr_ratio, config.optim.weight_decay) == ("cosine", 0.1, 0.1)
+    assert config.optim.betas == (0.9, 0.95) and config.optim.grad_clip == 1.0
+    assert config.train.compile and config.train.micro_batch_size == "auto"
+    assert rows % config.scale.worker_range[1] == 0
+    assert config.data.train == config.prepare.output and config.data.tokenizer == "gpt2"
+    shape = GPTConfig.from_dict({**PRESETS[config.model.preset], "bias": config.model.bias})
+    assert shape.num_parameters() == parameters
+    text = Path(file).read_text()
+    for job in ("prepare", "pretrain"):
+        assert f"raygpt {job}" in text and f"--config jobs/configs/{name}.yaml" in text
+
+
+def test_sources_are_the_data_sets_the_names_promise() -> None:
+    fineweb, openwebtext, large = (
+        load_config("prepare", str(ROOT / "jobs" / "configs" / f"{name}.yaml"), environ={}).prepare for name in RECIPES
+    )
+    assert (fineweb.sources, fineweb.subset) == (["HuggingFaceFW/fineweb-edu"], "sample-10BT")
+    assert openwebtext.sources == large.sources == ["Skylion007/openwebtext"]
+    assert openwebtext.output == large.output  # prepared once for both
+
+
+def test_the_quick_start_inside_the_package_is_the_one_that_is_shipped() -> None:
+    inside = JOBS["quickstart"].config
+    assert inside is not None
+    assert Path(inside).read_text() == (ROOT / "jobs" / "configs" / "quickstart.yaml").read_text()
+
+
+def test_every_job_has_a_script() -> None:
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(JOBS)
+    for name in JOBS:
+        script = (ROOT / "jobs" / f"{name}.py").read_text()
+        assert f'main(["{name}", *sys.argv[1:]])' in script and len(script.splitlines()) < 15
