@@ -100,7 +100,7 @@ def alone(shards: str, shape: dict[str, int], steps: int, processes: int, folder
     arguments += [f"--{key}={value}" for key, value in shape.items()]
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     subprocess.run([*launcher, *arguments], check=True, capture_output=True)
     return json.loads(out.read_text())
 

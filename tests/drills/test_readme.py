@@ -23,7 +23,6 @@ COMMANDS = [
 SMALL = {
     "pretrain": ["--train.max_steps=6", "--train.log_every=2", "--track.wandb=off", "--eval.batches=1"],
     "sample": ["--sample.max_new_tokens=12"],
-    "quickstart": ["--train.max_steps=6", "--eval.batches=1", "--sample.max_new_tokens=12"],
 }
 
 
@@ -62,6 +61,7 @@ def test_the_benchmark_command_runs(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.timeout(900)
 def test_the_walk_through_runs_from_beginning_to_end(
     bucket: str, shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,4 +95,4 @@ def test_the_walk_through_runs_from_beginning_to_end(
         program = Program(*arguments)
         assert program.finish(300) == 0, (words, program.output)
         ran.add(job)
-    assert ran >= {"quickstart", "prepare", "pretrain", "evaluate", "sample", "export", "report"}
+    assert ran >= {"prepare", "pretrain", "evaluate", "sample", "export", "report"}
