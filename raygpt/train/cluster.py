@@ -23,7 +23,7 @@ def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_byt
     address, or too few CPUs for the job.
     """
     os.environ.setdefault(
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2"
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
     )  # a report waits for the next check: 2 s by default
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
