@@ -23,6 +23,8 @@ from raygpt.train.step import TrainStep
 CPU = torch.device("cpu")
 STEPS = 500
 
+pytestmark = pytest.mark.timeout(600)
+
 
 class Single(Order):
     """A full shuffle: every row a run of its own."""

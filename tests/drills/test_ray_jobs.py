@@ -18,6 +18,8 @@ from raygpt.storage import locate
 from raygpt.train import checkpoint
 from tests.drills.program import ROOT
 
+pytestmark = pytest.mark.timeout(600)
+
 RAY = str(Path(sys.executable).with_name("ray"))
 # three seconds, Ray's default between SIGTERM and SIGKILL, are too few to save a large model
 RUNTIME = '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}, "excludes": [".venv/", ".cache/", "runs/", ".git/"]}'
