@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 
 from raygpt import storage
 from raygpt.config import Config
@@ -56,7 +55,7 @@ def manifests(train: str, val: str) -> tuple[Manifest, Manifest]:
     return first, second
 
 
-def raw_sources(uri: str, exists: Callable[[str], bool] | None = None) -> list[str]:
+def raw_sources(uri: str) -> list[str]:
     """Sources of raw text that a data setting names."""
     return [part.strip() for part in uri.split(",") if part.strip()]
 
