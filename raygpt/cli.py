@@ -6,7 +6,7 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,18 @@ from raygpt.settings import dump, known_keys, load_config
 
 @dataclass(frozen=True)
 class Job:
-    """One job: where its `run(config, call)` lives, which sections it reads, and the file it takes without --config."""
+    """One job: where its `run(config, call)` lives, which sections it reads, and the file it takes without --config.
+
+    `base` is a file below the user's own: settings that only this job starts from. `aliases` are short options.
+    """
 
     module: str
     summary: str
     sections: tuple[str, ...]
     flags: tuple[str, ...] = ()
     config: str | None = None
+    base: str | None = None
+    aliases: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,15 +47,36 @@ JOBS = {
         ("run", "scale", "model", "prepare", "data", "optim", "train", "eval", "track", "sample"),
         config=str(Path(__file__).parent / "jobs" / "quickstart.yaml"),
     ),
-    "prepare": Job("raygpt.jobs.prepare", "documents to token shards", ("prepare", "data", "scale")),
+    "prepare": Job(
+        "raygpt.jobs.prepare",
+        "documents to token shards",
+        ("prepare", "data", "scale"),
+        ("from_txt",),
+        aliases=(("from_txt", "prepare.sources"),),
+    ),
     "pretrain": Job(
         "raygpt.jobs.pretrain",
         "train GPT-2 on token shards",
-        ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track"),
-        ("dry_run",),
+        ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan"),
+        ("dry_run", "print_deepspeed"),
+    ),
+    "finetune": Job(
+        "raygpt.jobs.finetune",
+        "fine-tune a GPT-2 on your own documents",
+        ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan"),
+        ("dry_run", "print_deepspeed"),
+        base=str(Path(__file__).parent / "jobs" / "finetune.yaml"),
+    ),
+    "plan": Job(
+        "raygpt.jobs.plan",
+        "what a training run needs and whether it fits, without starting it",
+        ("plan", "scale", "model", "data", "train", "run"),
     ),
     "evaluate": Job(
-        "raygpt.jobs.evaluate", "validation loss, perplexity, bits per byte", ("run", "model", "data", "eval", "train")
+        "raygpt.jobs.evaluate",
+        "validation loss, perplexity, bits per byte; --base and --tuned: what fine-tuning bought",
+        ("run", "scale", "model", "data", "prepare", "eval", "train", "compare"),
+        aliases=(("base", "compare.base"), ("tuned", "compare.tuned")),
     ),
     "sample": Job("raygpt.jobs.sample", "write text with a model", ("run", "model", "data", "sample")),
     "export": Job("raygpt.jobs.export", "write a Hugging Face folder", ("run", "model", "data", "export")),
@@ -84,11 +110,11 @@ def _run(name: str, words: list[str]) -> int:
 
         close = difflib.get_close_matches(name, JOBS, n=1)
         raise UserError(f"{name!r} is no job{f': did you mean {close[0]}?' if close else ''} (jobs: {', '.join(JOBS)})")
-    file, options, flags = parse(words, ("print_config", "help", *job.flags))
+    file, options, flags = parse(words, ("print_config", "help", *job.flags), dict(job.aliases))
     if "help" in flags:
         print(job_help(name))
         return 0
-    config = load_config(name, file or job.config, options, check="print_config" not in flags)
+    config = load_config(name, file or job.config, options, check="print_config" not in flags, base=job.base)
     if "print_config" in flags:
         print(dump(config), end="")
         return 0
@@ -97,8 +123,13 @@ def _run(name: str, words: list[str]) -> int:
     return run(config, Call(frozenset(flags), command))
 
 
-def parse(words: Sequence[str], flags: Sequence[str]) -> tuple[str | None, dict[str, str], set[str]]:
-    """(--config file, {dotted key: text}, flags given) from `--key=value`, `--key value` and `--flag`."""
+def parse(
+    words: Sequence[str], flags: Sequence[str], aliases: Mapping[str, str] | None = None
+) -> tuple[str | None, dict[str, str], set[str]]:
+    """(--config file, {dotted key: text}, flags given) from `--key=value`, `--key value` and `--flag`.
+
+    A name that is a flag and an alias takes a value where one follows.
+    """
     file, options, given = None, {}, set()
     rest = list(words)
     while rest:
@@ -109,9 +140,12 @@ def parse(words: Sequence[str], flags: Sequence[str]) -> tuple[str | None, dict[
         if not word.startswith("--"):
             raise UserError(f"{word!r} is no option: settings are written --section.key=value.")
         key, equals, value = word[2:].partition("=")
-        if not equals and key.replace("-", "_") in flags:
-            given.add(key.replace("-", "_"))
-            continue
+        name = key.replace("-", "_")
+        target = (aliases or {}).get(name)
+        if name in flags:
+            given.add(name)
+            if not equals and (target is None or not rest or rest[0].startswith("--")):
+                continue
         if not equals:
             if not rest:
                 raise UserError(f"--{key} needs a value: write --{key}=value.")
@@ -119,7 +153,7 @@ def parse(words: Sequence[str], flags: Sequence[str]) -> tuple[str | None, dict[
         if key == "config":
             file = value
         else:
-            options[key] = value
+            options[target or key] = value
     return file, options, given
 
 
@@ -136,7 +170,9 @@ def job_help(name: str) -> str:
     ]
     width = min(100, int(os.environ.get("COLUMNS", "100")))
     # a job with a file of its own starts from that
-    own = load_config(name, job.config, environ={}).to_dict() if job.config else None
+    own = None
+    if job.config or job.base:
+        own = load_config(name, job.config, environ={}, check=False, base=job.base).to_dict()
     for section in job.sections:
         lines += ["", f"{section}: {Config.model_fields[section].description}"]
         for key, allowed, description, default in known_keys():

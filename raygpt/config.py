@@ -59,6 +59,9 @@ class Model(Section):
         "random",
         description="weights: random, a Hugging Face id or folder, or a run folder or checkpoint (path or s3://)",
     )
+    lora_rank: int = Field(0, description="train low-rank adapters of this rank instead of all weights; 0: all", ge=0)
+    lora_alpha: float | None = Field(None, description="scale of the adapters; none: twice their rank", gt=0)
+    lora_dropout: float = Field(0.0, description="dropout before the adapters", ge=0, lt=1)
 
 
 class Prepare(Section):
@@ -70,13 +73,20 @@ class Prepare(Section):
     val_split: Literal["documents", "tail"] = Field(
         "documents", description="hold out whole documents, or the last part (tail) of every document"
     )
+    val_sources: list[str] = Field(
+        [], description="documents held out for validation, instead of a share of prepare.sources"
+    )
+    split_text: bool = Field(
+        False, description="cut text files into documents at their own breaks (marks, form feeds, blank lines)"
+    )
+    max_document_mb: float = Field(256, description="a longer document is refused: it has to fit memory", gt=0)
     shard_tokens: int = Field(2**24, description="tokens per shard file", ge=1024)
     max_documents: int | None = Field(None, description="stop after this many documents", ge=1)
     encoding_errors: Literal["strict", "replace"] = Field(
         "strict", description="invalid UTF-8 ends the job (strict) or becomes U+FFFD (replace)"
     )
 
-    @field_validator("sources", mode="before")
+    @field_validator("sources", "val_sources", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -85,7 +95,12 @@ class Prepare(Section):
 class Data(Section):
     train: str | None = Field(None, description="token shard folder, or raw text prepared on first use")
     val: str | None = Field(None, description="validation shard folder; none: the val/ beside train/")
-    tokenizer: str = Field("gpt2", description="gpt2, bytes, train:<vocab_size>, or a folder with a tokenizer")
+    text_column: str | None = Field(
+        None, description="column or key of raw data.train and data.val; none: prepare.text_column"
+    )
+    tokenizer: str = Field(
+        "gpt2", description="gpt2, bytes, train:<vocab_size>, a folder with a tokenizer, or base: model.init_from's own"
+    )
     seq_len: int | None = Field(None, description="tokens per training row; none: model.seq_len", ge=1)
     backend: Literal["ray", "mmap"] = Field("ray", description="read through Ray Data, or with numpy in the worker")
     cache_gb: float = Field(20, description="local disk kept per machine for shards read from S3; 0 turns it off", ge=0)
@@ -116,13 +131,20 @@ class Train(Section):
     micro_batch_size: int | Literal["auto"] = Field("auto", description="rows per forward pass of one worker")
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field("auto", description="arithmetic of the model")
     compile: bool = Field(False, description="torch.compile the model")
-    strategy: Literal["ddp"] = Field("ddp", description="how workers share the work")
+    strategy: Literal["ddp", "zero1", "zero2", "zero3"] = Field(
+        "ddp", description="what workers share out (DeepSpeed ZeRO): 1 optimizer state, 2 gradients too, 3 weights too"
+    )
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none", description="kept in host memory: nothing, the optimizer's part, or the weights too (zero3)"
+    )
+    deepspeed: dict[str, Any] = Field({}, description="DeepSpeed settings that override the derived ones, key by key")
     activation_checkpointing: bool = Field(
         False, description="recompute activations: less memory, about a third more work"
     )
     log_every: int = Field(10, description="steps between log lines", ge=1)
     checkpoint_every: int = Field(500, description="steps between checkpoints; 0: only at the end", ge=0)
     keep_checkpoints: int = Field(2, description="newest checkpoints kept (the best one is kept besides)", ge=1)
+    save_best: bool = Field(False, description="save whenever an evaluation is the best so far")
     max_failures: int = Field(
         3, description="restarts after a lost worker before the job gives up; -1: no limit", ge=-1
     )
@@ -132,6 +154,11 @@ class Train(Section):
 class Eval(Section):
     every: int = Field(250, description="steps between evaluations; 0: only at the end", ge=0)
     batches: int | None = Field(None, description="global batches per evaluation, evenly spaced; none: all", ge=1)
+    first: bool = Field(False, description="evaluate before the first step: where training starts from")
+    patience: int | None = Field(
+        None, description="stop after this many evaluations in a row without a better loss; none: never", ge=1
+    )
+    min_delta: float = Field(0.0, description="nats per token by which a loss must be better to count as better", ge=0)
 
 
 class Track(Section):
@@ -160,6 +187,34 @@ class Sample(Section):
 
 class Export(Section):
     output: str | None = Field(None, description="Hugging Face folder to write; none: export/ in the run folder")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="type of the written weights")
+    shard_gb: float = Field(2, description="largest weight file; also about the memory that exporting takes", gt=0)
+
+
+class Plan(Section):
+    gpu: str | None = Field(None, description="GPU to plan for, such as V100, or cpu; none: what the cluster has")
+    gpu_memory_gb: float | None = Field(None, description="memory of one GPU in GB; none: that of the GPU", gt=0)
+    gpus_per_host: int | None = Field(None, description="workers on one machine; none: all there are", ge=1)
+    host_memory_gb: float | None = Field(None, description="memory of one machine in GB; none: this machine's", gt=0)
+    disk_gb: float | None = Field(None, description="room for checkpoints in GB; none: what is free", gt=0)
+    check: Literal["refuse", "warn", "off"] = Field(
+        "refuse", description="what a training job does when it will not fit: refuse, warn, or not look"
+    )
+
+
+class Compare(Section):
+    base: str | None = Field(None, description="model before fine-tuning (run, checkpoint, Hugging Face folder or id)")
+    tuned: str | None = Field(None, description="model after fine-tuning; a run folder or name in run.storage")
+    domain: str | None = Field(None, description="held-out text of the domain; none: the tuned run's validation data")
+    general: str | None = Field(None, description="general text, to measure what was forgotten; none: not measured")
+    terms: str | None = Field(None, description="file with one domain term per line; none: mined from the text")
+    num_terms: int = Field(20, description="terms probed", ge=1)
+    documents: int = Field(300, description="documents per text that losses are taken over, evenly spaced", ge=2)
+    resamples: int = Field(2000, description="bootstrap resamples behind the confidence intervals", ge=100)
+    samples: int = Field(4, description="pairs of samples, prompted with beginnings of held-out documents", ge=0)
+    sample_tokens: int = Field(120, description="tokens per sample", ge=1)
+    overlap_tokens: int = Field(16, description="shortest verbatim overlap with training text that is shown", ge=4)
+    output: str | None = Field(None, description="folder of the page; none: comparison/ in the tuned run's folder")
 
 
 class Config(Section):
@@ -176,6 +231,8 @@ class Config(Section):
     track: Track = Field(default_factory=Track, description="trackers and cost")
     sample: Sample = Field(default_factory=Sample, description="`raygpt sample`")
     export: Export = Field(default_factory=Export, description="`raygpt export`")
+    plan: Plan = Field(default_factory=Plan, description="`raygpt plan`: will it fit?")
+    compare: Compare = Field(default_factory=Compare, description="`raygpt evaluate --base … --tuned …`")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, as saved in config.yaml. Holds no credentials: none can be set here."""
@@ -190,11 +247,20 @@ def problems(config: Config, job: str) -> list[tuple[str, str]]:
             found.append(("prepare.sources", "is not set: name files, folders, s3:// URIs or Hugging Face ids"))
         if not config.prepare.output:
             found.append(("prepare.output", "is not set: name the folder that gets train/ and val/"))
-    if job == "pretrain":
+    if job in ("pretrain", "finetune"):
         if not config.data.train:
             found.append(("data.train", "is not set: name a shard folder or raw text"))
         found += _length_problems(config.train)
+    if job in ("pretrain", "finetune", "plan"):
         found += _scale_problems(config)
+        found += _strategy_problems(config)
+    if job == "finetune" and config.model.init_from == "random":
+        found.append(("model.init_from", "is not set: name the model to fine-tune (a run, a Hugging Face folder or id)"))
+    if job == "evaluate" and bool(config.compare.base) != bool(config.compare.tuned):
+        given, other = ("base", "tuned") if config.compare.base else ("tuned", "base")
+        found.append((f"compare.{other}", f"is not set but compare.{given} is: a comparison needs both"))
+    if config.data.tokenizer == "base" and config.model.init_from == "random" and job != "prepare":
+        found.append(("data.tokenizer", "is base but model.init_from names no model: name a tokenizer"))
     if config.optim.warmup_steps is not None and config.optim.warmup_fraction is not None:
         found.append(("optim.warmup_steps", "and optim.warmup_fraction are both set: keep one"))
     if config.optim.schedule == "wsd" and (config.optim.warmup_fraction or 0) + config.optim.decay_fraction > 1:
@@ -227,3 +293,23 @@ def _scale_problems(config: Config) -> list[tuple[str, str]]:
     if not 1 <= low <= high:
         return [("scale.num_workers", "must be at least 1, and a range must go upwards")]
     return []
+
+
+def _strategy_problems(config: Config) -> list[tuple[str, str]]:
+    train, found = config.train, []
+    if train.offload != "none" and train.strategy == "ddp":
+        found.append(("train.offload", "needs DeepSpeed: set train.strategy to zero1, zero2 or zero3"))
+    if train.offload == "all" and train.strategy in ("zero1", "zero2"):
+        found.append(("train.offload", f"is all but train.strategy={train.strategy} keeps whole weights: set zero3"))
+    if train.deepspeed and train.strategy == "ddp":
+        found.append(("train.deepspeed", "has no effect with train.strategy=ddp: set zero1, zero2 or zero3"))
+    if train.compile and train.strategy != "ddp":
+        found.append(("train.compile", "is not supported with DeepSpeed: set it to false or train.strategy to ddp"))
+    if config.model.lora_rank and train.strategy != "ddp":
+        found.append(("model.lora_rank", "needs train.strategy=ddp: adapters leave ZeRO nothing to share out"))
+    low, high = config.scale.worker_range
+    if train.strategy != "ddp" and low != high:
+        found.append(
+            ("scale.num_workers", "must be one number with DeepSpeed: a resume may use another one, a run not change it")
+        )
+    return found

@@ -47,14 +47,22 @@ def load_config(
     options: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     check: bool = True,
+    base: str | None = None,
 ) -> Config:
-    """The validated config of one job. Raises UserError listing every problem found in any source."""
+    """The validated config of one job. Raises UserError listing every problem found in any source.
+
+    `base` is a file of the job's own defaults; of its settings those give way whose alternative the user sets.
+    """
     settings = Settings()
+    if base is not None:
+        _read_file(settings, base)
+    own = dict(settings.origins)
     if file is not None:
         _read_file(settings, file)
     bad = _read_environment(settings, os.environ if environ is None else environ)
     for key, text in (options or {}).items():
         settings.set_text(key, text, f"--{key}")
+    _give_way(settings, own)
     config, errors = _validate(settings)
     errors = bad + errors
     if config is not None and check:
@@ -62,6 +70,22 @@ def load_config(
     if errors or config is None:
         raise UserError("\n".join(errors))
     return config
+
+
+# Settings of which one at most may be set.
+ALTERNATIVES = (
+    ("train.max_steps", "train.max_tokens", "train.epochs"),
+    ("optim.warmup_steps", "optim.warmup_fraction"),
+)
+
+
+def _give_way(settings: Settings, own: Mapping[str, str]) -> None:
+    """Drop a job's own default where the user set one of its alternatives."""
+    for group in ALTERNATIVES:
+        if any(key in settings.origins and settings.origins[key] != own.get(key) for key in group):
+            for key in group:
+                if key in own and settings.origins[key] == own[key]:
+                    del settings.values[key], settings.origins[key]
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
@@ -99,6 +123,8 @@ def describe_type(annotation: Any) -> str:
         return " | ".join("none" if part is type(None) else describe_type(part) for part in get_args(annotation))
     if origin is list:
         return f"list of {describe_type(get_args(annotation)[0])}"
+    if origin is dict:
+        return "mapping"
     if origin is tuple:
         return "[" + ", ".join(describe_type(part) for part in get_args(annotation)) + "]"
     return {bool: "true | false", int: "int", float: "number", str: "text"}.get(annotation, str(annotation))
