@@ -86,7 +86,10 @@ def evaluate_tokens(
     if max_rows is not None and max_rows < all_rows:
         rows = np.arange(max_rows) * all_rows // max_rows
     mine = rows[rank * len(rows) // world_size : (rank + 1) * len(rows) // world_size]
-    loss_sum, tokens = _sum_losses(model, _batches(reader, mine, seq_len, batch_rows), torch.device(device), autocast)
+    # every rank makes the same number of passes, the last one maybe on nothing: weights of ZeRO-3 take all ranks
+    passes = math.ceil(math.ceil(len(rows) / world_size) / batch_rows)
+    blocks = _batches(reader, mine, seq_len, batch_rows, passes)
+    loss_sum, tokens = _sum_losses(model, blocks, torch.device(device), autocast)
     if reduce is not None:
         loss_sum, tokens_summed = reduce(loss_sum, float(tokens))
         tokens = round(tokens_summed)
@@ -154,10 +157,17 @@ def _check_vocabulary(model: nn.Module, reader: TokenSource) -> None:
     )
 
 
-def _batches(reader: TokenSource, rows: np.ndarray, seq_len: int, batch_rows: int) -> Iterator[np.ndarray]:
-    """(n, seq_len + 1) int64 arrays of rows, read one ahead of where they are used; -100 after the stream's end."""
+def _batches(
+    reader: TokenSource, rows: np.ndarray, seq_len: int, batch_rows: int, passes: int
+) -> Iterator[np.ndarray]:
+    """(n, seq_len + 1) int64 arrays of rows, read one ahead of where they are used; -100 after the stream's end.
+
+    `passes` of them: where the rows do not suffice, the rest are one row of nothing.
+    """
     chunks = [rows[begin : begin + batch_rows] for begin in range(0, len(rows), batch_rows)]
+    nothing = np.full((1, seq_len + 1), IGNORE_INDEX, dtype=np.int64)
     if not chunks:
+        yield from [nothing] * passes
         return
     with ThreadPoolExecutor(1, thread_name_prefix="evaluation-read") as pool:
         ahead = pool.submit(_read, reader, chunks[0], seq_len)
@@ -166,6 +176,7 @@ def _batches(reader: TokenSource, rows: np.ndarray, seq_len: int, batch_rows: in
             if following is not None:
                 ahead = pool.submit(_read, reader, following, seq_len)
             yield batch
+    yield from [nothing] * (passes - len(chunks))
 
 
 def _read(reader: TokenSource, rows: np.ndarray, seq_len: int) -> np.ndarray:

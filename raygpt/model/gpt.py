@@ -7,6 +7,7 @@ Linear weights lie [out, in]; Hugging Face's Conv1D keeps the transpose (see hug
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from raygpt.errors import UserError
 
 IGNORE_INDEX = -100  # a target with this value adds nothing to the loss
 INIT_STD = 0.02
+LOGIT_ROWS = 1024  # tokens whose logits exist at a time under activation checkpointing
 VOCAB_MULTIPLE = 128  # matrix sides in multiples of 128 fill tensor-core tiles: 50257 becomes 50304
 
 Reduction = Literal["mean", "sum", "none"]
@@ -163,7 +165,8 @@ class Attention(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         b, t, c = x.shape
         fused = self.c_attn(x)
-        if fused.device.type == "cpu" and fused.dtype == torch.bfloat16:
+        half = fused.dtype
+        if fused.device.type == "cpu" and half in (torch.bfloat16, torch.float16):
             # torch's bf16 attention on the CPU takes 7 times as long backwards as its fp32 one (measured, 2.13)
             fused = fused.float()
         query, key, value = (
@@ -185,7 +188,10 @@ class Attention(nn.Module):
                 # a single new token sees everything in the cache; is_causal would show it the first key only
                 is_causal=mask is None and t == key.size(2),
             )
-        return F.dropout(self.c_proj(y.transpose(1, 2).reshape(b, t, c)), self.dropout, self.training)
+        y = y.transpose(1, 2).reshape(b, t, c)
+        if not torch.is_autocast_enabled(y.device.type):
+            y = y.to(half)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
 
 
 class MLP(nn.Module):
@@ -225,8 +231,9 @@ class GPT(nn.Module):
     autocast, DDP, torch.compile and on the meta device (then `to_empty` and `init_weights`).
     """
 
-    def __init__(self, config: GPTConfig, activation_checkpointing: bool = False) -> None:
-        """`activation_checkpointing` keeps only the input of every block and computes the rest again backwards."""
+    def __init__(self, config: GPTConfig, activation_checkpointing: bool = False, initialise: bool = True) -> None:
+        """`activation_checkpointing` keeps only the input of every block, and of the output matrix, and computes the
+        rest again backwards. Without `initialise` the weights hold whatever was in memory."""
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
@@ -235,7 +242,9 @@ class GPT(nn.Module):
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.lm_head = Head(config)
-        self.init_weights()
+        self.tie()
+        if initialise:
+            self.init_weights()
 
     def tie(self) -> None:
         """Makes the output matrix the token embedding where the config says so.
@@ -247,24 +256,11 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """GPT-2's initialisation from torch's global generator.
-
-        Normal with std 0.02, biases zero; the projections that add to the residual stream are divided by
-        sqrt(2 n_layer), so that its variance does not grow with depth. Padding rows are zero and stay so.
-        """
+        """GPT-2's initialisation from torch's global generator; see `initial_weights`."""
         self.tie()
-        for name, module in self.named_modules():
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, Linear | Embedding):
-                if module is self.lm_head and self.config.tie_weights:
-                    continue
-                scale = 1 / math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj") else 1.0
-                module.weight.normal_(0.0, INIT_STD * scale)
-                if isinstance(module, Linear) and module.bias is not None:
-                    module.bias.zero_()
-        self.wte.weight[self.config.vocab_size :] = 0.0
-        self.lm_head.weight[self.config.vocab_size :] = 0.0
+        parameters = dict(self.named_parameters())
+        for name, value in initial_weights(self.config):
+            parameters[name].copy_(value)
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """Final hidden states (B, T, C) of tokens (B, T) int64, normalised: what the output matrix takes.
@@ -283,7 +279,7 @@ class GPT(nn.Module):
         x = self.wte(tokens) + self.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.h:
-            if self.activation_checkpointing and torch.is_grad_enabled() and cache is None:
+            if self._checkpoints and cache is None:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x, cache)
@@ -303,13 +299,30 @@ class GPT(nn.Module):
         targets[b, t] is the token after tokens[b, t]; -100 is ignored. The loss is float32 whatever the
         autocast: "mean" over the targets not ignored (nan when there is none), "sum", or "none" (B, T).
         """
-        logits = self.lm_head(self.hidden(tokens, cache))
+        hidden = self.hidden(tokens, cache)
         if targets is None:
-            return logits[..., : self.config.vocab_size]
-        loss = F.cross_entropy(
-            logits.flatten(0, 1).float(), targets.reshape(-1), ignore_index=IGNORE_INDEX, reduction=reduction
-        )
+            return self.lm_head(hidden)[..., : self.config.vocab_size]
+        if self._checkpoints and reduction == "mean":
+            return self._mean_loss_in_pieces(hidden.flatten(0, 1), targets.reshape(-1))
+        loss = self._loss(hidden.flatten(0, 1), targets.reshape(-1), reduction)
         return loss.view_as(targets) if reduction == "none" else loss
+
+    @property
+    def _checkpoints(self) -> bool:
+        return self.activation_checkpointing and torch.is_grad_enabled()
+
+    def _loss(self, hidden: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
+        """Loss of (N, C) hidden states and (N,) targets."""
+        logits = self.lm_head(hidden).float()
+        return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
+
+    def _mean_loss_in_pieces(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The mean over all targets without ever holding all logits: 8 rows of 1024 tokens make 1.6 GB of them, three
+        times over."""
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for piece, wanted in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS)):
+            total = total + checkpoint(self._loss, piece, wanted, "sum", use_reentrant=False)
+        return total / (targets != IGNORE_INDEX).sum()
 
     def num_parameters(self, non_embedding: bool = False) -> int:
         """See GPTConfig.num_parameters."""
@@ -318,3 +331,27 @@ class GPT(nn.Module):
     def flops_per_token(self, seq_len: int | None = None) -> int:
         """See GPTConfig.flops_per_token."""
         return self.config.flops_per_token(seq_len)
+
+
+def initial_weights(config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+    """(name, fp32 value on the CPU) of every parameter as GPT-2 starts, one at a time, from torch's global generator.
+
+    Normal with std 0.02, biases zero; the projections that add to the residual stream are divided by
+    sqrt(2 n_layer), so that its variance does not grow with depth. Padding rows are zero and stay so.
+    """
+    with torch.device("meta"):
+        model = GPT(config, initialise=False)
+    for prefix, module in model.named_modules():
+        if module is model.lm_head and config.tie_weights:
+            continue
+        scale = 1 / math.sqrt(2 * config.n_layer) if prefix.endswith("c_proj") else 1.0
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias":
+                value = torch.zeros(parameter.shape, device="cpu")
+            elif isinstance(module, nn.LayerNorm):
+                value = torch.ones(parameter.shape, device="cpu")
+            else:
+                value = torch.empty(parameter.shape, device="cpu").normal_(0.0, INIT_STD * scale)
+            if module in (model.wte, model.lm_head):
+                value[config.vocab_size :] = 0.0
+            yield f"{prefix}.{name}", value

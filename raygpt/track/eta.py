@@ -24,16 +24,22 @@ class Eta:
 
     Evaluations fall on multiples of `eval_every`, checkpoints on multiples of `checkpoint_every`
     (0 = none), and both once more on the last step. Until an evaluation has been observed it is taken
-    to cost `evaluation_steps` training steps.
+    to cost `evaluation_steps` training steps, until a checkpoint has, `checkpoint_seconds`.
     """
 
     def __init__(
-        self, total_steps: int, eval_every: int = 0, checkpoint_every: int = 0, evaluation_steps: float = 0.0
+        self,
+        total_steps: int,
+        eval_every: int = 0,
+        checkpoint_every: int = 0,
+        evaluation_steps: float = 0.0,
+        checkpoint_seconds: float = 0.0,
     ) -> None:
         self.total_steps = total_steps
         self.eval_every = eval_every
         self.checkpoint_every = checkpoint_every
         self.evaluation_steps = evaluation_steps
+        self.checkpoint_seconds = checkpoint_seconds
         self._seen = 0
         self._last_step: int | None = None
         self._paces: deque[tuple[float, int]] = deque(maxlen=WINDOW)  # (seconds per step, steps it was taken over)
@@ -73,7 +79,9 @@ class Eta:
         evaluation = _typical(self._evaluations)
         if evaluation is None:
             evaluation = self.evaluation_steps * pace
-        checkpoint = _typical(self._checkpoints) or 0.0
+        checkpoint = _typical(self._checkpoints)
+        if checkpoint is None:
+            checkpoint = self.checkpoint_seconds
         return (
             steps * pace
             + self._remaining(step, self.eval_every) * evaluation

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 BAR_CELLS = 20
 DEFAULT_COLUMNS = 100
 # What a narrow terminal goes without, in this order; step and loss stay.
-DROPPED_FIRST = ("lr", "data", "mfu", "cost", "speed", "val", "bar", "eta")
+DROPPED_FIRST = ("lr", "data", "mfu", "skipped", "cost", "speed", "val", "bar", "eta")
 
 
 class Progress:
@@ -96,6 +96,9 @@ def _figures(record: Mapping[str, Any], total_steps: int) -> dict[str, str]:
         figures["val"] = f"val {record['val_loss']:.2f}"
     if "lr" in record:
         figures["lr"] = f"lr {_short_scientific(record['lr'])}"
+    if "skipped_steps" in record:
+        scale = f" (loss scale {record['loss_scale']:g})" if "loss_scale" in record else ""
+        figures["skipped"] = f"skipped {record['skipped_steps']}{scale}"
     if "tokens_per_second" in record:
         figures["speed"] = f"{human_count(record['tokens_per_second'])} tok/s"
     if "mfu" in record:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -36,6 +35,7 @@ class Resolved:
     plan: TrainPlan
     done_steps: int
     tokenizer_json: bytes
+    stopped_early: bool = False
 
 
 def run_location(config: Config) -> Location:
@@ -79,7 +79,7 @@ def resolve(config: Config) -> Resolved:
         "tokenizer_sha256": train.tokenizer.sha256,
         "model": model.to_dict(),
     }
-    done = _earlier_run(config, run, facts)
+    earlier = _earlier_run(config, run, facts)
     return Resolved(
         run,
         train_uri,
@@ -88,8 +88,9 @@ def resolve(config: Config) -> Resolved:
         val,
         model,
         TrainPlan(order, schedule, steps),
-        done,
+        earlier.step if earlier else 0,
         storage.read_bytes(storage.locate(train_uri) / TOKENIZER),
+        earlier.stopped_early if earlier else False,
     )
 
 
@@ -124,23 +125,20 @@ def _shape_of(init_from: str, seq_len: int | None) -> dict[str, Any]:
     where = checkpoint.locate_checkpoint(init_from)
     if where is not None:
         return checkpoint.read_state(where).model
-    from raygpt.model.huggingface import read_config
+    from raygpt.model.huggingface import open_folder, read_config
 
-    if Path(init_from).is_dir():
-        return read_config(Path(init_from), seq_len=seq_len).to_dict()
-    from raygpt.model.huggingface import load_huggingface
-
-    return load_huggingface(init_from, seq_len=seq_len).config.to_dict()
+    with open_folder(init_from, weights=False) as folder:
+        return read_config(folder, seq_len=seq_len).to_dict()
 
 
-def _earlier_run(config: Config, run: Location, facts: dict[str, Any]) -> int:
+def _earlier_run(config: Config, run: Location, facts: dict[str, Any]) -> checkpoint.RunState | None:
     found = checkpoint.complete_checkpoints(run)
     if config.run.resume == "must" and not found:
         raise UserError(f"run.resume=must but {run.uri} has no complete checkpoint: check run.storage and run.name.")
     if config.run.resume == "never" and (found or storage.exists(run / "config.yaml")):
         raise UserError(f"run.resume=never but run {run.uri} exists already: choose another run.name.")
     if not found:
-        return 0
+        return None
     state = checkpoint.read_state(found[0])
     saved = {
         "fingerprint": state.fingerprint,
@@ -149,4 +147,4 @@ def _earlier_run(config: Config, run: Location, facts: dict[str, Any]) -> int:
         "config": yaml.safe_load(storage.read_text(found[0] / "config.yaml")),
     }
     check_resume(run, saved, config.to_dict(), facts, ignore_fingerprint=config.data.ignore_fingerprint)
-    return state.step
+    return state

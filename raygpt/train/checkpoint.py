@@ -3,6 +3,7 @@
     step_00000100/
       model.safetensors      weights, fp32, vocabulary padded as inside the model
       optimizer.safetensors  AdamW's moments by parameter name
+      zero-00000.safetensors with ZeRO instead of these two: one rank's part of both (see pieces.py)
       state.json             step, data position, totals, scaler, W&B id, fingerprints
       config.yaml            the resolved config
       tokenizer.json
@@ -20,20 +21,20 @@ import json
 import os
 import random
 import re
-import shutil
-import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pyarrow import fs as pafs
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save_file
 
 from raygpt import storage
 from raygpt.errors import UserError
+from raygpt.model.tensorfile import Spec, write_tensors
 from raygpt.storage import Location
+from raygpt.train.pieces import CheckpointTensors
 
 FOLDER = "checkpoints"
 VERSION = 1
@@ -57,6 +58,8 @@ class RunState:
     val_loss: float | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
+    stale_evaluations: int = 0  # in a row without a better loss
+    stopped_early: bool = False
     world_size: int = 1
     micro_batch_size: int = 1
     scaler: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +71,11 @@ class RunState:
     model: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps in which the weights moved."""
+        return self.step - self.skipped_steps
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
@@ -75,6 +83,21 @@ class RunState:
     def from_json(cls, text: str) -> RunState:
         values = json.loads(text)
         return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class TensorStream:
+    """Tensors of one file, fetched one after another when it is written: `values()` yields them in order of `specs`."""
+
+    specs: Sequence[Spec]
+    values: Callable[[], Iterable[torch.Tensor]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tensors: dict[str, torch.Tensor]) -> TensorStream:
+        """Tensors that are there already."""
+        specs = [Spec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+        return cls(specs, tensors.values)
 
 
 def folder_name(step: int) -> str:
@@ -119,13 +142,9 @@ def verify(where: Location) -> str | None:
     problem = missing(where)
     if problem:
         return problem
-    rank = 0
-    while storage.exists(where / _manifest_name(rank)):
-        files = json.loads(storage.read_text(where / _manifest_name(rank)))["files"]
-        for name, facts in files.items():
-            if storage.sha256(where / name) != facts["sha256"]:
-                return f"{name} is damaged (sha256 differs)"
-        rank += 1
+    for name, facts in _files(where).items():
+        if storage.sha256(where / name) != facts["sha256"]:
+            return f"{name} is damaged (sha256 differs)"
     return None
 
 
@@ -146,13 +165,23 @@ def read_state(where: Location) -> RunState:
     return RunState.from_json(storage.read_text(where / "state.json"))
 
 
-def read_tensors(where: Location, name: str) -> dict[str, torch.Tensor]:
-    """Tensors of model.safetensors or optimizer.safetensors, on the CPU."""
-    if where.is_local:
-        from safetensors.torch import load_file
+def open_tensors(where: Location) -> CheckpointTensors:
+    """Weights and moments of a complete checkpoint, read piece by piece when they are asked for."""
+    return CheckpointTensors(where, _files(where))
 
-        return load_file((where / name).path)
-    return load_safetensors(storage.read_bytes(where / name))
+
+def size(where: Location) -> int:
+    """Bytes of a complete checkpoint."""
+    return sum(facts["bytes"] for facts in _files(where).values())
+
+
+def _files(where: Location) -> dict[str, dict[str, Any]]:
+    """Name -> bytes and sha256 of every rank's files, as the manifests have them."""
+    first = json.loads(storage.read_text(where / _manifest_name(0)))
+    found = dict(first["files"])
+    for rank in range(1, first["world_size"]):
+        found |= json.loads(storage.read_text(where / _manifest_name(rank)))["files"]
+    return found
 
 
 def read_rank(where: Location, rank: int) -> dict[str, Any] | None:
@@ -164,39 +193,49 @@ def read_rank(where: Location, rank: int) -> dict[str, Any] | None:
     return torch.load(io.BytesIO(data), weights_only=True)
 
 
-def write_part(where: Location, rank: int, world_size: int, files: dict[str, bytes | dict[str, torch.Tensor]]) -> None:
+def write_part(where: Location, rank: int, world_size: int, files: dict[str, bytes | TensorStream]) -> None:
     """Write one rank's files into a checkpoint folder; its manifest goes last, so a kill leaves it incomplete.
 
-    Tensors become safetensors files by way of a temporary file, never a second copy in memory.
+    Tensors go to their file one after another, hashed on the way: nothing is held twice.
     """
-    aside = (
-        Path(where.parent.path) / f".{where.name}.{rank}.{os.getpid()}" if where.is_local else Path(tempfile.mkdtemp())
-    )
-    aside.mkdir(parents=True, exist_ok=True)
     try:
+        if storage.exists(where / _manifest_name(rank)):
+            # a damaged checkpoint of the same step is being replaced: until the end it must not count
+            storage.delete(where / _manifest_name(rank))
         facts = {}
         for name, content in files.items():
-            path = aside / name
-            if isinstance(content, bytes):
-                path.write_bytes(content)
-            else:
-                save_file(content, path)
-            facts[name] = {"bytes": path.stat().st_size, "sha256": _file_sha256(path)}
-        manifest = aside / _manifest_name(rank)
-        manifest.write_text(json.dumps({"version": VERSION, "world_size": world_size, "files": facts}, indent=2) + "\n")
-        if where.is_local:
-            Path(where.path).mkdir(parents=True, exist_ok=True)
-        for name in [*files, manifest.name]:
-            if where.is_local:
-                with open(aside / name, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(aside / name, Path(where.path) / name)
-            else:
-                pafs.copy_files(str(aside / name), (where / name).path, pafs.LocalFileSystem(), where.fs)
+            with _replacing(where, name, rank) as file:
+                if isinstance(content, bytes):
+                    file.write(content)
+                    facts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                else:
+                    written = write_tensors(file, content.specs, content.values(), content.metadata)
+                    facts[name] = {"bytes": written.bytes, "sha256": written.sha256}
+        manifest = json.dumps({"version": VERSION, "world_size": world_size, "files": facts}, indent=2) + "\n"
+        with _replacing(where, _manifest_name(rank), rank) as file:
+            file.write(manifest.encode())
     except OSError as error:
         raise storage.explain(error, where) from error
+
+
+@contextmanager
+def _replacing(where: Location, name: str, rank: int) -> Iterator[BinaryIO]:
+    """A file to write that takes its name only when it is whole: by renaming here, by the end of the upload on S3."""
+    if not where.is_local:
+        with where.fs.open_output_stream((where / name).path) as stream:
+            yield stream
+        return
+    folder = Path(where.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{name}.{rank}.{os.getpid()}"
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, folder / name)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        aside.unlink(missing_ok=True)
 
 
 def delete_old(run: Location, keep: int, best_step: int | None) -> list[str]:
@@ -269,8 +308,3 @@ def _rank_name(rank: int) -> str:
 
 def _manifest_name(rank: int) -> str:
     return f"manifest-{rank:05d}.json"
-
-
-def _file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

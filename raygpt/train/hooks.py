@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch
 
 from raygpt.config import Config
-from raygpt.model.gpt import GPT
 from raygpt.settings import dump
 from raygpt.storage import Location
 from raygpt.track.record import Record
 from raygpt.track.trackers import Trackers
 from raygpt.train import checkpoint
-from raygpt.train.checkpoint import RunState
+from raygpt.train.checkpoint import RunState, TensorStream
 from raygpt.train.control import ControlLink
 from raygpt.train.distributed import World
-from raygpt.train.optim import optimizer_tensors
-from raygpt.train.snapshot import SnapshotBuffers
+from raygpt.train.strategy import Strategy
 
 
 class RunHooks:
@@ -33,14 +30,12 @@ class RunHooks:
         config: Config,
         run: Location,
         world: World,
-        model: GPT,
-        optimizer: torch.optim.Optimizer,
+        strategy: Strategy,
         state: RunState,
         link: ControlLink | None,
     ) -> None:
         self.tokenizer_json, self.config, self.run, self.world = tokenizer_json, config, run, world
-        self.model, self.optimizer, self.link = model, optimizer, link
-        self.buffers = SnapshotBuffers()
+        self.strategy, self.link = strategy, link
         self.stored = threading.Event()
         self.stored.set()
         self.best_step = state.best_step
@@ -72,11 +67,8 @@ class RunHooks:
     def save(self, state: RunState, rank_state: dict) -> None:
         self.stored.wait()  # the buffers still belong to the checkpoint before
         self.best_step = state.best_step
-        files: dict[str, bytes | dict[str, torch.Tensor]] = {}
+        files: dict[str, bytes | TensorStream] = {**self.strategy.tensor_files()}
         if self.world.rank == 0:
-            files["model.safetensors"] = self.buffers.take(dict(self.model.named_parameters()))
-            moments = self.buffers.take(optimizer_tensors(self.optimizer))
-            files["optimizer.safetensors"] = moments
             files["state.json"] = state.to_json().encode()
             files["config.yaml"] = dump(self.config).encode()
             files["tokenizer.json"] = self.tokenizer_json
@@ -85,9 +77,13 @@ class RunHooks:
         name = checkpoint.folder_name(state.step)
         target = self.run / checkpoint.FOLDER / name
 
+        if not self.strategy.background:
+            checkpoint.write_part(target, self.world.rank, self.world.size, files)
+
         def store(_: ray.train.Checkpoint, __: str) -> ray.train.Checkpoint:
             try:
-                checkpoint.write_part(target, self.world.rank, self.world.size, files)
+                if self.strategy.background:
+                    checkpoint.write_part(target, self.world.rank, self.world.size, files)
                 if self.world.rank == 0:
                     checkpoint.delete_old(self.run, self.config.train.keep_checkpoints, self.best_step)
                     if self.trackers is not None:

@@ -23,9 +23,11 @@ from raygpt.track.record import Record, make_record
 from raygpt.train.checkpoint import RunState
 from raygpt.train.distributed import World
 from raygpt.train.plan import TrainPlan
-from raygpt.train.step import StepResult, TrainStep
+from raygpt.train.step import StepFunction, StepResult
 
 RUNNING, STOP, BUDGET = 0, 1, 2  # what ranks agree on after every step; the largest wins
+# Steps in a row skipped at the smallest loss scale: no scale is left at which the gradients are finite.
+HOPELESS_SKIPS = 8
 OUTCOMES = {STOP: "stopped", BUDGET: "budget"}
 
 
@@ -54,6 +56,11 @@ class LoopOptions:
     cost: Cost = field(default_factory=Cost)
     spent_seconds: float = 0.0  # of earlier attempts, for the cost
     evaluation_steps: float = 0.0  # what an evaluation costs in steps, until one has been timed
+    checkpoint_seconds: float = 0.0  # what a checkpoint costs, until one has been timed
+    evaluate_first: bool = False
+    patience: int | None = None
+    min_delta: float = 0.0
+    save_best: bool = False
 
 
 @dataclass
@@ -68,7 +75,7 @@ class _Interval:
 
 
 def train(
-    step_fn: TrainStep,
+    step_fn: StepFunction,
     batches: Iterator[Batch],
     plan: TrainPlan,
     state: RunState,
@@ -80,16 +87,29 @@ def train(
 ) -> str:
     """Run steps [state.step, plan.total_steps), keeping `state` current.
 
-    Returns the outcome: finished, stopped (asked to), budget (track.max_cost_usd reached) or diverged (the loss is not
-    finite: nothing is saved then). In the first three the last step is saved.
+    Returns the outcome: finished, early (`patience` evaluations brought nothing better), stopped (asked to), budget
+    (track.max_cost_usd reached) or diverged (the loss is not finite, or no loss scale serves: nothing is saved then).
+    In all but the last the last step is saved. A step that fp16 skipped used up its tokens; it counts as none in the
+    learning-rate schedule and in the mean loss.
     """
     started = time.monotonic()
     eta = Eta(
-        plan.total_steps, options.eval_every if evaluate else 0, options.checkpoint_every, options.evaluation_steps
+        plan.total_steps,
+        options.eval_every if evaluate else 0,
+        options.checkpoint_every,
+        options.evaluation_steps,
+        options.checkpoint_seconds,
     )
     interval = _open_interval(world, rank_state)
     stall: float | None = None
     saved_step = state.step
+    hopeless = 0
+    if evaluate is not None and options.evaluate_first and state.step == 0:
+        before = time.perf_counter()
+        state.val_loss = state.best_val_loss = evaluate()
+        eta.observe_evaluation(time.perf_counter() - before)
+        if world.rank == 0:
+            hooks.log(make_record(step=0, tokens=0, val_loss=state.val_loss, world_size=world.size, time=time.time()))
     while state.step < plan.total_steps:
         begin = time.perf_counter()
         batch = next(batches)
@@ -99,14 +119,21 @@ def train(
         spent = options.spent_seconds + time.monotonic() - started
         flag = STOP if hooks.stop_requested() else BUDGET if options.cost.is_spent(spent) else RUNNING
         agreement = world.agree(flag)
-        result = step_fn(rows, plan.schedule.lr(state.step))
+        lr = plan.schedule.lr(state.step - state.skipped_steps)
+        result = step_fn(rows, lr)
         digest = world.batch_digest(batch.tokens) if options.log_batch_digest else None
         state.step += 1
         state.tokens += plan.tokens_per_step
         state.epoch, state.epoch_step = plan.order.position(state.step)
         state.skipped_steps += result.skipped
-        interval.loss_sum += result.loss
-        interval.steps += 1
+        if result.skipped:
+            hopeless = hopeless + 1 if (step_fn.loss_scale() or 0.0) <= 1.0 else 0
+            if hopeless >= HOPELESS_SKIPS:
+                return "diverged"
+        else:
+            hopeless = 0
+            interval.loss_sum += result.loss
+            interval.steps += 1
         flag = agreement.wait()
         last = state.step == plan.total_steps or flag != RUNNING
         log_now = last or state.step % options.log_every == 0
@@ -121,38 +148,47 @@ def train(
         state.train_seconds += seconds
         state.wait_seconds += waited
         if log_now or evaluate_now or save_now:
-            loss = world.sum(loss_sum / interval.steps)[0] / world.size
-            if not math.isfinite(loss):
+            loss = world.sum(loss_sum / interval.steps)[0] / world.size if interval.steps else None
+            if loss is not None and not math.isfinite(loss):
                 return "diverged"
         val_loss = None
+        early = False
         if evaluate_now:
             before = time.perf_counter()
             assert evaluate is not None
             val_loss = evaluate()
             eta.observe_evaluation(time.perf_counter() - before)
             state.val_loss = val_loss
+            better = state.best_val_loss is None or val_loss < state.best_val_loss - options.min_delta
+            state.stale_evaluations = 0 if better else state.stale_evaluations + 1
             if state.best_val_loss is None or val_loss < state.best_val_loss:
                 state.best_val_loss, state.best_step = val_loss, state.step
+                save_now = save_now or options.save_best
+            early = options.patience is not None and state.stale_evaluations >= options.patience
+            early = early and not last
+            save_now = save_now or early
+            log_now = log_now or early
         if log_now:
             mean_seconds = interval.seconds / interval.timed_steps
             eta.observe(state.step, mean_seconds)
         if save_now:
             before = time.perf_counter()
             open_loss = {"loss_sum": 0.0, "steps": 0} if log_now else {"loss_sum": loss_sum, "steps": interval.steps}
-            state.scaler = step_fn.precision.scaler.state_dict()
+            state.scaler = step_fn.scaler_state()
+            state.stopped_early = early
             hooks.save(state, open_loss)
             saved_step = state.step
             stall = time.perf_counter() - before
             eta.observe_checkpoint(stall)
         if log_now or evaluate_now:
-            record = _record(plan, state, world, step_fn, result, val_loss, digest)
+            record = _record(state, world, step_fn, result, lr, val_loss, digest)
             if log_now:
                 speed = plan.tokens_per_step / mean_seconds
                 record |= make_record(
                     step=state.step,
                     train_loss=loss,
                     tokens_per_second=speed,
-                    mfu=mfu(speed, options.flops_per_token, step_fn.precision.name, world.size),
+                    mfu=mfu(speed, options.flops_per_token, step_fn.precision_name, world.size),
                     step_seconds=mean_seconds,
                     data_wait_seconds=interval.wait_seconds / interval.timed_steps,
                     checkpoint_stall_seconds=stall,
@@ -166,6 +202,8 @@ def train(
             )
             if world.rank == 0:
                 hooks.log(make_record(**record))
+        if early:
+            return "early"
         if flag != RUNNING and state.step < plan.total_steps:
             assert saved_step == state.step
             return OUTCOMES[flag]
@@ -173,23 +211,22 @@ def train(
 
 
 def _record(
-    plan: TrainPlan,
     state: RunState,
     world: World,
-    step_fn: TrainStep,
+    step_fn: StepFunction,
     result: StepResult,
+    lr: float,
     val_loss: float | None,
     digest: str | None,
 ) -> Record:
-    scaler = step_fn.precision.scaler
     return make_record(
         step=state.step,
         tokens=state.tokens,
         val_loss=val_loss,
-        lr=plan.schedule.lr(state.step - 1),
-        grad_norm=float(result.grad_norm),
+        lr=lr,
+        grad_norm=None if result.skipped else float(result.grad_norm),
         gpu_memory_bytes=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
-        loss_scale=scaler.get_scale() if scaler.is_enabled() else None,
+        loss_scale=step_fn.loss_scale(),
         world_size=world.size,
         batch_digest=digest,
         epoch=state.epoch,

@@ -11,7 +11,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = []
     for decay in (True, False):
-        chosen = [(name, parameter) for name, parameter in named if (parameter.dim() >= 2) == decay]
+        chosen = [(name, parameter) for name, parameter in named if (_dimensions(parameter) >= 2) == decay]
         if chosen:
             groups.append(
                 {
@@ -21,6 +21,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
                 }
             )
     return groups
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    # a weight of ZeRO-3 is flat and empty outside its layer, and keeps its shape beside it
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def make_adamw(

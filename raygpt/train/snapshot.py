@@ -13,18 +13,18 @@ class SnapshotBuffers:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[str, torch.Tensor] = {}
+        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
 
-    def take(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """CPU copies under the same names, complete on return. They are overwritten by the next `take`."""
+    def take(self, tensors: dict[str, torch.Tensor], group: str = "") -> dict[str, torch.Tensor]:
+        """CPU copies under the same names, complete on return. They are overwritten by the next `take` of the group."""
         out = {}
         waiting: set[torch.device] = set()
         for name, tensor in tensors.items():
             tensor = tensor.detach()
-            buffer = self._buffers.get(name)
+            buffer = self._buffers.get((group, name))
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
                 buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._buffers[name] = buffer
+                self._buffers[group, name] = buffer
             buffer.copy_(tensor, non_blocking=tensor.is_cuda)
             if tensor.is_cuda:
                 waiting.add(tensor.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,6 +20,21 @@ class StepResult:
     loss: torch.Tensor  # mean over this rank's micro-batches, fp32 scalar
     grad_norm: torch.Tensor  # before clipping, over all parameters and ranks
     skipped: bool  # fp16 only: gradients overflowed and the weights did not move
+
+
+class StepFunction(Protocol):
+    """What the loop asks of a strategy: DDP's `TrainStep`, or DeepSpeed's `raygpt.train.zero.ZeroStep`."""
+
+    precision_name: str
+
+    def __call__(self, rows: torch.Tensor, lr: float) -> StepResult:
+        """One optimizer step on this rank's rows (local_rows, seq_len + 1) int64."""
+
+    def loss_scale(self) -> float | None:
+        """Current loss scale of fp16, None in other precisions."""
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The loss scaler for a checkpoint: plain numbers."""
 
 
 class TrainStep:
@@ -43,6 +59,7 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self.precision = precision
+        self.precision_name = precision.name
         self.micro_batch_size = micro_batch_size
         self.grad_clip = grad_clip
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -61,6 +78,14 @@ class TrainStep:
         skipped = scaler.is_enabled() and scaler.get_scale() < before
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss, grad_norm, skipped)
+
+    def loss_scale(self) -> float | None:
+        """Current loss scale of fp16, None in other precisions."""
+        return self.precision.scaler.get_scale() if self.precision.scaler.is_enabled() else None
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The gradient scaler for a checkpoint: plain numbers."""
+        return self.precision.scaler.state_dict()
 
     def backward(self, rows: torch.Tensor) -> torch.Tensor:
         """Accumulate gradients of all micro-batches; returns the mean loss (detached)."""

@@ -38,7 +38,7 @@ RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 @dataclass
 class Outcome:
-    """How a call of `run_training` ended. `outcome` is finished, stopped, budget or complete (nothing to do)."""
+    """How a call of `run_training` ended: finished, early, stopped, budget or complete (nothing to do)."""
 
     outcome: str
     summary: dict[str, Any] = field(default_factory=dict)
@@ -62,9 +62,14 @@ def run_training(config: Config, job: Resolved, again: str, stream: TextIO | Non
     progress = Progress(job.plan.total_steps, stream)
     outcome = "failed"
     try:
-        if job.done_steps >= job.plan.total_steps:
+        if job.done_steps >= job.plan.total_steps or (job.stopped_early and config.eval.patience is not None):
             outcome = "complete"
-            progress.note(f"Run {job.run.uri} is complete at step {job.done_steps}: raise the length to train on.")
+            if job.done_steps >= job.plan.total_steps:
+                progress.note(f"Run {job.run.uri} is complete at step {job.done_steps}: raise the length to train on.")
+            else:
+                progress.note(
+                    f"Run {job.run.uri} stopped early at step {job.done_steps}: set eval.patience=none to train on."
+                )
             return Outcome(outcome)
         checkpoint.delete_leftovers(job.run)
         storage.write_text(job.run / "config.yaml", dump(config))
@@ -221,6 +226,15 @@ def _closing_words(
             f"The loss of run {job.run.uri} stopped being a number at step {step}: lower optim.lr or lengthen "
             "optim.warmup_steps; the checkpoint before it is untouched."
         )
+    if outcome == "early":
+        best = end["state"]["best_step"]
+        where = f"step {best}" if best is not None else "where it began"
+        say(
+            f"Stopped early after step {step} of {total}: {end['state']['stale_evaluations']} evaluations in a row "
+            f"were no better than the best, validation loss {summary['best_val_loss']:.4f} at {where}. "
+            f"Report: {(job.run / 'report.html').uri}"
+        )
+        return
     if outcome in ("stopped", "budget"):
         why = "Stopped" if outcome == "stopped" else "track.max_cost_usd is reached: stopped"
         say(f"{why} after step {step} of {total}; checkpoint saved in {job.run.uri}. To go on: {again}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,47 +25,95 @@ class Loaded:
     state: RunState | None = None
 
 
+@dataclass(frozen=True)
+class WeightSource:
+    """Weights that are read one parameter at a time: `items()` yields (name, fp32 tensor) in this package's layout.
+
+    `state` is None for a Hugging Face model.
+    """
+
+    config: GPTConfig
+    origin: str
+    items: Callable[[], Iterator[tuple[str, torch.Tensor]]]
+    state: RunState | None = None
+
+
+def open_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) -> WeightSource:
+    """Weights of a run folder, a checkpoint, or a Hugging Face folder or id. UserError where nothing usable lies."""
+    where = _checkpoint(uri)
+    if where is None:
+        return _open_huggingface(uri, dropout, seq_len)
+    state = checkpoint.read_state(where)
+    config = replace(GPTConfig.from_dict(state.model), dropout=dropout)
+    return WeightSource(config, where.uri, checkpoint.open_tensors(where).items, state)
+
+
 def load_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) -> tuple[GPT, RunState | None, str]:
     """(model on the CPU, state, where from) for a run folder, a checkpoint, or a Hugging Face folder or id.
 
     Raises UserError when nothing usable lies there.
     """
-    where = _checkpoint(uri)
-    if where is None:
-        from raygpt.model.huggingface import load_huggingface
+    source = open_weights(uri, dropout=dropout, seq_len=seq_len)
+    return build_model(source), source.state, source.origin
 
-        return load_huggingface(uri, dropout=dropout, seq_len=seq_len), None, uri
-    state = checkpoint.read_state(where)
-    config = replace(GPTConfig.from_dict(state.model), dropout=dropout)
-    model = GPT(config)
-    restore_model(model, checkpoint.read_tensors(where, "model.safetensors"))
-    return model, state, where.uri
+
+def build_model(source: WeightSource) -> GPT:
+    """The model on the CPU, fp32."""
+    model = GPT(source.config, initialise=False)
+    fill_model(model, source.items())
+    return model
 
 
 def load(uri: str, tokenizer: str | None = None) -> Loaded:
     """Model and tokenizer ready for inference: the checkpoint's own tokenizer, or `tokenizer` as a setting names it."""
-    model, state, origin = load_weights(uri)
-    model.eval()
-    if state is not None:
-        data = storage.read_bytes(storage.locate(origin) / "tokenizer.json")
-        return Loaded(model, Tokenizer.from_json(data, state.tokenizer_name, state.eot_id), origin, state)
-    found = load_tokenizer(tokenizer if tokenizer not in (None, "gpt2") else uri)
-    if found.vocab_size > model.config.vocab_size:
+    source = open_weights(uri)
+    return Loaded(build_model(source).eval(), open_tokenizer(source, tokenizer), source.origin, source.state)
+
+
+def open_tokenizer(source: WeightSource, tokenizer: str | None = None) -> Tokenizer:
+    """The tokenizer saved beside a checkpoint; for a Hugging Face model its own, or `tokenizer` as a setting names it.
+
+    Raises UserError for one with more ids than the model knows.
+    """
+    if source.state is not None:
+        data = storage.read_bytes(storage.locate(source.origin) / "tokenizer.json")
+        return Tokenizer.from_json(data, source.state.tokenizer_name, source.state.eot_id)
+    found = load_tokenizer(tokenizer if tokenizer not in (None, "gpt2") else source.origin)
+    if found.vocab_size > source.config.vocab_size:
         raise UserError(
-            f"data.tokenizer has {found.vocab_size:,} ids but the model {uri} knows {model.config.vocab_size:,}: name "
-            "the tokenizer it was trained with."
+            f"data.tokenizer has {found.vocab_size:,} ids but the model {source.origin} knows "
+            f"{source.config.vocab_size:,}: name the tokenizer it was trained with."
         )
-    return Loaded(model, found, origin)
+    return found
 
 
-def restore_model(model: GPT, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy checkpoint tensors into a model; tied weights are stored once."""
+@torch.no_grad()
+def fill_model(model: GPT, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    """Copy parameters that come one at a time into a model; tied weights come once. UserError unless all fit."""
     parameters = dict(model.named_parameters())
-    if set(parameters) != set(tensors):
-        raise UserError("the checkpoint holds weights of another architecture: name the run it belongs to.")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+    for name, value in weights:
+        parameter = parameters.pop(name, None)
+        if parameter is None or parameter.shape != value.shape:
+            raise UserError(_ANOTHER)
+        parameter.copy_(value)
+    if parameters:
+        raise UserError(_ANOTHER)
+
+
+def _open_huggingface(uri: str, dropout: float, seq_len: int | None) -> WeightSource:
+    from raygpt.model.huggingface import open_folder, read_config, read_weights
+
+    with open_folder(uri, weights=False) as folder:
+        config = read_config(folder, dropout=dropout, seq_len=seq_len)
+
+    def items() -> Iterator[tuple[str, torch.Tensor]]:
+        with open_folder(uri) as folder:
+            yield from read_weights(folder, config, torch.float32)
+
+    return WeightSource(config, uri, items)
+
+
+_ANOTHER = "the checkpoint holds weights of another architecture: name the run it belongs to."
 
 
 def _checkpoint(uri: str) -> storage.Location | None:

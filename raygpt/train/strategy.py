@@ -1,0 +1,159 @@
+"""How the workers share a model: DDP or DeepSpeed ZeRO behind one face, the same for the loop and for checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from raygpt import hardware
+from raygpt.config import Config
+from raygpt.model.gpt import GPT, GPTConfig, initial_weights
+from raygpt.model.tensorfile import Spec
+from raygpt.storage import Location
+from raygpt.train import checkpoint
+from raygpt.train.checkpoint import RunState, TensorStream
+from raygpt.train.ddp import DataParallel
+from raygpt.train.distributed import World
+from raygpt.train.pieces import KINDS, CheckpointTensors, Piece, starts_of
+from raygpt.train.plan import TrainPlan, accumulation, micro_batch_choices
+from raygpt.train.step import StepFunction
+from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
+from raygpt.train.weights import open_weights
+from raygpt.train.zero import ZeroEngine, ZeroStep
+from raygpt.train.zero_config import deepspeed_config
+
+
+class Strategy(Protocol):
+    """A model ready to train. `background`: what `tensor_files` returns are copies, which may be stored later."""
+
+    @property
+    def model(self) -> GPT: ...
+
+    @property
+    def step(self) -> StepFunction: ...
+
+    @property
+    def micro_batch_size(self) -> int: ...
+
+    @property
+    def autocast(self) -> Callable[[], AbstractContextManager]: ...
+
+    @property
+    def background(self) -> bool: ...
+
+    def restore(self, tensors: CheckpointTensors, state: RunState) -> None:
+        """Take up the rest of a checkpoint: the optimizer and the loss scale."""
+
+    def tensor_files(self) -> dict[str, TensorStream]:
+        """This rank's files of a checkpoint by name."""
+
+
+def build(
+    config: Config, model_config: GPTConfig, world: World, plan: TrainPlan, found: Location | None, state: RunState
+) -> tuple[Strategy, str]:
+    """(model under train.strategy, sentence about its precision), with the weights of checkpoint `found` or fresh ones.
+
+    Raises UserError for a precision or micro-batch that the device cannot do.
+    """
+    precision, reason = hardware.choose_precision(config.train.precision, world.device)
+    previous = state.micro_batch_size if found is not None and state.world_size == world.size else None
+    tensors = checkpoint.open_tensors(found) if found is not None else None
+    weights = tensors.items() if tensors is not None else fresh_weights(config, model_config)
+    strategy: Strategy
+    if config.train.strategy == "ddp":
+        strategy = DataParallel.build(model_config, weights, config, world, plan, precision, previous)
+    else:
+        strategy = Zero(model_config, weights if tensors is None else None, config, world, plan, precision, previous)
+    if tensors is not None:
+        strategy.restore(tensors, state)
+    return strategy, f"{precision} ({reason})"
+
+
+def fresh_weights(config: Config, model_config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+    """(name, value) of every parameter at step 0: those of model.init_from, or random ones from run.seed."""
+    if config.model.init_from != "random":
+        return open_weights(config.model.init_from, seq_len=model_config.seq_len).items()
+    torch.manual_seed(config.run.seed)
+    return initial_weights(model_config)
+
+
+class Zero:
+    """A model under DeepSpeed ZeRO. Checkpoints are written from where the state lies: training waits, memory does not
+    grow."""
+
+    background = False
+
+    def __init__(
+        self,
+        model_config: GPTConfig,
+        weights: Iterable[tuple[str, Tensor]] | None,
+        config: Config,
+        world: World,
+        plan: TrainPlan,
+        precision: str,
+        previous: int | None,
+    ) -> None:
+        """Without `weights` they are undefined until `restore`."""
+        self.world = world
+        rows = plan.order.global_batch_rows
+        self.micro_batch_size = _micro_batch(config.train.micro_batch_size, rows // world.size, plan, world, previous)
+        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+        self.engine = ZeroEngine(
+            model_config,
+            world.device,
+            deepspeed_config(
+                strategy=config.train.strategy,
+                offload=config.train.offload,
+                precision=precision,
+                micro_batch_size=self.micro_batch_size,
+                grad_accum_steps=accumulation(rows, world.size, self.micro_batch_size),
+                grad_clip=config.optim.grad_clip,
+                pin_memory=world.device.type == "cuda",
+                overrides=config.train.deepspeed,
+            ),
+            precision=precision,
+            activation_checkpointing=config.train.activation_checkpointing,
+            lr=config.optim.lr,
+            weight_decay=config.optim.weight_decay,
+            betas=config.optim.betas,
+            eps=config.optim.eps,
+        )
+        if weights is not None:
+            self.engine.fill(weights)
+        self.model = self.engine.model
+        self.step = ZeroStep(self.engine, self.micro_batch_size)
+        self.autocast: Callable[[], AbstractContextManager] = nullcontext  # the weights are in half precision themselves
+
+    def restore(self, tensors: CheckpointTensors, state: RunState) -> None:
+        """Every rank reads its own part, whoever wrote it."""
+        self.engine.restore(tensors.read, state.optimizer_steps, state.scaler)
+
+    def tensor_files(self) -> dict[str, TensorStream]:
+        """One file with this rank's pieces, read out while it is written."""
+        pieces = self.engine.pieces()
+        specs = [
+            Spec(f"{piece.name}.{kind}", torch.float32, (piece.stop - piece.start,))
+            for piece in pieces
+            for kind in KINDS
+        ]
+        stream = TensorStream(specs, lambda: _values(pieces), starts_of(pieces))
+        return {f"zero-{self.world.rank:05d}.safetensors": stream}
+
+
+def _values(pieces: list[Piece]) -> Iterator[Tensor]:
+    for piece in pieces:
+        for kind in KINDS:
+            yield piece.values[kind]
+
+
+def _micro_batch(wanted: int | str, local_rows: int, plan: TrainPlan, world: World, previous: int | None) -> int:
+    if isinstance(wanted, int):
+        return wanted
+    if previous is not None and local_rows % previous == 0:
+        return previous
+    limit = max(1, CPU_MICRO_BATCH_TOKENS // plan.order.seq_len)
+    return micro_batch_choices(local_rows, limit if world.device.type == "cpu" else 4)[0]
