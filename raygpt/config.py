@@ -307,6 +307,8 @@ def _strategy_problems(config: Config) -> list[tuple[str, str]]:
         found.append(("train.deepspeed", "has no effect with train.strategy=ddp: set zero1, zero2 or zero3"))
     if train.compile and train.strategy != "ddp":
         found.append(("train.compile", "is not supported with DeepSpeed: set it to false or train.strategy to ddp"))
+    if config.model.lora_rank and config.model.init_from == "random":
+        found.append(("model.lora_rank", "needs a model to adapt: set model.init_from, or model.lora_rank to 0"))
     if config.model.lora_rank and train.strategy != "ddp":
         found.append(("model.lora_rank", "needs train.strategy=ddp: adapters leave ZeRO nothing to share out"))
     low, high = config.scale.worker_range

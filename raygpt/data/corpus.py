@@ -61,18 +61,18 @@ class Unit:
     subset: str | None = None
 
 
-def expand_sources(sources: Sequence[str], subset: str | None = None) -> list[Unit]:
+def expand_sources(sources: Sequence[str], subset: str | None = None, setting: str = "prepare.sources") -> list[Unit]:
     """Units of all sources: sources as given, files of one source by path, row groups in file order.
 
-    Raises UserError for a source that does not exist or holds no file of a known format.
+    Raises UserError, naming `setting`, for a source that does not exist or holds no file of a known format.
     """
     if not sources:
-        raise UserError("prepare.sources is empty: name files, folders, s3:// URIs or Hugging Face datasets.")
+        raise UserError(f"{setting} is empty: name files, folders, s3:// URIs or Hugging Face datasets.")
     files: list[tuple[Location, pafs.FileInfo]] = []
     streamed: list[tuple[int, list[Unit]]] = []
     for source in sources:
         if not hub.is_hub_id(source):
-            files += _files(source)
+            files += _files(source, setting)
             continue
         found = hub.dataset_files(source, subset)
         if found and all(file_format(name)[0] for name in found):
@@ -102,24 +102,24 @@ def file_format(name: str) -> tuple[str | None, str | None]:
     return kind, compression
 
 
-def _files(source: str) -> list[tuple[Location, pafs.FileInfo]]:
+def _files(source: str, setting: str) -> list[tuple[Location, pafs.FileInfo]]:
     if re.search(r"[*?[]", source) and not storage.exists(storage.locate(source)):
-        return _glob(source)
+        return _glob(source, setting)
     where = storage.locate(source)
     entry = storage.info(where)
     if entry.type == pafs.FileType.NotFound:
         hint = ""
         if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
             hint = f"; for the Hugging Face dataset of that name write hf://{source}"
-        raise UserError(f"prepare.sources: {source} does not exist{hint}.")
+        raise UserError(f"{setting}: {source} does not exist{hint}.")
     if entry.type == pafs.FileType.File:
         if file_format(where.name)[0] is None:
-            raise UserError(f"prepare.sources: {source} has no known extension: {_known()}.")
+            raise UserError(f"{setting}: {source} has no known extension: {_known()}.")
         return [(where, entry)]
-    return _data_files(where, storage.list_folder(where, recursive=True), source)
+    return _data_files(where, storage.list_folder(where, recursive=True), source, setting)
 
 
-def _glob(source: str) -> list[tuple[Location, pafs.FileInfo]]:
+def _glob(source: str, setting: str) -> list[tuple[Location, pafs.FileInfo]]:
     """Files whose path matches: `*` and `?` stay within one folder, `**` crosses folders."""
     pattern = storage.locate(source)
     fixed = re.split(r"[*?[]", pattern.uri, maxsplit=1)[0].rsplit("/", 1)[0]
@@ -127,7 +127,7 @@ def _glob(source: str) -> list[tuple[Location, pafs.FileInfo]]:
     deep = "/" in pattern.uri[len(fixed) + 1 :] or "**" in pattern.uri
     regex = re.compile(_glob_regex(pattern.path))
     entries = [entry for entry in storage.list_folder(root, recursive=deep) if regex.fullmatch(entry.path)]
-    return _data_files(root, entries, source)
+    return _data_files(root, entries, source, setting)
 
 
 def _glob_regex(pattern: str) -> str:
@@ -138,7 +138,9 @@ def _glob_regex(pattern: str) -> str:
     )
 
 
-def _data_files(root: Location, entries: Iterable[pafs.FileInfo], source: str) -> list[tuple[Location, pafs.FileInfo]]:
+def _data_files(
+    root: Location, entries: Iterable[pafs.FileInfo], source: str, setting: str
+) -> list[tuple[Location, pafs.FileInfo]]:
     found = []
     for entry in entries:
         inside = entry.path.removeprefix(root.path).split("/")
@@ -148,7 +150,7 @@ def _data_files(root: Location, entries: Iterable[pafs.FileInfo], source: str) -
         if file_format(entry.base_name)[0]:
             found.append((storage.child(root, entry), entry))
     if not found:
-        raise UserError(f"prepare.sources: {source} matches no file of a known kind: {_known()}.")
+        raise UserError(f"{setting}: {source} matches no file of a known kind: {_known()}.")
     return found
 
 

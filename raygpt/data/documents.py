@@ -8,201 +8,242 @@ file ends in a UserError that names the file, the place in it and the way out.
 from __future__ import annotations
 
 import codecs
-import csv
 import json
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raygpt import storage
-from raygpt.data import hub
+from raygpt.data import csvfile, decoding, hub, splitting
+from raygpt.data.decoding import Errors, one_line
+from raygpt.data.lines import TooLong
 from raygpt.errors import UserError
 from raygpt.storage import Location
 
 if TYPE_CHECKING:
     from raygpt.data.corpus import Unit
 
-Errors = Literal["strict", "replace"]
-# In a text file this line separates documents (the form TinyStories and GPT-2's own dumps use).
-SEPARATOR = "<|endoftext|>"
-READ_BYTES = 2**20
-# Rows decoded from parquet at a time: documents average a few KB, so about a megabyte.
+# Rows decoded from parquet at a time: documents average a few KB, so about a megabyte; fewer where they are long.
 PARQUET_ROWS = 256
-_LINE_END = re.compile(r"\r\n?|\n")
-_ENCODING_HELP = "repair the file or set prepare.encoding_errors=replace, which puts U+FFFD in its place"
+PARQUET_BYTES = 64 * 2**20
+COLUMN_HELP = "set data.text_column (or prepare.text_column)"
+_WINDOWS_END = re.compile(r"\r(?:\r*\n)?")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How documents are taken from files: settings `prepare.text_column`, `encoding_errors`, `split_text` and
+    `max_document_mb`."""
+
+    text_column: str = "text"
+    errors: Errors = "strict"
+    split_text: bool = False
+    max_document_mb: float = 256
+
+    @property
+    def limit(self) -> float:
+        """Largest document in UTF-8 bytes."""
+        return self.max_document_mb * 1e6
+
+    def check(self, text: str, place: str, way_out: str) -> str:
+        """The text. UserError when it is longer than `limit`."""
+        # no character takes more than 4 bytes: most texts need no counting
+        if len(text) * 4 > self.limit and len(text.encode("utf-8", "surrogatepass")) > self.limit:
+            raise self.too_long(place, way_out)
+        return text
+
+    def too_long(self, place: str, way_out: str) -> UserError:
+        limit = f"prepare.max_document_mb={self.max_document_mb:g}"
+        return UserError(f"{place}: longer than {limit} allows: {way_out}, or raise that limit.")
 
 
 @dataclass
-class Skipped:
-    """How many documents a reader left out because they were empty or white space alone."""
+class Rows:
+    """What a reader took from files: rows (documents, in text files) read, and those of white space alone."""
 
+    read: int = 0
     empty: int = 0
 
 
-def read_documents(
-    unit: Unit, text_column: str = "text", errors: Errors = "strict", skipped: Skipped | None = None
-) -> Iterator[str]:
-    """Documents of one unit in file order; adds to `skipped.empty` the ones that were only white space."""
-    for text in _READERS[unit.kind](unit, text_column, errors):
+def read_documents(unit: Unit, reading: Reading | None = None, count: Rows | None = None) -> Iterator[str]:
+    """Documents of one unit in file order; adds to `count` what was read, white space included."""
+    count = count or Rows()
+    for text in _READERS[unit.kind](unit, reading or Reading()):
+        count.read += 1
         if text and not text.isspace():
             yield text
-        elif skipped is not None:
-            skipped.empty += 1
+        else:
+            count.empty += 1
 
 
-def _read_parquet(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
+def _read_parquet(unit: Unit, reading: Reading) -> Iterator[str]:
     where = hub.locate(unit.uri)
     try:
         with where.fs.open_input_file(where.path) as file:
             parquet = pq.ParquetFile(file, pre_buffer=not where.is_local)
-            _check_column(column, parquet.schema_arrow.names, where)
+            _check_column(reading.text_column, parquet.schema_arrow.names, where)
             row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.part))
-            batches = parquet.iter_batches(PARQUET_ROWS, row_groups=[unit.part], columns=[column], use_threads=False)
+            batches = parquet.iter_batches(
+                _batch_rows(parquet.metadata.row_group(unit.part), reading.text_column),
+                row_groups=[unit.part],
+                columns=[reading.text_column],
+                use_threads=False,
+            )
             for batch in batches:
-                yield from _texts(batch.column(0), where, row, column, errors)
+                yield from _texts(batch.column(0), where, row, reading)
                 row += batch.num_rows
     except pa.ArrowInvalid as error:
-        raise UserError(f"{where.uri} is a damaged parquet file ({_line(error)}): copy it again.") from error
+        raise UserError(f"{where.uri} is a damaged parquet file ({one_line(error)}): copy it again.") from error
     except OSError as error:
         raise storage.explain(error, where) from error
 
 
-def _read_arrow(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
+def _batch_rows(group: pq.RowGroupMetaData, column: str) -> int:
+    """Rows of about PARQUET_BYTES, at most PARQUET_ROWS."""
+    chunks = (group.column(index) for index in range(group.num_columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column)
+    return max(1, min(PARQUET_ROWS, PARQUET_BYTES * group.num_rows // max(size, 1)))
+
+
+def _read_arrow(unit: Unit, reading: Reading) -> Iterator[str]:
     """The stream files `datasets.save_to_disk` writes."""
     where = hub.locate(unit.uri)
     row = 0
     try:
         with where.fs.open_input_file(where.path) as file, pa.ipc.open_stream(file) as stream:
-            _check_column(column, stream.schema.names, where)
+            _check_column(reading.text_column, stream.schema.names, where)
             for batch in stream:
-                yield from _texts(batch.column(column), where, row, column, errors)
+                yield from _texts(batch.column(reading.text_column), where, row, reading)
                 row += batch.num_rows
     except pa.ArrowInvalid as error:
-        raise UserError(f"{where.uri} is a damaged arrow file ({_line(error)}): copy it again.") from error
+        raise UserError(f"{where.uri} is a damaged arrow file ({one_line(error)}): copy it again.") from error
     except OSError as error:
         raise storage.explain(error, where) from error
 
 
-def _texts(values: pa.Array, where: Location, first_row: int, column: str, errors: Errors) -> Iterator[str]:
+def _texts(values: pa.Array, where: Location, first_row: int, reading: Reading) -> Iterator[str]:
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or pa.types.is_null(values.type)):
         raise UserError(
-            f"{where.uri}: column {column!r} holds {values.type}, not text; set prepare.text_column to a text column."
+            f"{where.uri}: column {reading.text_column!r} holds {values.type}, not text; {COLUMN_HELP} to a text "
+            "column."
         )
+    if pa.types.is_null(values.type):
+        yield from [""] * len(values)
+        return
+    sizes = pc.binary_length(values)
+    if (pc.max(sizes).as_py() or 0) > reading.limit:
+        row = pc.index(pc.greater(sizes, reading.limit), True).as_py()
+        raise reading.too_long(f"{where.uri}, row {first_row + row + 1}", "cut its text into several rows")
     try:
         texts: list[str | None] = values.to_pylist()
     except UnicodeDecodeError:  # says nothing about the row: decode one by one
         binary = pa.large_binary() if pa.types.is_large_string(values.type) else pa.binary()
         raw = values.view(binary).to_pylist()
         texts = [
-            None if data is None else _decode(data, errors, f"{where.uri}, row {first_row + n + 1}")
+            None
+            if data is None
+            else decoding.decode(data, reading.errors, f"{where.uri}, row {first_row + n + 1}", "character")
             for n, data in enumerate(raw)
         ]
     for text in texts:
         yield text or ""
 
 
-def _read_jsonl(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
+def _read_jsonl(unit: Unit, reading: Reading) -> Iterator[str]:
     where = hub.locate(unit.uri)
-    for number, line in enumerate(_lines(where, unit.compression), start=1):
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if not line.strip():
-            continue
-        place = f"{where.uri}, line {number}"
-        try:
-            record = json.loads(_decode(line, errors, place))
-        except ValueError as error:
-            raise UserError(f"{place} is not JSON ({_line(error)}): every line must be one JSON object.") from error
-        if not isinstance(record, dict):
-            raise UserError(
-                f"{place} is not a JSON object: every line must be one, with the text under prepare.text_column."
-            )
-        if column not in record:
-            raise UserError(
-                f"{place} has no {column!r} (it has {_names(record)}): set prepare.text_column to one of these."
-            )
-        text = record[column]
-        if text is not None and not isinstance(text, str):
-            raise UserError(f"{place}: {column!r} holds {type(text).__name__}, not text; set prepare.text_column.")
-        yield _without_surrogates(text or "", errors, place)
-
-
-def _read_csv(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
-    where = hub.locate(unit.uri)
-    # the default limit of 128 KB is less than a novel; the setting is the process's, and only ever raised
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(
-        _text_lines(where, unit.compression, errors), delimiter="\t" if unit.kind == "tsv" else ",", strict=True
-    )
-    index: int | None = None
-    width = 0
+    way_out = "cut its text into several lines"
     try:
-        for row in reader:
-            # files written on Windows in text mode end rows with \r\r\n, which reads as an empty row after each
-            if not row:
+        for number, line in enumerate(decoding.byte_lines(where, unit.compression, _row_limit(reading)), start=1):
+            if number == 1:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise decoding.utf16(where)
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
                 continue
-            if index is None:
-                _check_column(column, row, where)
-                index, width = row.index(column), len(row)
-                continue
-            if len(row) <= index:
-                raise UserError(
-                    f"{where.uri}, line {reader.line_num} has {len(row)} fields where the header has {width}: "
-                    "mend the row (is a quote missing?)."
-                )
-            text = row[index]
-            yield text.replace("\r\r\n", "\n").replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-    except csv.Error as error:
+            place = f"{where.uri}, line {number}"
+            yield reading.check(_field(line, place, reading), place, way_out)
+    except TooLong as error:
+        raise reading.too_long(f"{where.uri}, line {error.line}", way_out) from error
+
+
+def _field(line: bytes, place: str, reading: Reading) -> str:
+    """Text of one JSON line."""
+    column = reading.text_column
+    try:
+        record = json.loads(decoding.decode(line, reading.errors, place))
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON ({one_line(error)}): every line must be one JSON object.") from error
+    if not isinstance(record, dict):
         raise UserError(
-            f"{where.uri}, line {reader.line_num} is not valid CSV ({_line(error)}): mend its quotes."
-        ) from error
+            f"{place} is not a JSON object: every line must be one, with the text under data.text_column (or "
+            "prepare.text_column)."
+        )
+    if column not in record:
+        raise UserError(f"{place} has no {column!r} (it has {_names(record)}): {COLUMN_HELP} to one of these.")
+    return _cell(record[column], column, place, reading)
 
 
-def _read_text(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
-    """One document per file, or as many as `<|endoftext|>` separates; a line break next to that is not text."""
+def _cell(text: Any, column: str, place: str, reading: Reading) -> str:
+    if text is not None and not isinstance(text, str):
+        raise UserError(f"{place}: {column!r} holds {type(text).__name__}, not text; {COLUMN_HELP}.")
+    return decoding.without_surrogates(text or "", reading.errors, place)
+
+
+def _read_csv(unit: Unit, reading: Reading) -> Iterator[str]:
     where = hub.locate(unit.uri)
-    parts: list[str] = []
-    tail = ""
-    separated = False
-    for chunk in _decoded(where, unit.compression, errors):
-        # the separator may lie across two chunks: keep back as much as could be its beginning
-        *whole, rest = (tail + chunk).split(SEPARATOR)
-        for text in whole:
-            yield _trim("".join([*parts, text]), separated, True)
-            parts, separated = [], True
-        keep = len(SEPARATOR) - 1
-        parts.append(rest[:-keep])
-        tail = rest[-keep:]
-    last = _trim("".join([*parts, tail]), separated, False)
-    if last or not separated:
-        yield last
+    way_out = "mend its quotes if one is missing, cut its text into several rows"
+    delimiter = "\t" if unit.kind == "tsv" else ","
+    index: int | None = None
+    try:
+        for line, row in csvfile.rows(where, unit.compression, delimiter, reading.errors, _row_limit(reading)):
+            if index is None:
+                _check_column(reading.text_column, row, where)
+                index = row.index(reading.text_column)
+                continue
+            text = row[index]
+            if "\r" in text:
+                text = _WINDOWS_END.sub("\n", text)
+            if len(text) * 4 > reading.limit:
+                reading.check(text, f"{where.uri}, line {line}", way_out)
+            yield text
+    except TooLong as error:
+        raise reading.too_long(f"{where.uri}, line {error.line}", way_out) from error
 
 
-def _trim(text: str, after: bool, before: bool) -> str:
-    if after:
-        text = text.removeprefix("\r\n") if text.startswith("\r\n") else text.removeprefix("\n")
-    if before:
-        text = text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
-    return text
+def _row_limit(reading: Reading) -> float:
+    # other columns, quotes written twice and escapes (\u1234 for 2 or 3 bytes) come on top of the document
+    return 2 * reading.limit + 2**20
 
 
-def _read_hub(unit: Unit, column: str, errors: Errors) -> Iterator[str]:
+def _read_text(unit: Unit, reading: Reading) -> Iterator[str]:
+    """As `splitting.documents`: one document per file, or as many as marks, or its own breaks, separate."""
+    where = hub.locate(unit.uri)
+    way_out = "cut the file at its own breaks (prepare.split_text=true, or raygpt prepare --from-txt)"
+    if reading.split_text:
+        way_out = f"put lines of {splitting.MARK} between its documents"
+    pieces = decoding.decoded(where, unit.compression, reading.errors)
+    try:
+        for text, gap in splitting.documents(pieces, reading.split_text, reading.limit):
+            if text or splitting.MARK in gap or not reading.split_text:
+                yield text
+    except TooLong as error:
+        raise reading.too_long(f"{where.uri}, the document from line {error.line} on", way_out) from error
+
+
+def _read_hub(unit: Unit, reading: Reading) -> Iterator[str]:
+    column = reading.text_column
     for number, record in enumerate(hub.stream(unit.uri, unit.subset, unit.part, unit.parts), start=1):
         if column not in record:
-            raise UserError(f"{unit.uri} has no column {column!r} (it has {_names(record)}): set prepare.text_column.")
-        text = record[column]
-        if text is not None and not isinstance(text, str):
-            raise UserError(
-                f"{unit.uri}: column {column!r} holds {type(text).__name__}, not text; set prepare.text_column."
-            )
-        yield _without_surrogates(text or "", errors, f"{unit.uri}, shard {unit.part}, row {number}")
+            raise UserError(f"{unit.uri} has no column {column!r} (it has {_names(record)}): {COLUMN_HELP}.")
+        place = f"{unit.uri}, shard {unit.part}, row {number}"
+        yield reading.check(_cell(record[column], column, place, reading), place, "cut its text into several rows")
 
 
 _READERS: dict[str, Any] = {
@@ -216,103 +257,17 @@ _READERS: dict[str, Any] = {
 }
 
 
-def _chunks(where: Location, compression: str | None) -> Iterator[bytes]:
-    try:
-        with where.fs.open_input_stream(where.path, compression=None, buffer_size=READ_BYTES) as raw:
-            stream = pa.CompressedInputStream(raw, compression) if compression else raw
-            while chunk := stream.read(READ_BYTES):
-                yield chunk
-    except OSError as error:
-        text = str(error).lower()
-        if compression and any(word in text for word in ("truncated", "decompress", "zlib", "zstd", "gzip")):
-            raise UserError(
-                f"{where.uri} is cut short or damaged ({compression}: {_line(error)}): copy it again."
-            ) from error
-        raise storage.explain(error, where) from error
-
-
-def _lines(where: Location, compression: str | None) -> Iterator[bytes]:
-    parts: list[bytes] = []
-    for chunk in _chunks(where, compression):
-        *whole, rest = chunk.split(b"\n")
-        for line in whole:
-            yield b"".join([*parts, line])
-            parts = []
-        parts.append(rest)
-    if last := b"".join(parts):
-        yield last
-
-
-def _decoded(where: Location, compression: str | None, errors: Errors) -> Iterator[str]:
-    """The file as text in chunks cut anywhere; invalid UTF-8 raises with its byte offset in the (unpacked) file."""
-    decoder = codecs.getincrementaldecoder("utf-8")(errors)
-    offset = 0  # of the first byte the decoder has not turned into text
-    first = True
-    for chunk, final in _with_end(_chunks(where, compression)):
-        held = len(decoder.getstate()[0])
-        try:
-            text = decoder.decode(chunk, final)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where.uri} is not UTF-8 at byte {offset + error.start:,}: {_ENCODING_HELP}.") from error
-        offset += held + len(chunk) - len(decoder.getstate()[0])
-        if first and text:
-            text, first = text.removeprefix("\ufeff"), False
-        if text:
-            yield text
-
-
-def _with_end(chunks: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
-    for chunk in chunks:
-        yield chunk, False
-    yield b"", True
-
-
-def _text_lines(where: Location, compression: str | None, errors: Errors) -> Iterator[str]:
-    """Lines with their ends, for the csv reader: split at \\r and \\n alone, unlike str.splitlines."""
-    rest: list[str] = []
-    for chunk in _decoded(where, compression, errors):
-        end = 0
-        for match in _LINE_END.finditer(chunk):
-            line = chunk[end : match.end()]
-            end = match.end()
-            yield "".join([*rest, line]) if rest else line
-            rest = []
-        if end < len(chunk):
-            rest.append(chunk[end:])
-    if rest:
-        yield "".join(rest)
-
-
-def _decode(data: bytes, errors: Errors, place: str) -> str:
-    try:
-        return data.decode("utf-8", errors)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not UTF-8 at its byte {error.start:,}: {_ENCODING_HELP}.") from error
-
-
-def _without_surrogates(text: str, errors: Errors, place: str) -> str:
-    """JSON can escape half a surrogate pair, which no UTF-8 text can hold."""
-    try:
-        text.encode("utf-8")
-        return text
-    except UnicodeEncodeError as error:
-        if errors == "replace":
-            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        raise UserError(
-            f"{place} holds half a surrogate pair at character {error.start:,}: {_ENCODING_HELP}."
-        ) from error
-
-
 def _check_column(column: str, names: list[str], where: Location) -> None:
     if column not in names:
+        way_out = f"{COLUMN_HELP} to one of these"
+        if len(names) == 1 and (other := next((mark for mark in ";\t|," if mark in names[0]), None)):
+            way_out = f"its fields seem to be separated by {other!r}, so save it with commas (.csv) or tabs (.tsv)"
+        raise UserError(f"{where.uri} has no column {column!r} (it has {_names(names)}): {way_out}.")
+    if names.count(column) > 1:
         raise UserError(
-            f"{where.uri} has no column {column!r} (it has {_names(names)}): set prepare.text_column to one of these."
+            f"{where.uri} has {names.count(column)} columns named {column!r}: rename all but the one with the text."
         )
 
 
 def _names(names: Any) -> str:
     return ", ".join(repr(name) for name in list(names)[:20]) or "none"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")

@@ -22,7 +22,7 @@ from raygpt.storage import Location
 
 FOLDER = ".prepare"
 NAME = "journal.json"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass
@@ -34,14 +34,28 @@ class Side:
 
 
 @dataclass
+class Account:
+    """What became of the rows of some sources: `read` is all of them, `empty` those of white space.
+
+    `train` and `val` are documents; where the tail of every document is held out it counts in both.
+    """
+
+    read: int = 0
+    train: int = 0
+    val: int = 0
+    empty: int = 0
+
+
+@dataclass
 class Progress:
-    """State of a preparation after some block: cursor in the corpus and totals."""
+    """State of a preparation after some block: cursor in the corpus, totals, and accounts of both kinds of sources."""
 
     cursor: Cursor = field(default_factory=Cursor)
     completed: int = 0
-    empty: int = 0
     train: Side = field(default_factory=Side)
     val: Side = field(default_factory=Side)
+    sources: Account = field(default_factory=Account)
+    val_sources: Account = field(default_factory=Account)
 
 
 def commit(
@@ -102,7 +116,12 @@ def restore(output: Location, writers: dict[str, ShardWriter]) -> Progress:
                 raise ValueError(f"{state['open']['name']} has other contents")
             writer.resume([Shard(**shard) for shard in state["shards"]], np.frombuffer(data, writer.dtype))
         return Progress(
-            Cursor(**saved["cursor"]), saved["completed"], saved["empty"], Side(**saved["train"]), Side(**saved["val"])
+            Cursor(**saved["cursor"]),
+            saved["completed"],
+            Side(**saved["train"]),
+            Side(**saved["val"]),
+            Account(**saved["sources"]),
+            Account(**saved["val_sources"]),
         )
     except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
         raise _damaged(output, error) from error

@@ -16,7 +16,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from ray.data import DataContext, Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from raygpt.data.corpus import Unit, read_documents
-from raygpt.data.documents import Errors, Skipped
+from raygpt.data.documents import Reading, Rows
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 
@@ -50,7 +50,8 @@ FRAGMENT = pa.schema(
         ("val", pa.bool_()),  # side of the split
         ("end", pa.bool_()),  # end of text follows
         ("final", pa.bool_()),  # the source document ends here
-        ("empty", pa.int32()),  # documents of white space skipped before this fragment
+        ("read", pa.int32()),  # rows of the source read since the fragment before, this one's included
+        ("empty", pa.int32()),  # of those, rows of white space
         ("bytes", pa.int64()),  # UTF-8 bytes of the text
         ("error", pa.large_string()),  # a UserError's sentence; nothing follows it
         ("text", pa.large_string()),
@@ -68,14 +69,29 @@ class Cursor:
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What decides the fragments of a corpus."""
+    """What decides the fragments of a corpus.
+
+    From unit `val_from` on everything is validation, and everything before it training; None: `val_split` and
+    `val_fraction` decide. `max_documents` counts those before `val_from`.
+    """
 
     units: tuple[Unit, ...]
-    text_column: str
-    errors: Errors
     val_fraction: float
-    val_split: Literal["documents", "tail"]
+    val_split: Literal["documents", "tail", "none"]
     max_documents: int | None = None
+    val_from: int | None = None
+    reading: Reading = field(default_factory=Reading)
+
+    @property
+    def train_units(self) -> int:
+        """How many units hold what may be trained on."""
+        return len(self.units) if self.val_from is None else self.val_from
+
+    def is_validation(self, unit: int, text: bytes) -> bool:
+        """Side of a whole document (UTF-8) of unit number `unit`."""
+        if self.val_from is not None:
+            return unit >= self.val_from
+        return self.val_split != "none" and is_validation(text, self.val_fraction)
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,8 @@ class TokenBlock:
     """Tokens of some consecutive fragments.
 
     `train` and `val` are (n,) ids in corpus order, every document closed by end of text; `documents` and `bytes` are
-    (train, val); `completed` counts source documents that ended here; `cursor` is the place after this block.
+    (train, val); `completed` counts source documents that ended here, `read` rows of the source and `empty` those of
+    white space; `cursor` is the place after this block; `from_val` says that it comes from `val_from` or later.
     """
 
     train: np.ndarray
@@ -91,18 +108,29 @@ class TokenBlock:
     documents: tuple[int, int]
     bytes: tuple[int, int]
     completed: int
+    read: int
     empty: int
     cursor: Cursor
+    from_val: bool = False
 
 
 def token_blocks(plan: ReadPlan, tokenizer: Tokenizer, start: Cursor, completed: int = 0) -> Iterator[TokenBlock]:
-    """Tokens of the corpus from `start` on, in order; stops after `max_documents`, `completed` counted.
+    """Tokens of the corpus from `start` on, in order, where `completed` documents came before.
 
     Raises the UserError of the first fragment in corpus order that has one. Needs a running Ray.
     """
-    if plan.max_documents is not None and completed >= plan.max_documents:
-        return
     shipped = _Shipped(tokenizer)
+    trained = plan.train_units
+    if start.unit < trained and (plan.max_documents is None or completed < plan.max_documents):
+        yield from _blocks(replace(plan, units=plan.units[:trained]), shipped, tokenizer.dtype, start, completed)
+    if trained < len(plan.units):
+        rest = start if start.unit >= trained else Cursor(trained)
+        for block in _blocks(replace(plan, max_documents=None), shipped, tokenizer.dtype, rest, 0):
+            yield replace(block, from_val=True)
+
+
+def _blocks(plan: ReadPlan, shipped: _Shipped, dtype: np.dtype, start: Cursor, completed: int) -> Iterator[TokenBlock]:
+    """Units from `start` to the last one, or until `max_documents`, `completed` counted."""
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     source = CorpusDatasource(plan, shipped, start)
     if not source.groups:
@@ -122,7 +150,7 @@ def token_blocks(plan: ReadPlan, tokenizer: Tokenizer, start: Cursor, completed:
         ).map_batches(partial(tokenize_fragments, shipped=shipped), batch_size=None, batch_format="pyarrow", num_cpus=1)
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             left = None if plan.max_documents is None else plan.max_documents - completed
-            block = _to_block(table, tokenizer.dtype, left)
+            block = _to_block(table, dtype, left)
             completed += block.completed
             yield block
             if plan.max_documents is not None and completed >= plan.max_documents:
@@ -177,17 +205,18 @@ def read_fragments(plan: ReadPlan, first_unit: int, skip: int, shipped: _Shipped
     held = 0
     documents = 0
     for offset, unit in enumerate(plan.units):
-        index, row, skipped = first_unit + offset, 0, Skipped()
+        index, row, count = first_unit + offset, 0, Rows()
         try:
-            for text in read_documents(unit, plan.text_column, plan.errors, skipped):
-                for fragment in _fragments(text, plan, shipped):
+            for text in read_documents(unit, plan.reading, count):
+                for fragment in _fragments(text, index, plan, shipped):
                     if offset > 0 or row >= skip:
-                        rows.append((index, row, *fragment[:-1], skipped.empty, len(fragment[-1]), None, fragment[-1]))
+                        about = (*fragment[:-1], count.read, count.empty, len(fragment[-1]), None)
+                        rows.append((index, row, *about, fragment[-1]))
                         held += len(fragment[-1])
-                        skipped.empty = 0
+                        count.read = count.empty = 0
                     row += 1
                     if offset == 0 and row == skip:
-                        skipped.empty = 0  # counted before the interruption
+                        count.read = count.empty = 0  # counted before the interruption
                     if held >= BLOCK_BYTES:
                         yield _table(rows)
                         rows, held = [], 0
@@ -195,10 +224,10 @@ def read_fragments(plan: ReadPlan, first_unit: int, skip: int, shipped: _Shipped
                 if plan.max_documents is not None and documents >= plan.max_documents:
                     break
         except UserError as error:
-            rows.append((index, row, False, False, False, 0, 0, str(error), b""))
+            rows.append((index, row, False, False, False, 0, 0, 0, str(error), b""))
             break
         # a row without text closes each unit: it carries the last empty documents and moves the cursor on
-        rows.append((index + 1, -1, False, False, False, skipped.empty, 0, None, b""))
+        rows.append((index + 1, -1, False, False, False, count.read, count.empty, 0, None, b""))
         if plan.max_documents is not None and documents >= plan.max_documents:
             break
     yield _table(rows)
@@ -215,14 +244,14 @@ def _table(rows: list[tuple]) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=FRAGMENT)
 
 
-def _fragments(text: str, plan: ReadPlan, shipped: _Shipped) -> Iterator[tuple[bool, bool, bool, bytes]]:
+def _fragments(text: str, unit: int, plan: ReadPlan, shipped: _Shipped) -> Iterator[tuple[bool, bool, bool, bytes]]:
     """(val, end, final, UTF-8 text) of a document's fragments in order."""
-    if plan.val_split == "tail":
+    if plan.val_from is None and plan.val_split == "tail":
         cut = int(len(text) * (1 - plan.val_fraction))
         sides = [(val, part) for val, part in ((False, text[:cut]), (True, text[cut:])) if part]
     else:
         data = text.encode("utf-8")
-        val = is_validation(data, plan.val_fraction)
+        val = plan.is_validation(unit, data)
         if len(text) <= FRAGMENT_CHARACTERS:
             yield val, True, True, data
             return
@@ -279,7 +308,9 @@ def _to_block(table: pa.Table, dtype: np.dtype, documents_left: int | None) -> T
     error = next((text for text in table["error"].to_pylist() if text), None)
     if error:
         raise UserError(error)
-    column: dict[str, Any] = {name: table[name].to_numpy() for name in ("val", "end", "final", "empty", "bytes")}
+    column: dict[str, Any] = {
+        name: table[name].to_numpy() for name in ("val", "end", "final", "read", "empty", "bytes")
+    }
     tokens = table["tokens"].combine_chunks()
     offsets = np.frombuffer(tokens.buffers()[1], np.int64)[tokens.offset : tokens.offset + len(tokens) + 1]
     data = tokens.buffers()[2]
@@ -293,6 +324,7 @@ def _to_block(table: pa.Table, dtype: np.dtype, documents_left: int | None) -> T
         documents=(int((column["end"] & ~val).sum()), int((column["end"] & val).sum())),
         bytes=(int(column["bytes"][~val].sum()), int(column["bytes"][val].sum())),
         completed=int(column["final"].sum()),
+        read=int(column["read"].sum()),
         empty=int(column["empty"].sum()),
         cursor=Cursor(unit, row + 1),
     )

@@ -1,60 +1,41 @@
 """Documents to token shards: `<output>/train` and `<output>/val`, tokenised on all cores of the Ray cluster.
 
 - Order and bytes of the shards depend on the inputs and options only, never on cores, machines or interruptions.
-- Every document that holds text is in exactly one side (`val_split="tail"`: every character is).
+- Every document that holds text is in exactly one side (`val_split="tail"`: every character is), and every row read is
+  accounted for: it became a training document or a validation document, or it was white space.
 - Interrupted, a rerun continues after the last journal entry, which is at most a minute old.
 - Finished, a rerun with the same inputs and options does nothing and says so.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import ray
 
 from raygpt import storage
 from raygpt.data import journal, shards
-from raygpt.data.corpus import Unit, expand_sources, read_documents
-from raygpt.data.documents import Errors
-from raygpt.data.pipeline import Cursor, ReadPlan, TokenBlock, is_validation, token_blocks
+from raygpt.data.corpus import Unit, read_documents
+from raygpt.data.journal import Account
+from raygpt.data.pipeline import Cursor, ReadPlan, TokenBlock, token_blocks
+from raygpt.data.request import TRAIN, VAL, PrepareOptions, check_options, check_same, describe_request, expand
 from raygpt.data.shards import Manifest, ShardWriter
-from raygpt.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from raygpt.data.tokenizer import Tokenizer, train_tokenizer
 from raygpt.errors import UserError
 from raygpt.storage import Location
 
-TRAIN, VAL = "train", "val"
+__all__ = ["Account", "PrepareOptions", "PrepareProgress", "PrepareResult", "prepare", "tokenizer_texts"]
+
 RECORD = "prepare.json"
 # Besides every finished train shard, the journal is written this often: the most work a kill can cost.
 COMMIT_SECONDS = 60.0
 # Text a new tokenizer is trained on, spread evenly over the units. More changes merges in the tail only.
 TOKENIZER_CHARACTERS = 64 * 10**6
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """Settings of the section `prepare`, and `data.tokenizer`.
-
-    `val_split`: "documents" puts a document on one side by a hash of its text, about `val_fraction` of them into
-    validation; "tail" puts the last `val_fraction` of every document's characters there. `text_column` names the
-    text in parquet, JSONL and CSV. `encoding_errors="replace"` reads invalid UTF-8 as U+FFFD instead of stopping.
-    """
-
-    sources: Sequence[str]
-    output: str
-    tokenizer: str = "gpt2"
-    subset: str | None = None
-    text_column: str = "text"
-    val_fraction: float = 0.005
-    val_split: Literal["documents", "tail"] = "documents"
-    shard_tokens: int = 2**24
-    max_documents: int | None = None
-    encoding_errors: Errors = "strict"
 
 
 @dataclass(frozen=True)
@@ -70,13 +51,17 @@ class PrepareProgress:
 @dataclass(frozen=True)
 class PrepareResult:
     """What was prepared. `documents` counts source documents, `bytes` their UTF-8 text; `seconds` and
-    `tokens_per_second` are this call's own, 0 when `reused` says that the output was already there."""
+    `tokens_per_second` are this call's own, 0 when `reused` says that the output was already there.
+
+    `train` or `val` is None, and its fingerprint empty, where that side was not asked for. `account` says what became
+    of the rows of `sources`, `val_account` of those of `val_sources` (None where there are none).
+    """
 
     documents: int
     tokens: int
     tokens_per_second: float
-    train: str
-    val: str
+    train: str | None
+    val: str | None
     train_fingerprint: str
     val_fingerprint: str
     train_tokens: int
@@ -84,6 +69,8 @@ class PrepareResult:
     train_documents: int
     val_documents: int
     empty_documents: int
+    account: Account
+    val_account: Account | None
     bytes: int
     tokenizer: str
     vocab_size: int
@@ -100,31 +87,33 @@ def prepare(options: PrepareOptions, on_progress: Callable[[PrepareProgress], No
     """
     check_options(options)
     output = storage.locate(options.output)
-    units = expand_sources(options.sources, options.subset)
-    tokenizer = None if options.tokenizer.startswith("train:") else load_tokenizer(options.tokenizer)
-    request = describe_request(options, units, tokenizer)
+    train_units, val_units = expand(options)
+    units = [*train_units, *val_units]
+    tokenizer = options.load_tokenizer()
+    request = describe_request(options, train_units, val_units, tokenizer)
     if (record := _read_record(output)) is not None:
-        _check_same(output, record["request"], request, "holds")
-        return _reuse(output, record)
+        check_same(output, record["request"], request, "holds")
+        return _reuse(options, output, record)
     storage.check_writable(output, "prepare.output")
 
     started = time.monotonic()
     plan = ReadPlan(
         tuple(units),
-        options.text_column,
-        options.encoding_errors,
         options.val_fraction,
         options.val_split,
         options.max_documents,
+        len(train_units) if val_units else None,
+        options.reading,
     )
     progress = journal.Progress()
     resumed = False
     if (before := journal.read_request(output)) is not None:
-        _check_same(output, before, request, "was begun with")
+        check_same(output, before, request, "was begun with")
         tokenizer = journal.saved_tokenizer(output)
         resumed = True
     if tokenizer is None:
-        tokenizer = _trained_tokenizer(plan, int(options.tokenizer.removeprefix("train:")))
+        assert options.trained_vocabulary is not None
+        tokenizer = _trained_tokenizer(plan, options.trained_vocabulary)
     writers = {side: ShardWriter(output / side, tokenizer.dtype, options.shard_tokens) for side in (TRAIN, VAL)}
     if resumed:
         progress = journal.restore(output, writers)
@@ -146,70 +135,28 @@ def prepare(options: PrepareOptions, on_progress: Callable[[PrepareProgress], No
             committed = time.monotonic()
         report()
     _check_sides(options, output, progress)
-    manifests = {
-        side: writers[side].finish(tokenizer.info, tokenizer.to_json(), total.documents, total.bytes, options.sources)
-        for side, total in ((TRAIN, progress.train), (VAL, progress.val))
-    }
+    _check_accounts(options, progress)
+    manifests = {}
+    for side in options.sides:
+        total = progress.train if side == TRAIN else progress.val
+        sources = options.val_sources if side == VAL and options.val_sources else options.sources
+        manifests[side] = writers[side].finish(
+            tokenizer.info, tokenizer.to_json(), total.documents, total.bytes, sources
+        )
     progress.cursor = Cursor(len(units), 0)
     report()
-    record = {"version": 1, "request": request, "documents": progress.completed, "empty_documents": progress.empty}
+    record = {
+        "version": 1,
+        "request": request,
+        "documents": progress.completed,
+        "empty_documents": progress.sources.empty + progress.val_sources.empty,
+        "rows": {"sources": asdict(progress.sources)},
+    }
+    if options.val_sources:
+        record["rows"]["val_sources"] = asdict(progress.val_sources)
     storage.write_text(output / RECORD, json.dumps(record, indent=2) + "\n")
     journal.remove(output)
     return _result(output, manifests, record, time.monotonic() - started, resumed=resumed, had=had)
-
-
-def check_options(options: PrepareOptions) -> None:
-    """UserError with all settings that cannot be, in one sentence each."""
-    problems = []
-    if not 0 < options.val_fraction < 1:
-        problems.append(
-            f"prepare.val_fraction is {options.val_fraction}: give a fraction between 0 and 1, such as 0.005."
-        )
-    if options.shard_tokens < 1:
-        problems.append(f"prepare.shard_tokens is {options.shard_tokens}: give at least 1.")
-    if options.max_documents is not None and options.max_documents < 1:
-        problems.append(f"prepare.max_documents is {options.max_documents}: give at least 1, or none for all.")
-    if options.val_split not in ("documents", "tail"):
-        problems.append(f"prepare.val_split is {options.val_split!r}: choose documents or tail.")
-    if options.encoding_errors not in ("strict", "replace"):
-        problems.append(f"prepare.encoding_errors is {options.encoding_errors!r}: choose strict or replace.")
-    if options.tokenizer.startswith("train:") and not options.tokenizer.removeprefix("train:").isdecimal():
-        problems.append(f"data.tokenizer={options.tokenizer}: write train:<vocab_size>, such as train:8192.")
-    if problems:
-        raise UserError(" ".join(problems))
-
-
-def describe_request(options: PrepareOptions, units: Sequence[Unit], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What decides the result, as JSON: equal requests give equal shards."""
-    settings = asdict(options)
-    for name in ("sources", "output"):
-        del settings[name]
-    if tokenizer is not None:
-        settings["tokenizer"] = tokenizer.sha256
-    files = sorted({(unit.uri, unit.stamp) for unit in units})
-    parts = [(unit.uri, unit.part, unit.parts, unit.stamp) for unit in units]
-    return {
-        "settings": settings,
-        "files": len(files),
-        "inputs": hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
-    }
-
-
-def _check_same(output: Location, before: dict[str, Any], now: dict[str, Any], verb: str) -> None:
-    was, wants = before["settings"], now["settings"]
-    differences = [f"{name}={was.get(name)!r}, now {wants[name]!r}" for name in wants if was.get(name) != wants[name]]
-    if was.get("encoding_errors") == "strict":
-        # what was read strictly had nothing to replace
-        differences = [text for text in differences if not text.startswith("encoding_errors=")]
-    if before["inputs"] != now["inputs"]:
-        differences.append(
-            f"other input files ({before['files']}, now {now['files']}; a file counts as changed with its size or time)"
-        )
-    if differences:
-        raise UserError(
-            f"prepare.output={output.uri} {verb} other data: {'; '.join(differences)}. Choose another prepare.output, "
-            "or delete that folder to prepare it anew."
-        )
 
 
 def _take(block: TokenBlock, writers: dict[str, ShardWriter], progress: journal.Progress) -> int:
@@ -220,31 +167,56 @@ def _take(block: TokenBlock, writers: dict[str, ShardWriter], progress: journal.
         total.documents += block.documents[side]
         total.bytes += block.bytes[side]
     progress.completed += block.completed
-    progress.empty += block.empty
+    account = progress.val_sources if block.from_val else progress.sources
+    account.read += block.read
+    account.train += block.documents[0]
+    account.val += block.documents[1]
+    account.empty += block.empty
     progress.cursor = block.cursor
     return completed
 
 
 def _check_sides(options: PrepareOptions, output: Location, progress: journal.Progress) -> None:
-    if progress.train.documents and progress.val.documents:
-        return
-    if not progress.completed:
-        sentence = (
-            f"prepare.sources: no document with text in {', '.join(options.sources)} (empty ones: {progress.empty})."
+    sentence = None
+    for sources, setting, account in (
+        (options.sources, options.sources_setting, progress.sources),
+        (options.val_sources, options.val_setting, progress.val_sources),
+    ):
+        if sources and not account.train + account.val and sentence is None:
+            sentence = (
+                f"{setting}: no document with text in {', '.join(sources)} (rows read: {account.read:,}, empty ones: "
+                f"{account.empty:,})."
+            )
+    if sentence is None and not options.val_sources and options.val_split != "none":
+        way_out = (
+            f"({options.val_fraction}), or set prepare.val_split=tail to hold out the end of every document, or name "
+            f"validation text with {options.val_setting}"
         )
-    elif not progress.val.documents:
-        sentence = (
-            f"None of the {progress.completed:,} documents fell to validation: raise prepare.val_fraction "
-            f"({options.val_fraction}), or set prepare.val_split=tail to take the end of every document instead."
-        )
+        if not progress.val.documents:
+            sentence = (
+                f"None of the {progress.completed:,} documents fell to validation: raise prepare.val_fraction "
+                f"{way_out}."
+            )
+        elif not progress.train.documents:
+            sentence = (
+                f"All of the {progress.completed:,} documents fell to validation: lower prepare.val_fraction {way_out}."
+            )
+    if sentence is not None:
+        # other options are the way out: what these left must not stand in their way
+        journal.remove(output)
+        raise UserError(sentence)
+
+
+def _check_accounts(options: PrepareOptions, progress: journal.Progress) -> None:
+    """No row was lost: a fault of this program otherwise."""
+    if options.val_split == "tail":
+        account = progress.sources
+        whole = account.read == progress.completed + account.empty
     else:
-        sentence = (
-            f"All of the {progress.completed:,} documents fell to validation: lower prepare.val_fraction "
-            f"({options.val_fraction}), or set prepare.val_split=tail to take only the end of every document."
-        )
-    # other options are the way out: what these left must not stand in their way
-    journal.remove(output)
-    raise UserError(sentence)
+        accounts = (progress.sources, progress.val_sources)
+        whole = all(account.read == account.train + account.val + account.empty for account in accounts)
+    if not whole:
+        raise RuntimeError(f"rows and documents do not add up: {progress}")
 
 
 def _fraction(units: Sequence[Unit], progress: journal.Progress, unit_bytes: int) -> float:
@@ -276,17 +248,18 @@ def _train_task(plan: ReadPlan, vocab_size: int) -> tuple[bytes, int, str | None
 
 def tokenizer_texts(plan: ReadPlan, characters: int = TOKENIZER_CHARACTERS) -> Iterator[str]:
     """Training text from the beginning of every unit, about `characters` in all; validation text is left out."""
-    share = max(1, characters // max(1, len(plan.units)))
+    units = plan.units[: plan.train_units]
+    share = max(1, characters // max(1, len(units)))
     documents = 0
-    for unit in plan.units:
+    for number, unit in enumerate(units):
         taken = 0
-        for text in read_documents(unit, plan.text_column, plan.errors):
+        for text in read_documents(unit, plan.reading):
             if plan.max_documents is not None and documents >= plan.max_documents:
                 return
             documents += 1
-            if plan.val_split == "tail":
+            if plan.val_from is None and plan.val_split == "tail":
                 text = text[: int(len(text) * (1 - plan.val_fraction))]
-            elif is_validation(text.encode("utf-8"), plan.val_fraction):
+            elif plan.is_validation(number, text.encode("utf-8")):
                 continue
             yield text[: share - taken]
             taken += len(text)
@@ -305,32 +278,40 @@ def _read_record(output: Location) -> dict[str, Any] | None:
         ) from error
 
 
-def _reuse(output: Location, record: dict[str, Any]) -> PrepareResult:
-    manifests = {side: shards.load_manifest(output / side) for side in (TRAIN, VAL)}
+def _reuse(options: PrepareOptions, output: Location, record: dict[str, Any]) -> PrepareResult:
+    manifests = {side: shards.load_manifest(output / side) for side in options.sides}
     return replace(_result(output, manifests, record, 0.0, resumed=False, had=0), tokens_per_second=0.0, reused=True)
 
 
 def _result(
     output: Location, manifests: dict[str, Manifest], record: dict[str, Any], seconds: float, resumed: bool, had: int
 ) -> PrepareResult:
-    train, val = manifests[TRAIN], manifests[VAL]
-    tokens = train.tokens + val.tokens
+    train, val = manifests.get(TRAIN), manifests.get(VAL)
+    written = list(manifests.values())
+    tokens = sum(manifest.tokens for manifest in written)
+    rows = record.get("rows")
+    if rows is None:  # written before accounts were
+        read = record["documents"] + record["empty_documents"]
+        parts = (train.documents if train else 0, val.documents if val else 0)
+        rows = {"sources": asdict(Account(read, *parts, record["empty_documents"]))}
     return PrepareResult(
         documents=record["documents"],
         tokens=tokens,
         tokens_per_second=(tokens - had) / max(seconds, 1e-9),
-        train=(output / TRAIN).uri,
-        val=(output / VAL).uri,
-        train_fingerprint=train.fingerprint,
-        val_fingerprint=val.fingerprint,
-        train_tokens=train.tokens,
-        val_tokens=val.tokens,
-        train_documents=train.documents,
-        val_documents=val.documents,
+        train=(output / TRAIN).uri if train else None,
+        val=(output / VAL).uri if val else None,
+        train_fingerprint=train.fingerprint if train else "",
+        val_fingerprint=val.fingerprint if val else "",
+        train_tokens=train.tokens if train else 0,
+        val_tokens=val.tokens if val else 0,
+        train_documents=train.documents if train else 0,
+        val_documents=val.documents if val else 0,
         empty_documents=record["empty_documents"],
-        bytes=train.bytes + val.bytes,
-        tokenizer=train.tokenizer.name,
-        vocab_size=train.tokenizer.vocab_size,
+        account=Account(**rows["sources"]),
+        val_account=Account(**rows["val_sources"]) if "val_sources" in rows else None,
+        bytes=sum(manifest.bytes for manifest in written),
+        tokenizer=written[0].tokenizer.name,
+        vocab_size=written[0].tokenizer.vocab_size,
         seconds=seconds,
         reused=False,
         resumed=resumed,

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from raygpt import storage
 from raygpt.config import Config
-from raygpt.data.shards import MANIFEST, Manifest, load_manifest
+from raygpt.data.request import PrepareOptions, check_options, describe_request, expand, request_name
+from raygpt.data.shards import MANIFEST, TOKENIZER, Manifest, load_manifest
+from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 
 
-def is_prepared(uri: str) -> bool:
-    """Whether a shard folder, or an output of `raygpt prepare`, lies there."""
+def is_prepared(uri: str, side: str = "train") -> bool:
+    """Whether a shard folder, or an output of `raygpt prepare` with that side, lies there."""
     where = storage.locate(uri) if _may_be_path(uri) else None
-    return where is not None and any(storage.exists(where / name) for name in (MANIFEST, f"train/{MANIFEST}"))
+    return where is not None and any(storage.exists(where / name) for name in (MANIFEST, f"{side}/{MANIFEST}"))
+
+
+def needs_preparing(config: Config) -> bool:
+    """Whether data.train or data.val is raw text."""
+    train, val = config.data.train, config.data.val
+    return (train is not None and not is_prepared(train)) or (val is not None and not is_prepared(val, "val"))
 
 
 def shard_folders(config: Config) -> tuple[str, str]:
@@ -36,12 +44,62 @@ def shard_folders(config: Config) -> tuple[str, str]:
     return train.uri, val.uri
 
 
-def prepared_home(config: Config) -> str:
-    """Folder for raw `data.train`, named by all its tokens depend on: runs with the same text share it."""
-    options = config.prepare.model_dump(mode="json")
-    what = [config.data.train, config.data.val, config.data.tokenizer, options]
-    name = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
-    return (storage.locate(config.run.storage) / "prepared" / name).uri
+def text_options(config: Config, sources: Sequence[str], output: str, tokenizer: Tokenizer | str) -> PrepareOptions:
+    """`prepare`'s options with the settings of a config; data.text_column goes before prepare.text_column."""
+    settings = config.prepare
+    return PrepareOptions(
+        sources=sources,
+        output=output,
+        tokenizer=tokenizer,
+        subset=settings.subset,
+        text_column=config.data.text_column or settings.text_column,
+        val_fraction=settings.val_fraction,
+        val_split=settings.val_split,
+        shard_tokens=settings.shard_tokens,
+        max_documents=settings.max_documents,
+        encoding_errors=settings.encoding_errors,
+        val_sources=settings.val_sources,
+        split_text=settings.split_text,
+        max_document_mb=settings.max_document_mb,
+    )
+
+
+def raw_options(config: Config, tokenizer: Callable[[], Tokenizer | str]) -> PrepareOptions | None:
+    """How to make shards of what is raw in data.train and data.val; None where nothing is.
+
+    | data.train | data.val | train/ | val/ |
+    |---|---|---|---|
+    | raw | not set | what prepare.val_split, prepare.val_fraction or prepare.val_sources leave | the rest |
+    | raw | raw | all of data.train | all of data.val |
+    | raw | shards | all of data.train | not made: the shards stay |
+    | shards | raw | not made: the shards stay | all of data.val, with the tokenizer of the train shards |
+
+    `tokenizer` gives the one for raw training text. The output's name says all that the shards depend on, so runs with
+    the same text share it and changed text gets another one. Raises UserError for text that is not there and for
+    validation shards of another tokenizer.
+    """
+    train, val = config.data.train, config.data.val
+    assert train is not None
+    raw_train, raw_val = not is_prepared(train), val is not None and not is_prepared(val, "val")
+    if not raw_train and not raw_val:
+        return None
+    home = storage.locate(config.run.storage) / "prepared"
+    options = replace(
+        text_options(config, raw_sources(train) if raw_train else [], home.uri, tokenizer() if raw_train else "bytes"),
+        sources_setting="data.train",
+    )
+    if val is not None:
+        held_out = replace(options, val_setting="data.val", val_sources=raw_sources(val) if raw_val else [])
+        options = replace(held_out, val_split="documents" if raw_val else "none")
+    if not raw_train:
+        options = replace(options, tokenizer=_shards_tokenizer(train), max_documents=None)
+    check_options(options)
+    units, val_units = expand(options)
+    used = options.load_tokenizer()
+    if val is not None and not raw_val:
+        _check_beside(val, used, options)
+    name = request_name(describe_request(options, units, val_units, used))
+    return replace(options, output=(home / name).uri, tokenizer=used or options.tokenizer)
 
 
 def manifests(train: str, val: str) -> tuple[Manifest, Manifest]:
@@ -56,8 +114,40 @@ def manifests(train: str, val: str) -> tuple[Manifest, Manifest]:
 
 
 def raw_sources(uri: str) -> list[str]:
-    """Sources of raw text that a data setting names."""
+    """Sources of raw text that a data setting names, separated by commas where no file has that name."""
+    if "," in uri and "://" not in uri and storage.exists(storage.locate(uri)):
+        return [uri]
     return [part.strip() for part in uri.split(",") if part.strip()]
+
+
+def _shards_tokenizer(train: str) -> Tokenizer:
+    folder = storage.locate(train)
+    if storage.exists(folder / "train" / MANIFEST):
+        folder = folder / "train"
+    info = load_manifest(folder).tokenizer
+    try:
+        found = Tokenizer.from_json(storage.read_bytes(folder / TOKENIZER), info.name, info.eot_id)
+    except FileNotFoundError:
+        found = None
+    if found is None or found.sha256 != info.sha256:
+        raise UserError(
+            f"data.val is raw text but {(folder / TOKENIZER).uri} {'is missing' if found is None else 'is another one'}"
+            ": put the tokenizer that data.train was made with there, or name a validation shard folder."
+        )
+    return found
+
+
+def _check_beside(val: str, tokenizer: Tokenizer | None, options: PrepareOptions) -> None:
+    folder = storage.locate(val)
+    if storage.exists(folder / "val" / MANIFEST):
+        folder = folder / "val"
+    made_with = load_manifest(folder).tokenizer
+    if tokenizer is None or tokenizer.sha256 != made_with.sha256:
+        wanted = tokenizer.name if tokenizer else options.tokenizer
+        raise UserError(
+            f"data.val={val} was made with tokenizer {made_with.name} of {made_with.vocab_size:,} but data.train is "
+            f"raw text for {wanted}: name data.val's raw text too, or set data.tokenizer={folder.uri}."
+        )
 
 
 def _may_be_path(uri: str) -> bool:

@@ -28,6 +28,9 @@ END_OF_TEXT = "<|endoftext|>"
 # Where a tokenizer does not say which of its tokens ends a text, the first of these it has.
 END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "<|im_end|>", "</s>", "<eos>", "<|eot_id|>", "[SEP]")
 GPT2_HUB_ID = "openai-community/gpt2"
+# OpenAI's models and their distillation share one tokenizer; the bare names are ids of the hub too.
+_SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+GPT2_IDS = {*_SIZES, "distilgpt2", *(f"openai-community/{size}" for size in _SIZES), "distilbert/distilgpt2"}
 # GPT-2's pre-tokenizer never joins a letter or digit with the space or newline after it, nor looks back
 # across that boundary, so text cut there encodes to the same ids as a whole.
 _CUT = re.compile(r"(?<=[A-Za-z0-9,.;])[ \n](?=\S)")
@@ -157,7 +160,8 @@ class Tokenizer:
 def load_tokenizer(spec: str, eot_id: int | None = None) -> Tokenizer:
     """`gpt2`, `bytes`, a folder (local or s3://) or file with a tokenizer, or a Hugging Face id `org/name`.
 
-    A folder holds tokenizer.json, or GPT-2's pair vocab.json (encoder.json) and merges.txt (vocab.bpe).
+    A folder holds tokenizer.json, or GPT-2's pair vocab.json (encoder.json) and merges.txt (vocab.bpe). The ids of all
+    of OpenAI's GPT-2 models mean `gpt2`.
     UserError when there is none, it is damaged, or the hub cannot be reached.
     """
     if spec == "bytes":
@@ -166,7 +170,9 @@ def load_tokenizer(spec: str, eot_id: int | None = None) -> Tokenizer:
         raise UserError(
             f"{spec} trains a tokenizer on a corpus, which only `raygpt prepare` can do: name a saved one here."
         )
-    if spec == "gpt2" and not storage.exists(storage.locate(spec)):
+    if spec == "base":
+        raise UserError("data.tokenizer=base is that of model.init_from, which names no model: name a tokenizer.")
+    if spec in GPT2_IDS and not storage.exists(storage.locate(spec)):
         return _from_hub(GPT2_HUB_ID, "gpt2", eot_id)
     where = storage.locate(spec)
     if storage.is_file(where):

@@ -11,7 +11,7 @@ import numpy as np
 from raygpt import storage
 from raygpt.data import hub
 from raygpt.data.corpus import expand_sources, read_documents
-from raygpt.data.documents import Errors
+from raygpt.data.documents import Errors, Reading
 from raygpt.data.reader import TokenReader
 from raygpt.data.shards import MANIFEST
 from raygpt.data.sources import raw_sources
@@ -44,6 +44,8 @@ def open_held_out(
     subset: str | None = None,
     text_column: str = "text",
     encoding_errors: Errors = "strict",
+    split_text: bool = False,
+    max_document_mb: float = 256,
     cache_bytes: int = 0,
 ) -> HeldOut:
     """A shard folder, an output of `raygpt prepare` (its val/), or raw text in any form that `prepare` reads.
@@ -51,9 +53,10 @@ def open_held_out(
     Raw text is tokenised here and held in memory, 2 bytes a token: one end of text before each document, as between
     documents in shards. Raises UserError for shards of another tokenizer, and where nothing can be read.
     """
-    folder = _shard_folder(uri)
+    folder = shard_folder(uri)
     if folder is None:
-        return _read_text(uri, tokenizer, subset, text_column, encoding_errors)
+        reading = Reading(text_column, encoding_errors, split_text, max_document_mb)
+        return _read_text(uri, tokenizer, subset, reading)
     reader = TokenReader(folder, cache_bytes)
     manifest = reader.manifest
     if manifest.tokenizer.sha256 != tokenizer.sha256:
@@ -113,8 +116,9 @@ class _Watched:
         self._on_progress(min(self._read, self._asked), self._asked)
 
 
-def _shard_folder(uri: str) -> str | None:
-    if not _is_path(uri):
+def shard_folder(uri: str) -> str | None:
+    """The shard folder a URI means (itself or its val/), or None where it names text."""
+    if not is_path(uri):
         return None
     where = storage.locate(uri)
     for folder in (where, where / "val"):
@@ -123,17 +127,18 @@ def _shard_folder(uri: str) -> str | None:
     return None
 
 
-def _is_path(uri: str) -> bool:
+def is_path(uri: str) -> bool:
+    """Whether a URI names one file or folder, not a dataset of the hub, a glob or a list."""
     return not hub.is_hub_id(uri) and not any(mark in uri for mark in "*?[,")
 
 
-def _read_text(uri: str, tokenizer: Tokenizer, subset: str | None, text_column: str, errors: Errors) -> HeldOut:
-    if _is_path(uri) and not storage.exists(storage.locate(uri)):
+def _read_text(uri: str, tokenizer: Tokenizer, subset: str | None, reading: Reading) -> HeldOut:
+    if is_path(uri) and not storage.exists(storage.locate(uri)):
         raise UserError(f"data.val={uri} does not exist: name a shard folder or a file of text.")
     end = np.array([tokenizer.eot_id], tokenizer.dtype)
     parts: list[np.ndarray] = []
     documents, size = 0, 0
-    for texts in _batches(uri, subset, text_column, errors):
+    for texts in _batches(uri, subset, reading):
         for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
             parts += [end, ids]
             size += len(text.encode("utf-8"))
@@ -143,11 +148,11 @@ def _read_text(uri: str, tokenizer: Tokenizer, subset: str | None, text_column: 
     return HeldOut(ArrayTokens(np.concatenate(parts)), uri, documents, size)
 
 
-def _batches(uri: str, subset: str | None, text_column: str, errors: Errors) -> Iterator[list[str]]:
+def _batches(uri: str, subset: str | None, reading: Reading) -> Iterator[list[str]]:
     batch: list[str] = []
     characters = 0
-    for unit in expand_sources(raw_sources(uri), subset):
-        for text in read_documents(unit, text_column, errors):
+    for unit in expand_sources(raw_sources(uri), subset, "data.val"):
+        for text in read_documents(unit, reading):
             batch.append(text)
             characters += len(text)
             if characters >= BATCH_CHARACTERS:

@@ -157,9 +157,7 @@ def _check_vocabulary(model: nn.Module, reader: TokenSource) -> None:
     )
 
 
-def _batches(
-    reader: TokenSource, rows: np.ndarray, seq_len: int, batch_rows: int, passes: int
-) -> Iterator[np.ndarray]:
+def _batches(reader: TokenSource, rows: np.ndarray, seq_len: int, batch_rows: int, passes: int) -> Iterator[np.ndarray]:
     """(n, seq_len + 1) int64 arrays of rows, read one ahead of where they are used; -100 after the stream's end.
 
     `passes` of them: where the rows do not suffice, the rest are one row of nothing.

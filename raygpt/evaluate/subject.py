@@ -60,12 +60,8 @@ def open_subject(config: Config, device: torch.device | None = None) -> Subject:
     The precision is train.precision, where that is auto the training's own; on a CPU always fp32. Raises UserError
     where there is no such model.
     """
-    loaded = load(_uri(config), config.data.tokenizer)
-    run, saved = None, None
-    if loaded.state is not None:
-        where = storage.locate(loaded.origin)
-        run = where.parent.parent if where.parent.name == checkpoint.FOLDER else None
-        saved = _saved_config(where)
+    loaded = load(subject_uri(config), config.data.tokenizer)
+    run, saved = background(loaded.origin) if loaded.state is not None else (None, None)
     device = device or choose_device(config.scale.use_gpu)
     wanted = config.train.precision
     if wanted == "auto" and saved is not None:
@@ -82,7 +78,8 @@ def choose_device(use_gpu: bool | str) -> torch.device:
     return torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
 
 
-def _uri(config: Config) -> str:
+def subject_uri(config: Config) -> str:
+    """model.init_from, or the run `run.storage`/`run.name`; UserError where that has no checkpoint."""
     if config.model.init_from != "random":
         return config.model.init_from
     run = run_location(config)
@@ -94,8 +91,11 @@ def _uri(config: Config) -> str:
     return run.uri
 
 
-def _saved_config(where: Location) -> Config | None:
+def background(origin: str) -> tuple[Location | None, Config | None]:
+    """(run folder, config it was trained with) of a checkpoint, each None where it is not known."""
+    where = storage.locate(origin)
+    run = where.parent.parent if where.parent.name == checkpoint.FOLDER else None
     try:
-        return config_from_dict(yaml.safe_load(storage.read_text(where / "config.yaml")))
+        return run, config_from_dict(yaml.safe_load(storage.read_text(where / "config.yaml")))
     except FileNotFoundError:
-        return None
+        return run, None

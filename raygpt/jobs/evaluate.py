@@ -1,14 +1,22 @@
-"""`raygpt evaluate`: loss, perplexity and bits per byte of a model on token shards or raw text."""
+"""`raygpt evaluate`: loss, perplexity and bits per byte of a model on token shards or raw text.
+
+With --base and --tuned: what fine-tuning bought, as one page.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 
+from raygpt import storage
 from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.data.sources import shard_folders
 from raygpt.errors import UserError
+from raygpt.evaluate.compare import compare
+from raygpt.evaluate.compare_figures import in_short
+from raygpt.evaluate.compare_report import PAGE, write_comparison
+from raygpt.evaluate.compare_subjects import open_both, output_folder
 from raygpt.evaluate.held_out import HeldOut, evaluate_held_out, open_held_out
 from raygpt.evaluate.perplexity import Evaluation
 from raygpt.evaluate.subject import Subject, open_subject
@@ -16,6 +24,8 @@ from raygpt.track.meter import Meter
 
 
 def run(config: Config, call: Call) -> int:
+    if config.compare.base is not None:
+        return run_comparison(config)
     subject = open_subject(config)
     print(subject.describe(), flush=True)
     held_out = open_held_out(
@@ -31,6 +41,23 @@ def run(config: Config, call: Call) -> int:
     print(sentence(result))
     # the last line is for scripts
     print(json.dumps(as_dict(subject, held_out, result)), flush=True)
+    return 0
+
+
+def run_comparison(config: Config) -> int:
+    """Compare compare.tuned with compare.base; the page and comparison.json go to compare.output."""
+    base, tuned = open_both(config)
+    target = output_folder(config, tuned)
+    storage.check_writable(target, "compare.output" if config.compare.output else "the tuned run's folder")
+    print(f"Base: {base.describe()}\nTuned: {tuned.describe()}", flush=True)
+    comparison = compare(config, base, tuned)
+    figures = write_comparison(comparison, config, target)
+    print("\n".join(figures["headlines"]))
+    for what, why in figures["notes"].items():
+        print(f"Not measured ({what}): {why}")
+    print(f"Page: {(target / PAGE).uri}")
+    # the last line is for scripts
+    print(json.dumps(in_short(figures) | {"page": (target / PAGE).uri}), flush=True)
     return 0
 
 

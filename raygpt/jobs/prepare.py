@@ -1,85 +1,92 @@
-"""`raygpt prepare`: documents to token shards."""
+"""`raygpt prepare`: documents to token shards; and raw `data.train` and `data.val` of other jobs made into them."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TextIO
 
 from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.data.prepare import PrepareOptions, PrepareProgress, PrepareResult, prepare
+from raygpt.data.sources import raw_options, text_options
+from raygpt.track.meter import Meter
 from raygpt.track.progress import human_count, human_duration
+from raygpt.train.base_tokenizer import chosen_tokenizer
 from raygpt.train.cluster import connect
 
 
 def run(config: Config, call: Call) -> int:
-    print(connect(config.scale), flush=True)
+    if "from_txt" in call.flags:
+        config = config.model_copy(update={"prepare": config.prepare.model_copy(update={"split_text": True})})
     assert config.prepare.output is not None
-    result = prepare_shards(config, config.prepare.sources, config.prepare.output)
+    options = text_options(config, config.prepare.sources, config.prepare.output, chosen_tokenizer(config))
+    print(connect(config.scale), flush=True)
+    result = prepare_shards(options)
     print(f"Train on it: raygpt pretrain --data.train={result.train} --train.max_steps=1000", flush=True)
     return 0
 
 
-def prepare_shards(config: Config, sources: list[str], output: str) -> PrepareResult:
-    """Prepare with the settings of `config`, showing progress; prints the closing figures."""
-    settings = config.prepare
-    options = PrepareOptions(
-        sources=sources,
-        output=output,
-        tokenizer=config.data.tokenizer,
-        subset=settings.subset,
-        text_column=settings.text_column,
-        val_fraction=settings.val_fraction,
-        val_split=settings.val_split,
-        shard_tokens=settings.shard_tokens,
-        max_documents=settings.max_documents,
-        encoding_errors=settings.encoding_errors,
-    )
-    show, close = _progress(sys.stdout)
+def raw_preparation(config: Config) -> PrepareOptions | None:
+    """What has to be prepared before training on data.train and data.val, None where both are shards.
+
+    Raises UserError for text that is not there; needs no Ray.
+    """
+    return raw_options(config, lambda: chosen_tokenizer(config))
+
+
+def with_prepared_data(config: Config) -> Config:
+    """The config with raw data.train and data.val replaced by shards made from them (or made from them before)."""
+    options = raw_preparation(config)
+    if options is None:
+        return config
+    result = prepare_shards(options)
+    made = {side: uri for side, uri in (("train", result.train), ("val", result.val)) if uri is not None}
+    return config.model_copy(update={"data": config.data.model_copy(update=made)})
+
+
+def prepare_shards(options: PrepareOptions) -> PrepareResult:
+    """Prepare, showing progress; prints the closing figures and what became of every row."""
+    meter = Meter("prepare", sys.stdout)
+
+    def show(now: PrepareProgress) -> None:
+        documents, tokens = f"{now.documents:,} documents", f"{human_count(now.tokens)} tokens"
+        meter.show(now.fraction, 1, documents, tokens, f"{human_count(now.tokens_per_second)} tok/s")
+
     try:
         result = prepare(options, show)
     finally:
-        close()
+        meter.close()
     rate = (
         "already there"
         if result.reused
         else f"{human_count(result.tokens_per_second)} tok/s in {human_duration(result.seconds)}"
     )
-    print(
+    lines = [
         f"Prepared {result.documents:,} documents, {result.tokens:,} tokens ({rate}), tokenizer {result.tokenizer} of "
-        f"{result.vocab_size:,}\n"
-        f"  train {result.train}: {result.train_tokens:,} tokens, fingerprint {result.train_fingerprint[:16]}\n"
-        f"  val   {result.val}: {result.val_tokens:,} tokens, fingerprint {result.val_fingerprint[:16]}",
-        flush=True,
-    )
-    if result.empty_documents:
-        print(f"  {result.empty_documents:,} documents without text were left out", flush=True)
+        f"{result.vocab_size:,}"
+    ]
+    if result.train:
+        lines.append(
+            f"  train {result.train}: {result.train_tokens:,} tokens, fingerprint {result.train_fingerprint[:16]}"
+        )
+    if result.val:
+        lines.append(f"  val   {result.val}: {result.val_tokens:,} tokens, fingerprint {result.val_fingerprint[:16]}")
+    print("\n".join([*lines, f"  {rows_line(options, result)}"]), flush=True)
     return result
 
 
-def _progress(stream: TextIO) -> tuple[Callable[[PrepareProgress], None], Callable[[], None]]:
-    import time
-
-    live = stream.isatty()
-    last = 0.0
-    shown = False
-
-    def show(now: PrepareProgress) -> None:
-        nonlocal last, shown
-        if time.monotonic() - last < (0.2 if live else 5.0) and now.fraction < 1:
-            return
-        last = time.monotonic()
-        cells = round(24 * now.fraction)
-        line = (
-            f"prepare {'#' * cells}{'.' * (24 - cells)} {now.fraction:4.0%} | {now.documents:,} documents | "
-            f"{human_count(now.tokens)} tokens | {human_count(now.tokens_per_second)} tok/s"
-        )
-        print(f"\r\x1b[K{line}" if live else line, end="" if live else "\n", file=stream, flush=True)
-        shown = True
-
-    def close() -> None:
-        if live and shown:
-            print(file=stream, flush=True)
-
-    return show, close
+def rows_line(options: PrepareOptions, result: PrepareResult) -> str:
+    """What became of every row: `Rows: 21,353 read = 20,285 train + 1,068 val + 0 empty`."""
+    account, other = result.account, result.val_account
+    if other is not None:
+        val = f"{other.read:,} read = {other.val:,} val + {other.empty:,} empty"
+        if result.train is None:
+            return f"Rows: {val}"
+        return f"Rows: {account.read:,} read = {account.train:,} train + {account.empty:,} empty; {val}"
+    if options.val_split == "tail":
+        kept = account.read - account.empty
+        return f"Rows: {account.read:,} read = {kept:,} with their ends held out + {account.empty:,} empty"
+    return (
+        f"Rows: {account.read:,} read = {account.train:,} train + {account.val:,} val + {account.empty:,} empty"
+        if options.val_split == "documents"
+        else f"Rows: {account.read:,} read = {account.train:,} train + {account.empty:,} empty"
+    )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+
 from raygpt import storage
 from raygpt.cli import Call
 from raygpt.config import Config
-from raygpt.data.sources import is_prepared, prepared_home, raw_sources
+from raygpt.data.sources import needs_preparing
+from raygpt.errors import UserError
+from raygpt.jobs.prepare import raw_preparation, with_prepared_data
 from raygpt.track.trackers import choose_wandb_mode
 from raygpt.train.assignment import Resolved, resolve, run_location
-from raygpt.train.plan import batch_rows
+from raygpt.train.plan import accumulation, batch_rows
+from raygpt.train.zero_config import deepspeed_config
 
 
 def run(config: Config, call: Call) -> int:
+    if "print_deepspeed" in call.flags:
+        return print_deepspeed(config)
     if "dry_run" in call.flags:
         return dry_run(config)
     from raygpt.train.cluster import connect
@@ -19,12 +26,13 @@ def run(config: Config, call: Call) -> int:
 
     assert config.data.train is not None
     check_places(config)
-    prepared = is_prepared(config.data.train)
-    if prepared:
-        resolve(config)  # mistakes come out before a cluster is started
+    # mistakes come out before a cluster is started
+    raw = raw_preparation(config) is not None
+    if not raw:
+        resolve(config)
     cpus = config.scale.worker_range[0] * config.scale.cpus_per_worker
     print(connect(config.scale, workers_cpus=cpus), flush=True)
-    if not prepared:
+    if raw:
         config = with_prepared_data(config)
     return run_training(config, resolve(config), call.command).exit_status
 
@@ -34,25 +42,40 @@ def check_places(config: Config) -> None:
     storage.check_writable(run_location(config), "run.storage")
     for key in ("train", "val"):
         uri = getattr(config.data, key)
-        if uri is not None and uri.startswith("s3://"):
+        if uri is not None and uri.startswith("s3://") and not any(mark in uri for mark in "*?[,"):
             storage.check_readable(storage.locate(uri), f"data.{key}")
     choose_wandb_mode(config.track.wandb)
 
 
-def with_prepared_data(config: Config) -> Config:
-    """The config with raw `data.train` replaced by shards made from it (or made from it before)."""
-    from raygpt.jobs.prepare import prepare_shards
-
-    assert config.data.train is not None
-    result = prepare_shards(config, raw_sources(config.data.train), prepared_home(config))
-    data = config.data.model_copy(update={"train": result.train, "val": config.data.val or result.val})
-    return config.model_copy(update={"data": data})
+def print_deepspeed(config: Config) -> int:
+    """Show what DeepSpeed would be started with. What follows from data, device or workers is worked out as far as
+    the settings alone say it; the rest reads auto."""
+    if config.train.strategy == "ddp":
+        raise UserError("train.strategy=ddp uses no DeepSpeed: set it to zero1, zero2 or zero3.")
+    micro, precision = config.train.micro_batch_size, config.train.precision
+    seq_len = config.data.seq_len or config.model.seq_len
+    steps: int | str = "auto"
+    if isinstance(micro, int) and seq_len is not None:
+        rows = batch_rows(config.train.global_batch_tokens, seq_len, micro, config.scale.worker_range)
+        steps = accumulation(rows, config.scale.worker_range[0], micro)
+    shown = deepspeed_config(
+        strategy=config.train.strategy,
+        offload=config.train.offload,
+        precision=precision,
+        micro_batch_size=micro,
+        grad_accum_steps=steps,
+        grad_clip=config.optim.grad_clip,
+        pin_memory=config.scale.use_gpu is not False,
+        overrides=config.train.deepspeed,
+    )
+    print(json.dumps(shown, indent=2))
+    return 0
 
 
 def dry_run(config: Config) -> int:
     """Check everything that can be checked without starting: settings, arithmetic and, where it is there, the data."""
     assert config.data.train is not None
-    if not is_prepared(config.data.train):
+    if needs_preparing(config):
         from raygpt.model.presets import PRESETS
 
         seq_len = config.data.seq_len or config.model.seq_len or PRESETS[config.model.preset]["seq_len"]

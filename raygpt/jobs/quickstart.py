@@ -26,7 +26,8 @@ from raygpt.evaluate.perplexity import Evaluation
 from raygpt.evaluate.subject import Subject, open_subject
 from raygpt.evaluate.yardsticks import yardsticks
 from raygpt.jobs.evaluate import measure
-from raygpt.jobs.pretrain import check_places, with_prepared_data
+from raygpt.jobs.prepare import with_prepared_data
+from raygpt.jobs.pretrain import check_places
 from raygpt.jobs.sample import write_samples
 from raygpt.storage import Location
 from raygpt.track.report import write_report

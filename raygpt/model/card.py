@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,12 @@ def model_card(
     training: Mapping[str, Any] | None = None,
     data: Mapping[str, Any] | None = None,
     results: Mapping[str, Any] | None = None,
+    base: str | None = None,
 ) -> str:
-    """Markdown with the Hub's metadata on top. Tables hold what is known: `training`, `data` and `results` by name."""
+    """Markdown with the Hub's metadata on top. Tables hold what is known: `training`, `data` and `results` by name.
+
+    `base` is what it was fine-tuned from: a Hub id, which the metadata then names, or a path or URI.
+    """
     shape = {
         "parameters": config.num_parameters(),
         "layers": config.n_layer,
@@ -28,10 +33,12 @@ def model_card(
         "biases": config.bias,
         "tied embeddings": config.tie_weights,
     }
+    on_hub = f"base_model: {base}\n" if base and re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", base) else ""
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags: [gpt2, raygpt]\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{on_hub}tags: [gpt2, raygpt]\n---",
         f"# {name}",
-        "A language model of the GPT-2 architecture, trained with raygpt.",
+        "A language model of the GPT-2 architecture, "
+        + (f"fine-tuned from `{base}` with raygpt." if base else "trained with raygpt."),
         "## How to load it",
         "```python\n"
         "from transformers import pipeline\n\n"

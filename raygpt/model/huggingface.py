@@ -1,7 +1,7 @@
-"""Weights to and from Hugging Face's GPT2LMHeadModel folders, without importing transformers.
+"""Weights from Hugging Face's GPT2LMHeadModel folders, one at a time and without importing transformers.
 
 Theirs and ours differ in three ways only: Conv1D keeps matrices [in, out] where nn.Linear keeps [out, in];
-our vocabulary is padded to a multiple of 128 rows; their causal-mask buffers are not weights.
+our vocabulary is padded to a multiple of 128 rows; their causal-mask buffers are not weights. Writing: export.py.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ import json
 import os
 import pickle
 import re
-import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow import fs as pafs
 from torch import Tensor
 
 from raygpt.errors import UserError
+from raygpt.model.export import CONV1D, INDEX, VOCABULARY, export_huggingface, parameter_shapes
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.storage import child, list_folder, locate, read_bytes
+from raygpt.storage import child, explain, list_folder, locate
 
-CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+__all__ = ["export_huggingface", "load_huggingface", "open_folder", "read_config", "read_weights"]
+
 MASKS = (".attn.bias", ".attn.masked_bias")
 # single file, index of several files; safetensors first: mapped, and data rather than code
 WEIGHT_FILES = (
-    ("model.safetensors", "model.safetensors.index.json"),
+    ("model.safetensors", INDEX),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load_huggingface(
@@ -43,15 +44,54 @@ def load_huggingface(
     a missing or truncated file, weights that do not fit config.json, and a seq_len the model has no
     positions for. Draws no random numbers.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = _local_folder(os.fspath(folder_or_hub_id), Path(scratch))
+    with open_folder(folder_or_hub_id) as folder:
         config = read_config(folder, dropout=dropout, seq_len=seq_len)
-        with torch.device("meta"):
-            model = GPT(config)
-        model.to_empty(device="cpu")
-        model.tie()
-        _fill(model, folder)
+        model = GPT(config, initialise=False)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, value in read_weights(folder, config):
+                parameters[name].copy_(value)
     return model
+
+
+@contextmanager
+def open_folder(folder_or_hub_id: str | os.PathLike[str], *, weights: bool = True) -> Iterator[Path]:
+    """A local folder with the files of a local one, an s3:// one (copied, for as long as this is open) or a Hub id.
+
+    Without `weights` only config.json is fetched. Raises UserError where there is no such folder or id.
+    """
+    spec = os.fspath(folder_or_hub_id)
+    if "://" not in spec:
+        yield _local_folder(spec, weights)
+        return
+    where = locate(spec)
+    with tempfile.TemporaryDirectory() as scratch:
+        for entry in list_folder(where):
+            name = entry.base_name
+            if entry.is_file and (name == "config.json" or (weights and _is_weights(name))):
+                source, target = child(where, entry).path, str(Path(scratch) / name)
+                try:
+                    pafs.copy_files(source, target, where.fs, pafs.LocalFileSystem())
+                except OSError as error:
+                    raise explain(error, where / name) from error
+        yield Path(scratch)
+
+
+def read_weights(folder: Path, config: GPTConfig, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(name, value) of every parameter of GPT(config), one at a time: our names and layout, padding rows zero.
+
+    Values are views of the mapped files where they can be, in the file's type or in `dtype`: the memory they take is
+    that of one of them, or none. All names and shapes are checked before the first one comes: raises UserError for a
+    missing or truncated file and for weights that do not fit config.json. (`config` is `read_config`'s.)
+    """
+    _check(folder, config)
+    for path in _weight_files(folder):
+        for theirs, found in _read_tensors(path):
+            if (name := _our_name(theirs, config)) is None:
+                continue
+            value = _cut(name, found, config)
+            value = value if dtype is None else value.to(dtype)
+            yield name, _padded(value, config.padded_vocab_size) if name in VOCABULARY else value
 
 
 def read_config(folder: Path, *, dropout: float = 0.0, seq_len: int | None = None) -> GPTConfig:
@@ -87,66 +127,10 @@ def read_config(folder: Path, *, dropout: float = 0.0, seq_len: int | None = Non
     )
 
 
-def export_huggingface(
-    model: GPT,
-    folder: Path,
-    *,
-    tokenizer_json: bytes | None,
-    eot_id: int,
-    card: str = "",
-    dtype: str = "float32",
-) -> Path:
-    """Writes a folder that transformers' `pipeline("text-generation", model=folder)` loads; returns it.
-
-    config.json, generation_config.json, model.safetensors with the vocabulary cut to its true size, the
-    tokenizer, and README.md (`card`, or a short one). A model without biases gets biases of zero, which give
-    equal logits. Written beside `folder` and renamed, so `folder` is the old export, the new one or absent;
-    anything else that stands there is refused with UserError. Works on a model on any device.
-    """
-    from safetensors.torch import save_file
-
-    if dtype not in DTYPES:
-        raise UserError(f"export dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
-    if not 0 <= eot_id < model.config.vocab_size:
-        raise UserError(f"the end-of-text id {eot_id} is outside the model's vocabulary of {model.config.vocab_size}.")
-    if folder.exists() and not (folder / "config.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an exported model: choose another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    aside, old = (folder.with_name(f".{folder.name}.{kind}-{tag}") for kind in ("new", "old"))
-    aside.mkdir()
-    try:
-        weights = {name: tensor.to(DTYPES[dtype]).contiguous() for name, tensor in _their_weights(model)}
-        save_file(weights, aside / "model.safetensors", metadata={"format": "pt"})
-        _write_json(aside / "config.json", _their_config(model.config, eot_id, dtype))
-        _write_json(
-            aside / "generation_config.json",
-            {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id},
-        )
-        if tokenizer_json is not None:
-            (aside / "tokenizer.json").write_bytes(tokenizer_json)
-            _write_json(aside / "tokenizer_config.json", _tokenizer_config(tokenizer_json, eot_id, model.config))
-        (aside / "README.md").write_text(card or _plain_card(model.config), encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
-
-
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-def _local_folder(spec: str, scratch: Path) -> Path:
-    """A local folder with the files of a local path, an s3:// folder (copied to scratch) or a Hugging Face id."""
-    if "://" in spec:
-        where = locate(spec)
-        for entry in list_folder(where):
-            if entry.is_file and (entry.base_name == "config.json" or _is_weights(entry.base_name)):
-                (scratch / entry.base_name).write_bytes(read_bytes(child(where, entry)))
-        return scratch
+def _local_folder(spec: str, weights: bool) -> Path:
     folder = Path(spec).expanduser()
     if folder.is_dir():
         return folder
@@ -155,7 +139,7 @@ def _local_folder(spec: str, scratch: Path) -> Path:
             f"{spec} is not a folder: name one with config.json and model.safetensors, or a Hugging Face id."
         )
     try:
-        return _fetch(spec)
+        return _fetch(spec, weights)
     except Exception as error:
         raise UserError(
             f"{spec} is neither a local folder nor could it be fetched from the Hugging Face Hub "
@@ -163,7 +147,7 @@ def _local_folder(spec: str, scratch: Path) -> Path:
         ) from error
 
 
-def _fetch(hub_id: str) -> Path:
+def _fetch(hub_id: str, weights: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     def fetch(patterns: list[str]) -> Path:
@@ -173,7 +157,9 @@ def _fetch(hub_id: str) -> Path:
             # the network is away, but an earlier run may have left the model in the cache
             return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
 
-    folder = fetch(["config.json", "model*.safetensors", "model.safetensors.index.json"])
+    if not weights:
+        return fetch(["config.json"])
+    folder = fetch(["config.json", "model*.safetensors", INDEX])
     if not any(folder.glob("model*.safetensors")):
         folder = fetch(["config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"])
     return folder
@@ -234,31 +220,26 @@ def _broken(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} is truncated or not a weight file ({reason}): fetch it again.")
 
 
-@torch.no_grad()
-def _fill(model: GPT, folder: Path) -> None:
-    """Copies a folder's weights into the model, every one exactly once."""
-    config = model.config
-    targets = dict(model.named_parameters())  # a tied lm_head is not listed twice
-    missing, unknown, misfits = set(targets), [], []
+def _our_name(theirs: str, config: GPTConfig) -> str | None:
+    """Our name of their tensor, None for one that is not needed."""
+    name = theirs.removeprefix("transformer.")
+    return None if name.endswith(MASKS) or (name == "lm_head.weight" and config.tie_weights) else name
+
+
+def _check(folder: Path, config: GPTConfig) -> None:
+    """UserError unless the folder holds every weight of the model, each in its shape, and no others."""
+    shapes = parameter_shapes(config)
+    missing, unknown, misfits = set(shapes), [], []
     for path in _weight_files(folder):
         for theirs, found in _read_tensors(path):
-            name = theirs.removeprefix("transformer.")
-            if name.endswith(MASKS) or (name == "lm_head.weight" and config.tie_weights):
+            name = _our_name(theirs, config)
+            if name is None:
                 continue
-            if name not in targets:
+            if name not in shapes:
                 unknown.append(theirs)
                 continue
-            target: Tensor = targets[name]
-            value = found.t() if name.endswith(CONV1D) else found
-            if name in ("wte.weight", "lm_head.weight"):
-                target[config.vocab_size :] = 0.0
-                target = target[: config.vocab_size]
-            elif name == "wpe.weight":
-                value = value[: config.seq_len]
             missing.discard(name)
-            if value.shape == target.shape:
-                target.copy_(value)
-            else:
+            if tuple(_cut(name, found, config).shape) != _true_shape(name, shapes[name], config):
                 misfits.append(f"{theirs} {tuple(found.shape)}")
     problems = [
         f"{label} {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
@@ -273,80 +254,17 @@ def _fill(model: GPT, folder: Path) -> None:
         raise UserError(f"{folder} cannot be loaded as a plain GPT-2 language model: {'; '.join(problems)}.")
 
 
-# --- writing -----------------------------------------------------------------------------------------------
+def _cut(name: str, found: Tensor, config: GPTConfig) -> Tensor:
+    """Our layout, and no more positions than the model has."""
+    value = found.t() if name.endswith(CONV1D) else found
+    return value[: config.seq_len] if name == "wpe.weight" else value
 
 
-def _their_weights(model: GPT) -> Iterator[tuple[str, Tensor]]:
-    """Their names and layouts, on the CPU."""
-    vocab_size = model.config.vocab_size
-    for name, parameter in model.named_parameters():
-        value = parameter.detach().cpu()
-        if name in ("wte.weight", "lm_head.weight"):
-            value = value[:vocab_size]
-        yield (
-            (name if name == "lm_head.weight" else f"transformer.{name}"),
-            value.t() if name.endswith(CONV1D) else value,
-        )
-    if not model.config.bias:
-        for name, module in model.named_modules():
-            if getattr(module, "bias", 0) is None and name != "lm_head":
-                yield f"transformer.{name}.bias", torch.zeros(_width(module))
+def _true_shape(name: str, shape: tuple[int, ...], config: GPTConfig) -> tuple[int, ...]:
+    return (config.vocab_size, *shape[1:]) if name in VOCABULARY else shape
 
 
-def _width(module: torch.nn.Module) -> int:
-    return int(module.weight.shape[0])  # type: ignore[union-attr, operator, index]
-
-
-def _their_config(config: GPTConfig, eot_id: int, dtype: str) -> dict[str, Any]:
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.seq_len,
-        "n_ctx": config.seq_len,
-        "n_embd": config.n_embd,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "layer_norm_epsilon": 1e-5,
-        "initializer_range": 0.02,
-        "scale_attn_weights": True,
-        "use_cache": True,
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
-        "tie_word_embeddings": config.tie_weights,
-        "torch_dtype": dtype,
-    }
-
-
-def _tokenizer_config(tokenizer_json: bytes, eot_id: int, config: GPTConfig) -> dict[str, Any]:
-    spec = json.loads(tokenizer_json)
-    names = {entry["id"]: entry["content"] for entry in spec.get("added_tokens") or []}
-    vocabulary = spec.get("model", {}).get("vocab") or {}
-    if eot_id not in names and isinstance(vocabulary, dict):
-        names |= {index: token for token, index in vocabulary.items() if index == eot_id}
-    special = names.get(eot_id, "<|endoftext|>")
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.seq_len,
-        "bos_token": special,
-        "eos_token": special,
-        "unk_token": special,
-        "clean_up_tokenization_spaces": False,
-    }
-
-
-def _plain_card(config: GPTConfig) -> str:
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
-        f"GPT-2 architecture, {config.num_parameters():,} parameters: {config.n_layer} layers, {config.n_head} heads, "
-        f"width {config.n_embd}, context {config.seq_len} tokens, vocabulary {config.vocab_size}.\n"
-    )
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+def _padded(value: Tensor, rows: int) -> Tensor:
+    out = value.new_zeros(rows, *value.shape[1:])
+    out[: len(value)] = value
+    return out

@@ -91,5 +91,5 @@ def write_tensors(
             raise ValueError(f"{spec.name} is {value.dtype} {tuple(value.shape)}, not {spec.dtype} {spec.shape}")
         flat = value.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
-            put(memoryview(flat.view(torch.uint8).numpy()))
+            put(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
     return Written(size, digest.hexdigest())

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ name }} · raygpt report</title>
-<style>
+# Of every page: put into a template with its braces as they are.
+STYLE = """\
   :root { --ink: #1d2129; --soft: #5b616b; --line: #e3e6ea; --panel: #f6f7f9; --train: #2f6db5; --ours: #d9622b; }
   * { box-sizing: border-box; }
   body { margin: 0 auto; max-width: 1080px; padding: 36px 24px 48px; color: var(--ink); background: #fff;
@@ -46,7 +41,19 @@ PAGE = """<!doctype html>
   footer { margin-top: 44px; border-top: 1px solid var(--line); padding-top: 12px; }
   @media (max-width: 720px) { .plots { grid-template-columns: 1fr; } .config { columns: 1; } td.bar { display: none; } }
   @media print { details { display: block; } .tile, pre { border: 1px solid var(--line); } }
-</style>
+"""
+
+PAGE = (
+    """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ name }} · raygpt report</title>
+<style>
+"""
+    + STYLE
+    + """</style>
 </head>
 <body>
 <header>
@@ -131,3 +138,4 @@ PAGE = """<!doctype html>
 </body>
 </html>
 """
+)

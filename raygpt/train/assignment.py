@@ -17,6 +17,7 @@ from raygpt.model.gpt import GPTConfig
 from raygpt.model.presets import PRESETS
 from raygpt.storage import Location
 from raygpt.train import checkpoint
+from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
 from raygpt.train.plan import TrainPlan, batch_rows, total_steps, warmup
 from raygpt.train.runfolder import check_resume
 from raygpt.train.schedule import Schedule
@@ -48,7 +49,14 @@ def resolve(config: Config) -> Resolved:
     train, val = manifests(train_uri, val_uri)
     if val.tokens < 2:
         raise UserError(f"data.val={val_uri} holds {val.tokens} tokens, too few to predict one: prepare more text.")
-    model = model_config(config, train)
+    run = run_location(config)
+    earlier = _earlier_run(config, run)
+    if earlier is not None and config.model.init_from != "random":
+        model = _resumed_model(config, earlier)  # the base model is no longer needed, and may be gone
+    else:
+        model = model_config(config, train)
+    if earlier is None and config.model.init_from != "random":
+        _check_base_tokenizer(config, train, train_uri)
     seq_len = config.data.seq_len or model.seq_len
     if seq_len > model.seq_len:
         raise UserError(
@@ -73,13 +81,19 @@ def resolve(config: Config) -> Resolved:
         config.optim.min_lr_ratio,
         config.optim.decay_fraction,
     )
-    run = run_location(config)
     facts = {
         "fingerprint": train.fingerprint,
         "tokenizer_sha256": train.tokenizer.sha256,
         "model": model.to_dict(),
     }
-    earlier = _earlier_run(config, run, facts)
+    if earlier is not None:
+        saved = {
+            "fingerprint": earlier.fingerprint,
+            "tokenizer_sha256": earlier.tokenizer_sha256,
+            "model": earlier.model,
+            "config": yaml.safe_load(storage.read_text(checkpoint.complete_checkpoints(run)[0] / "config.yaml")),
+        }
+        check_resume(run, saved, config.to_dict(), facts, ignore_fingerprint=config.data.ignore_fingerprint)
     return Resolved(
         run,
         train_uri,
@@ -131,20 +145,29 @@ def _shape_of(init_from: str, seq_len: int | None) -> dict[str, Any]:
         return read_config(folder, seq_len=seq_len).to_dict()
 
 
-def _earlier_run(config: Config, run: Location, facts: dict[str, Any]) -> checkpoint.RunState | None:
+def _earlier_run(config: Config, run: Location) -> checkpoint.RunState | None:
     found = checkpoint.complete_checkpoints(run)
     if config.run.resume == "must" and not found:
         raise UserError(f"run.resume=must but {run.uri} has no complete checkpoint: check run.storage and run.name.")
     if config.run.resume == "never" and (found or storage.exists(run / "config.yaml")):
         raise UserError(f"run.resume=never but run {run.uri} exists already: choose another run.name.")
-    if not found:
-        return None
-    state = checkpoint.read_state(found[0])
-    saved = {
-        "fingerprint": state.fingerprint,
-        "tokenizer_sha256": state.tokenizer_sha256,
-        "model": state.model,
-        "config": yaml.safe_load(storage.read_text(found[0] / "config.yaml")),
-    }
-    check_resume(run, saved, config.to_dict(), facts, ignore_fingerprint=config.data.ignore_fingerprint)
-    return state
+    return checkpoint.read_state(found[0]) if found else None
+
+
+def _resumed_model(config: Config, earlier: checkpoint.RunState) -> GPTConfig:
+    """The shape in the checkpoint with what the settings say otherwise, so that a difference is refused by name."""
+    shape = dict(earlier.model)
+    for key in ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len"):
+        if getattr(config.model, key) is not None:
+            shape[key] = getattr(config.model, key)
+    return GPTConfig.from_dict({**shape, "dropout": config.model.dropout})
+
+
+def _check_base_tokenizer(config: Config, train: Manifest, train_uri: str) -> None:
+    try:
+        base = base_tokenizer(config.model.init_from)
+    except UserError:
+        if config.data.tokenizer == "base":
+            raise
+        return  # the model came without one; how many ids it knows was checked
+    check_tokenizer(base, train, config.model.init_from, train_uri)

@@ -38,6 +38,7 @@ from raygpt.train.pieces import CheckpointTensors
 
 FOLDER = "checkpoints"
 VERSION = 1
+_verified: dict[str, str] = {}  # URI -> sizes and times of its files when their contents were found right
 _STEP = re.compile(r"step_(\d{8,})$")
 
 
@@ -69,6 +70,7 @@ class RunState:
     tokenizer_name: str = ""
     eot_id: int = 0
     model: dict[str, Any] = field(default_factory=dict)
+    adapters: dict[str, Any] = field(default_factory=dict)  # of raygpt.train.lora.Adapters; empty: all weights trained
     version: int = VERSION
 
     @property
@@ -142,9 +144,14 @@ def verify(where: Location) -> str | None:
     problem = missing(where)
     if problem:
         return problem
-    for name, facts in _files(where).items():
+    files = _files(where)
+    state = repr(sorted((entry.base_name, entry.size, entry.mtime_ns) for entry in storage.list_folder(where)))
+    if _verified.get(where.uri) == state:
+        return None  # by this process, and nothing was written since: a large one takes minutes to read
+    for name, facts in files.items():
         if storage.sha256(where / name) != facts["sha256"]:
             return f"{name} is damaged (sha256 differs)"
+    _verified[where.uri] = state
     return None
 
 

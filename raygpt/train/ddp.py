@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor
 
 from raygpt.config import Config
-from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.model.gpt import GPT
 from raygpt.train import checkpoint
 from raygpt.train.checkpoint import TensorStream
 from raygpt.train.distributed import World, parallel
@@ -19,7 +16,6 @@ from raygpt.train.precision import Precision
 from raygpt.train.snapshot import SnapshotBuffers
 from raygpt.train.step import TrainStep
 from raygpt.train.warmup import find_micro_batch, rehearse
-from raygpt.train.weights import fill_model
 
 
 class DataParallel:
@@ -61,29 +57,11 @@ class DataParallel:
         )
         self._buffers = SnapshotBuffers()
 
-    @classmethod
-    def build(
-        cls,
-        model_config: GPTConfig,
-        weights: Iterable[tuple[str, Tensor]],
-        config: Config,
-        world: World,
-        plan: TrainPlan,
-        precision: str,
-        previous: int | None,
-    ) -> DataParallel:
-        """With weights that come one at a time."""
-        model = GPT(model_config, config.train.activation_checkpointing, initialise=False)
-        fill_model(model, iter(weights))
-        return cls(model, config, world, plan, precision, previous)
-
     def restore(self, tensors: CheckpointTensors, state: checkpoint.RunState) -> None:
-        """Take up AdamW's moments and the loss scale; the weights came with `build`."""
-        moments = {
-            f"{name}.{kind}": tensors.whole(name, kind) for name in tensors.names for kind in ("exp_avg", "exp_avg_sq")
-        }
-        steps = torch.tensor(float(state.optimizer_steps))
-        moments |= {f"{name}.step": steps.clone() for name in tensors.names}
+        """Take up AdamW's moments and the loss scale; the weights were there when the model was wrapped."""
+        kinds = ("exp_avg", "exp_avg_sq")
+        moments = {f"{name}.{kind}": tensors.whole(name, kind) for name in tensors.names for kind in kinds}
+        moments |= {f"{name}.step": torch.tensor(float(state.optimizer_steps)) for name in tensors.names}
         load_optimizer_tensors(self.optimizer, moments)
         if state.scaler:
             self.precision.scaler.load_state_dict(state.scaler)
@@ -92,7 +70,8 @@ class DataParallel:
         """Copies of weights and moments: rank 0 has them all."""
         if self.world.rank != 0:
             return {}
+        trained = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         return {
-            "model.safetensors": TensorStream.of(self._buffers.take(dict(self.model.named_parameters()), "weight")),
+            "model.safetensors": TensorStream.of(self._buffers.take(trained, "weight")),
             "optimizer.safetensors": TensorStream.of(self._buffers.take(optimizer_tensors(self.optimizer), "moment")),
         }

@@ -133,6 +133,7 @@ _FIXED = {
     ("run", "seed"): "the data order follows from it",
     ("data", "seq_len"): "the rows follow from it",
     ("train", "global_batch_tokens"): "the steps follow from it",
+    ("model", "lora_rank"): "the adapters have it",
 }
 
 
@@ -148,6 +149,8 @@ def check_resume(
     advice = "set it back, or give the new settings a run.name of their own"
     for (section, key), why in _FIXED.items():
         before, now = saved["config"][section].get(key), config[section].get(key)
+        if key == "lora_rank":
+            before = before or 0  # runs from before there were adapters
         if before != now:
             wrong.append(f"{section}.{key} is {now} but run {run.uri} was started with {before} ({why}): {advice}.")
     for key in sorted(set(saved["model"]) | set(facts["model"])):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 
@@ -15,7 +17,7 @@ class SnapshotBuffers:
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str], torch.Tensor] = {}
 
-    def take(self, tensors: dict[str, torch.Tensor], group: str = "") -> dict[str, torch.Tensor]:
+    def take(self, tensors: Mapping[str, torch.Tensor], group: str = "") -> dict[str, torch.Tensor]:
         """CPU copies under the same names, complete on return. They are overwritten by the next `take` of the group."""
         out = {}
         waiting: set[torch.device] = set()

@@ -18,11 +18,12 @@ from raygpt.train import checkpoint
 from raygpt.train.checkpoint import RunState, TensorStream
 from raygpt.train.ddp import DataParallel
 from raygpt.train.distributed import World
+from raygpt.train.lora import Adapters, Recognised, add_adapters, check_base
 from raygpt.train.pieces import KINDS, CheckpointTensors, Piece, starts_of
 from raygpt.train.plan import TrainPlan, accumulation, micro_batch_choices
 from raygpt.train.step import StepFunction
 from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
-from raygpt.train.weights import open_weights
+from raygpt.train.weights import fill_model, open_weights
 from raygpt.train.zero import ZeroEngine, ZeroStep
 from raygpt.train.zero_config import deepspeed_config
 
@@ -62,12 +63,13 @@ def build(
     precision, reason = hardware.choose_precision(config.train.precision, world.device)
     previous = state.micro_batch_size if found is not None and state.world_size == world.size else None
     tensors = checkpoint.open_tensors(found) if found is not None else None
-    weights = tensors.items() if tensors is not None else fresh_weights(config, model_config)
     strategy: Strategy
     if config.train.strategy == "ddp":
-        strategy = DataParallel.build(model_config, weights, config, world, plan, precision, previous)
+        model = _whole_model(config, model_config, tensors, state)
+        strategy = DataParallel(model, config, world, plan, precision, previous)
     else:
-        strategy = Zero(model_config, weights if tensors is None else None, config, world, plan, precision, previous)
+        weights = fresh_weights(config, model_config) if tensors is None else None
+        strategy = Zero(model_config, weights, config, world, plan, precision, previous)
     if tensors is not None:
         strategy.restore(tensors, state)
     return strategy, f"{precision} ({reason})"
@@ -79,6 +81,30 @@ def fresh_weights(config: Config, model_config: GPTConfig) -> Iterator[tuple[str
         return open_weights(config.model.init_from, seq_len=model_config.seq_len).items()
     torch.manual_seed(config.run.seed)
     return initial_weights(model_config)
+
+
+def _whole_model(config: Config, model_config: GPTConfig, tensors: CheckpointTensors | None, state: RunState) -> GPT:
+    """The model on the CPU with its weights, and with adapters where model.lora_rank asks for them."""
+    model = GPT(model_config, config.train.activation_checkpointing, initialise=False)
+    rank = config.model.lora_rank
+    if not rank:
+        fill_model(model, tensors.items() if tensors is not None else fresh_weights(config, model_config))
+        return model
+    base = Recognised(fresh_weights(config, model_config))
+    fill_model(model, iter(base))
+    alpha = config.model.lora_alpha or 2.0 * rank
+    adapters = Adapters(config.model.init_from, rank, alpha, config.model.lora_dropout, base.digest)
+    if state.adapters:
+        check_base(Adapters(**state.adapters), base.digest)
+    torch.manual_seed(config.run.seed)
+    add_adapters(model, adapters)
+    state.adapters = adapters.to_dict()
+    if tensors is not None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(tensors.whole(name))
+    return model
 
 
 class Zero:
@@ -126,7 +152,9 @@ class Zero:
             self.engine.fill(weights)
         self.model = self.engine.model
         self.step = ZeroStep(self.engine, self.micro_batch_size)
-        self.autocast: Callable[[], AbstractContextManager] = nullcontext  # the weights are in half precision themselves
+        self.autocast: Callable[[], AbstractContextManager] = (
+            nullcontext  # the weights are in half precision themselves
+        )
 
     def restore(self, tensors: CheckpointTensors, state: RunState) -> None:
         """Every rank reads its own part, whoever wrote it."""

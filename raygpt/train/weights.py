@@ -13,6 +13,7 @@ from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.train import checkpoint
 from raygpt.train.checkpoint import RunState
+from raygpt.train.lora import Adapters, merged
 
 
 @dataclass
@@ -45,7 +46,12 @@ def open_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) 
         return _open_huggingface(uri, dropout, seq_len)
     state = checkpoint.read_state(where)
     config = replace(GPTConfig.from_dict(state.model), dropout=dropout)
-    return WeightSource(config, where.uri, checkpoint.open_tensors(where).items, state)
+    tensors = checkpoint.open_tensors(where)
+    if state.adapters:
+        adapters = Adapters(**state.adapters)
+        base = open_weights(adapters.base, seq_len=config.seq_len)
+        return WeightSource(config, where.uri, lambda: merged(base.items(), tensors, adapters), state)
+    return WeightSource(config, where.uri, tensors.items, state)
 
 
 def load_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) -> tuple[GPT, RunState | None, str]:

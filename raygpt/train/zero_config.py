@@ -31,8 +31,8 @@ def deepspeed_config(
     strategy: str,
     offload: str,
     precision: str,
-    micro_batch_size: int,
-    grad_accum_steps: int,
+    micro_batch_size: int | str,
+    grad_accum_steps: int | str,
     grad_clip: float,
     pin_memory: bool = False,
     overrides: Mapping[str, Any] | None = None,
@@ -86,6 +86,8 @@ def deepspeed_config(
         }
     elif precision == "bf16":
         config["bf16"] = {"enabled": True}
+    elif precision == "auto":  # printed before a device is known
+        config |= {"fp16": {"enabled": "auto"}, "bf16": {"enabled": "auto"}}
     overrides = overrides or {}
     taken = [f"train.deepspeed: {key} follows from {OURS[key]}: set that instead." for key in overrides if key in OURS]
     if (overrides.get("zero_optimization") or {}).get("stage", stage) != stage:

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from raygpt.data import documents as documents_module
+from raygpt.data import decoding
 from raygpt.data.corpus import Unit, expand_sources, file_format, read_documents
-from raygpt.data.documents import Skipped
+from raygpt.data.documents import Reading, Rows
 from raygpt.errors import UserError
 
 TEXTS = ["first", 'a "quoted", line\nand another', "日本語 \U0001f600", "x" * 200_000, "  in\rdented", "last"]
@@ -24,7 +24,7 @@ UNIX = [text.replace("\r", "\n") for text in TEXTS]
 
 def texts(source: Path | str, column: str = "text", errors: str = "strict", subset: str | None = None) -> list[str]:
     units = expand_sources([str(source)], subset)
-    return [text for unit in units for text in read_documents(unit, column, errors)]  # type: ignore[arg-type]
+    return [text for unit in units for text in read_documents(unit, Reading(column, errors))]  # type: ignore[arg-type]
 
 
 def as_jsonl(items: list[str], key: str = "text") -> bytes:
@@ -68,7 +68,7 @@ def test_every_format_gives_the_same_documents(name: str, packed: str, tmp_path:
 
 @pytest.mark.parametrize("read_bytes", [1, 7, 1000])
 def test_where_the_file_is_cut_into_reads_does_not_show(read_bytes: int, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(documents_module, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(decoding, "READ_BYTES", read_bytes)
     short = [text[:40] for text in TEXTS]
     (tmp_path / "a.jsonl").write_bytes(as_jsonl(short))
     (tmp_path / "b.csv").write_bytes(as_csv([text.replace("\r", "\n") for text in short], ends="\r\r\n"))
@@ -92,10 +92,10 @@ def test_plain_text_is_one_document_to_the_byte(tmp_path: Path) -> None:
 
 def test_empty_documents_are_skipped_and_counted(tmp_path: Path) -> None:
     as_parquet(tmp_path / "a.parquet", ["one", None, "", " \n\t\u00a0", "two"], 10)
-    skipped = Skipped()
+    count = Rows()
     [unit] = expand_sources([str(tmp_path)])
-    assert list(read_documents(unit, skipped=skipped)) == ["one", "two"]
-    assert skipped.empty == 3
+    assert list(read_documents(unit, count=count)) == ["one", "two"]
+    assert count == Rows(read=5, empty=3)
 
 
 def test_order_is_sources_as_given_then_path(tmp_path: Path) -> None:
@@ -219,13 +219,13 @@ BAD = {
     "torn.jsonl": (as_jsonl(["ok"]) + b'{"text": "ab', "line 2 is not JSON"),
     "bytes.jsonl": (
         as_jsonl(["ok"]) + b'{"text": "\xff"}\n',
-        "line 2 is not UTF-8 at its byte 10.*encoding_errors=replace",
+        r"line 2, column 11 is not UTF-8 \(byte 0xff\).*encoding_errors=replace",
     ),
     "half.jsonl": (b'{"text": "\\ud800"}\n', "line 1 holds half a surrogate.*encoding_errors=replace"),
-    "bytes.txt": (b"a" * 2_000_000 + b"\xe2\x82\xffb", "not UTF-8 at byte 2,000,000.*encoding_errors=replace"),
-    "end.txt": (b"caf\xc3", "not UTF-8 at byte 3"),
-    "bytes.csv": (b"text\nab\xffc\n", "not UTF-8 at byte 7"),
-    "open.csv": (b'text\nok\n"never closed\nmore\n', "line 4 is not valid CSV"),
+    "bytes.txt": (b"a" * 2_000_000 + b"\xe2\x82\xffb", "line 1, column 2000001 is not UTF-8.*encoding_errors=replace"),
+    "end.txt": (b"caf\xc3", "line 1, column 4 is not UTF-8 .byte 0xc3"),
+    "bytes.csv": (b"text\nab\xffc\n", "line 2, column 3 is not UTF-8"),
+    "open.csv": (b'text\nok\n"never closed\nmore\n', "line 3 is not valid CSV .unexpected end of data, line 4"),
     "short.csv": (b"id,text\n1,a\n2\n", "line 3 has 1 fields where the header has 2"),
     "cut.jsonl.gz": (gzip.compress(as_jsonl(TEXTS))[:-20], "cut short or damaged .gzip"),
     "cut.csv.zst": (zstandard.compress(as_csv(TEXTS))[:-5], "cut short or damaged .zstd"),
@@ -256,7 +256,7 @@ def test_replacing_reads_what_strict_refuses(tmp_path: Path) -> None:
 def test_invalid_utf8_in_parquet_names_the_row(tmp_path: Path) -> None:
     values = pa.array([b"ok", b"a\xff", b"ok"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet", row_group_size=1)
-    with pytest.raises(UserError, match=r"a.parquet, row 2 is not UTF-8 at its byte 1"):
+    with pytest.raises(UserError, match=r"a.parquet, row 2, character 2 is not UTF-8"):
         texts(tmp_path)
     assert texts(tmp_path, errors="replace") == ["ok", "a\ufffd", "ok"]
 

@@ -281,12 +281,12 @@ def test_copies_of_a_document_land_on_one_side(tmp_path: Path) -> None:
 
 def test_tokenizer_training_sees_no_validation_text(corpus: Path) -> None:
     units = tuple(expand_sources([str(corpus)]))
-    plan = ReadPlan(units, "text", "strict", 0.1, "documents")
+    plan = ReadPlan(units, 0.1, "documents")
     assert list(tokenizer_texts(plan)) == [text for text in texts_of(corpus) if not is_validation(text.encode(), 0.1)]
     sample = list(tokenizer_texts(plan, characters=20_000))
     assert 10_000 < sum(map(len, sample)) <= 20_000
     assert {"document 1:"[:8], "document 650"[:8]} <= {text[:8] for text in sample}
-    tail = ReadPlan(units, "text", "strict", 0.1, "tail")
+    tail = ReadPlan(units, 0.1, "tail")
     assert list(tokenizer_texts(tail)) == [text[: int(len(text) * 0.9)] for text in texts_of(corpus)]
 
 
@@ -316,7 +316,7 @@ def write_one(text: str) -> Callable[[Path], None]:
     [
         ('{"text": "one"}\n', {"val_fraction": 0.001}, "prepare.val_fraction.*prepare.val_split=tail"),
         ('{"text": "one"}\n', {"val_fraction": 0.999}, "All of the 1 documents.*prepare.val_fraction"),
-        ('{"text": " "}\n' * 3, {}, r"no document with text in .*a.jsonl \(empty ones: 3\)"),
+        ('{"text": " "}\n' * 3, {}, r"no document with text in .*a.jsonl \(rows read: 3, empty ones: 3\)"),
         ("", {}, "no document with text"),
         ('{"text": "one"}\n', {"text_column": "body"}, "no 'body'.*prepare.text_column"),
         ('{"text": "one"}\n{"text', {}, "line 2 is not JSON"),
@@ -348,7 +348,7 @@ def test_the_first_bad_place_in_corpus_order_is_the_one_named(corpus: Path, tmp_
         shutil.copy(corpus / name, folder / name)
     (folder / "c.jsonl").write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
     (folder / "e.jsonl").write_bytes(b"bad\n")
-    with pytest.raises(UserError, match=r"c.jsonl, line 2 is not UTF-8.*prepare.encoding_errors=replace"):
+    with pytest.raises(UserError, match=r"c.jsonl, line 2, column 14 is not UTF-8.*prepare.encoding_errors=replace"):
         prepare(options(folder, tmp_path / "out"))
     (folder / "e.jsonl").unlink()
     result = prepare(options(folder, tmp_path / "out", encoding_errors="replace"))

@@ -15,7 +15,7 @@ from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.settings import dump, load_config
 from raygpt.storage import locate
 from raygpt.train import checkpoint
-from raygpt.train.checkpoint import RunState
+from raygpt.train.checkpoint import RunState, TensorStream
 
 TRAIN = ["It was the best of times, it was the worst of times.", "Call me Ishmael.\nSome years ago..."] * 8
 VAL = ["Ground control to Major Tom.", "Zwölf Boxkämpfer jagen Eva quer über den Sylter Deich 🚀.", "x"]
@@ -67,6 +67,8 @@ def make_run(root: Path) -> FinishedRun:
         step=30,
         tokens=960,
         val_loss=5.25,
+        best_val_loss=5.125,
+        best_step=20,
         fingerprint=train.fingerprint,
         tokenizer_sha256=tokenizer.sha256,
         tokenizer_name=tokenizer.name,
@@ -74,8 +76,8 @@ def make_run(root: Path) -> FinishedRun:
         model=model.config.to_dict(),
     )
     folder = root / "tiny"
-    files: dict[str, bytes | dict[str, torch.Tensor]] = {
-        "model.safetensors": {name: value.detach().clone() for name, value in model.named_parameters()},
+    files: dict[str, bytes | TensorStream] = {
+        "model.safetensors": TensorStream.of(dict(model.named_parameters())),
         "state.json": state.to_json().encode(),
         "config.yaml": dump(config).encode(),
         "tokenizer.json": tokenizer.to_json(),
@@ -84,7 +86,9 @@ def make_run(root: Path) -> FinishedRun:
     (folder / "config.yaml").write_text(dump(config))
     records = [{"step": step, "tokens": 32 * step, "train_loss": 5.5 - step / 60} for step in (10, 20, 30)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / "summary.json").write_text(json.dumps({"steps": 30, "train_loss": 5.0, "val_loss": 5.25}))
+    (folder / "summary.json").write_text(
+        json.dumps({"steps": 30, "train_loss": 5.0, "val_loss": 5.25, "cost_usd": 1.5})
+    )
     return FinishedRun(root, folder, model, tokenizer, train, val)
 
 

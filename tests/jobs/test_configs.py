@@ -20,17 +20,19 @@ RECIPES = {
     "gpt2-124m-openwebtext": (480, 600_000, 6e-4, 2000, 124_337_664),
     "gpt2-large-openwebtext": (512, 29_563, 2.5e-4, 715, 774_030_080),
 }
+FINETUNING = {"gpt2-xl-finetune", "gpt2-xl-finetune-8gpu", "gpt2-lora"}
 
 
-def test_the_five_promised_configs_are_there() -> None:
-    assert {path.stem for path in CONFIGS} >= {*RECIPES, "quickstart", "shakespeare-bytes"}
+def test_the_promised_configs_are_there() -> None:
+    assert {path.stem for path in CONFIGS} >= {*RECIPES, *FINETUNING, "quickstart", "shakespeare-bytes"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_each_passes_a_dry_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # the quick start's text is made by the job itself
-    more = ["--data.train=text.txt"] if path.stem == "quickstart" else []
-    assert main(["pretrain", "--config", str(path), "--dry_run", *more]) == 0
+    # the quick start's text is made by the job itself, what is fine-tuned on is the user's own
+    job = "finetune" if path.stem in FINETUNING else "pretrain"
+    more = ["--data.train=text.txt"] if path.stem in {"quickstart", *FINETUNING} else []
+    assert main([job, "--config", str(path), "--dry_run", *more]) == 0
     assert "Settings are sound" in capsys.readouterr().out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,21 @@ def test_the_pipeline_of_transformers_loads_it_and_writes_the_same_text(
     assert written[0]["generated_text"] == finished.tokenizer.decode(ids)
 
 
+def test_many_files_of_half_precision_load_the_same(finished: FinishedRun, tmp_path: Path) -> None:
+    from transformers import pipeline
+
+    prompt, texts = "It was", []
+    for shard_gb in (1, 2e-5):
+        folder = tmp_path / str(shard_gb)
+        options = [f"--export.output={folder}", "--export.dtype=bfloat16", f"--export.shard_gb={shard_gb}"]
+        assert main(["export", *finished.options, *options]) == 0
+        assert (len(list(folder.glob("model*.safetensors"))) > 2) == (shard_gb < 1)
+        write = pipeline("text-generation", model=str(folder))
+        assert write.model.dtype == torch.bfloat16
+        texts.append(write(prompt, max_new_tokens=9, do_sample=False)[0]["generated_text"])
+    assert texts[0] == texts[1] and texts[0].startswith(prompt)
+
+
 def test_the_card_says_what_the_model_is_and_where_it_comes_from(finished: FinishedRun) -> None:
     assert main(["export", *finished.options]) == 0
     card = (finished.folder / "export" / "README.md").read_text()
@@ -48,9 +64,19 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(finished: Finis
         f"| training tokens | {finished.train.tokens:,} |",
         "| sources | books.txt |",
         "| validation loss (nats per token) | 5.2500 |",
+        f"| validation perplexity | {math.exp(5.25):.4f} |",
+        "| best validation loss | 5.1250 at step 20 |",
+        "| cost | $1.50 |",
         "| training loss (nats per token) | 5.0000 |",
     ):
         assert row in card, row
+
+
+def test_the_card_of_a_fine_tuned_model_names_its_base() -> None:
+    card = model_card("m", GPTConfig(vocab_size=300), tokenizer="bytes", base="openai-community/gpt2-xl")
+    assert "\nbase_model: openai-community/gpt2-xl\n" in card and "fine-tuned from `openai-community/gpt2-xl`" in card
+    card = model_card("m", GPTConfig(vocab_size=300), tokenizer="bytes", base="/home/me/runs/first")
+    assert "base_model" not in card and "fine-tuned from `/home/me/runs/first`" in card
 
 
 def test_a_card_holds_only_what_is_known() -> None:

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raygpt.errors import UserError
+from raygpt.model.export import export_huggingface, export_weights
 from raygpt.model.generate import generate
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.model.huggingface import export_huggingface, load_huggingface
+from raygpt.model.huggingface import load_huggingface, read_config, read_weights
 from raygpt.model.presets import PRESETS
 from tests.model.reference import transformers_gpt2
 
@@ -102,6 +103,97 @@ def test_the_export_has_the_true_vocabulary_and_the_wanted_dtype(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["x"]  # nothing left beside it
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_large_model_becomes_several_files_that_transformers_loads(dtype: str, tmp_path: Path) -> None:
+    model = random_model(tie_weights=False)
+    whole = export_huggingface(model, tmp_path / "whole", tokenizer_json=None, eot_id=0, dtype=dtype)
+    folder = export_huggingface(model, tmp_path / "x", tokenizer_json=None, eot_id=0, dtype=dtype, shard_bytes=20_000)
+    files = sorted(path.name for path in folder.glob("model*.safetensors"))
+    assert len(files) > 3 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert not (folder / "model.safetensors").exists()
+    for path in folder.glob("model*.safetensors"):
+        tensors = load_file(path)
+        assert len(tensors) == 1 or sum(t.nbytes for t in tensors.values()) <= 20_000
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    expected = load_file(whole / "model.safetensors")
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in expected.values())
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(folder / file)[name], expected[name]), name
+    assert index["weight_map"].keys() == expected.keys()
+    tokens = torch.randint(0, 65, (2, 16))
+    with torch.no_grad():
+        difference = transformers_load(folder).float()(tokens).logits - model(tokens)
+        assert difference.abs().max() < (1e-4 if dtype == "float32" else 0.1)
+        assert torch.equal(load_huggingface(folder)(tokens), load_huggingface(whole)(tokens))
+
+
+def test_weights_may_come_in_any_order_but_must_be_the_models(tmp_path: Path) -> None:
+    model = random_model(bias=False)
+    backwards = list(model.named_parameters())[::-1]
+    for name, weights in (("x", backwards), ("y", model.named_parameters())):
+        export_weights(model.config, weights, tmp_path / name, tokenizer_json=None, eot_id=0, shard_bytes=30_000)
+    for path in (tmp_path / "x").iterdir():
+        assert path.read_bytes() == (tmp_path / "y" / path.name).read_bytes()
+    for wrong in (backwards[1:], [*backwards, backwards[0]], [("h.9.ln_1.weight", torch.ones(32))]):
+        with pytest.raises(UserError, match="not those of this model"):
+            export_weights(model.config, wrong, tmp_path / "z", tokenizer_json=None, eot_id=0)
+    assert not (tmp_path / "z").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_weights_are_read_one_at_a_time_in_the_files_type_or_the_wanted_one(dtype: str, tmp_path: Path) -> None:
+    model = random_model(tie_weights=False)
+    folder = export_huggingface(model, tmp_path / "x", tokenizer_json=None, eot_id=0, dtype=dtype, shard_bytes=30_000)
+    config = read_config(folder)
+    parameters = dict(model.named_parameters())
+    half = getattr(torch, dtype)
+    for wanted in (None, torch.float32):
+        found = dict(read_weights(folder, config, wanted))
+        assert found.keys() == parameters.keys()
+        for name, value in found.items():
+            assert value.dtype == (wanted or half)
+            assert torch.equal(value.float(), parameters[name].to(half).float()), name
+
+
+def test_nothing_is_read_before_every_shape_is_known_to_fit(folder: Path) -> None:
+    change_config(folder, n_layer=3)
+    with pytest.raises(UserError, match="there are no weights for"):
+        next(read_weights(folder, read_config(folder)))
+
+
+def test_reading_and_exporting_take_the_memory_of_single_tensors(tmp_path: Path) -> None:
+    # 20 million parameters, the largest tensor 1 MB of them; anonymous memory: mapped files are the page cache's
+    code = f"""
+import threading, torch
+from pathlib import Path
+from raygpt.model.export import export_weights
+from raygpt.model.gpt import GPTConfig, initial_weights
+from raygpt.model.huggingface import read_config, read_weights
+
+def anonymous():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0])
+
+config = GPTConfig(1000, 64, 25, 4, 256)
+folder, again = Path({str(tmp_path / "a")!r}), Path({str(tmp_path / "b")!r})
+options = dict(tokenizer_json=None, eot_id=0, shard_bytes=3e7)
+export_weights(GPTConfig(1000, 64, 1, 4, 256), initial_weights(GPTConfig(1000, 64, 1, 4, 256)), again, **options)
+before = peak = anonymous()
+
+def watched(weights):
+    global peak
+    for pair in weights:
+        peak = max(peak, anonymous())
+        yield pair
+
+export_weights(config, watched(initial_weights(config)), folder, **options)
+export_weights(config, watched(read_weights(folder, read_config(folder))), again, dtype="bfloat16", **options)
+print(config.num_parameters() * 4 // 1024, peak - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    whole, grown = map(int, done.stdout.split())
+    assert whole > 75_000 and grown < 16_000  # KiB
+
+
 def test_an_interrupted_export_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = export_huggingface(random_model(1), tmp_path / "x", tokenizer_json=None, eot_id=0)
     before = (folder / "model.safetensors").read_bytes()
@@ -109,7 +201,7 @@ def test_an_interrupted_export_leaves_the_old_one(tmp_path: Path, monkeypatch: p
     def full_disk(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("raygpt.model.huggingface._write_json", full_disk)
+    monkeypatch.setattr("raygpt.model.export._write_json", full_disk)
     with pytest.raises(OSError, match="No space"):
         export_huggingface(random_model(2), folder, tokenizer_json=None, eot_id=0)
     assert (folder / "model.safetensors").read_bytes() == before

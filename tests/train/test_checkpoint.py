@@ -10,10 +10,10 @@ import torch
 
 from raygpt import storage
 from raygpt.errors import UserError
+from raygpt.model.tensorfile import Spec
 from raygpt.storage import Location, locate
 from raygpt.train import checkpoint
 from raygpt.train.checkpoint import RunState
-from raygpt.model.tensorfile import Spec
 from raygpt.train.snapshot import SnapshotBuffers
 
 

@@ -1,0 +1,57 @@
+"""CSV and TSV rows by Python's strict reader, with every way a row can be wrong told by the line it begins in."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+
+from raygpt.data.decoding import Errors, Growth, one_line, text_lines
+from raygpt.data.lines import TooLong
+from raygpt.errors import UserError
+from raygpt.storage import Location
+
+QUOTES_HELP = 'mend the quotes (one inside a quoted field is written twice, "")'
+
+
+def rows(
+    where: Location, compression: str | None, delimiter: str, errors: Errors, limit: float
+) -> Iterator[tuple[int, list[str]]]:
+    """(line it begins in, fields) of every row, header first; empty lines are no rows.
+
+    Raises UserError for quotes that do not match and for a row with more or fewer fields than the header; TooLong for
+    a row of more than `limit` characters, before it is read to its end.
+    """
+    # the default limit of 128 KB is less than a novel; the setting is the process's, so the limit is kept by `growth`
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    growth = Growth(limit)
+    reader = csv.reader(text_lines(where, compression, errors, growth), delimiter=delimiter, strict=True)
+    begin, width = 1, 0
+    while True:
+        growth.size = 0
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except TooLong as error:
+            raise TooLong(begin) from error
+        except csv.Error as error:
+            raise UserError(
+                f"{where.uri}, line {begin} is not valid CSV ({one_line(error)}, line {reader.line_num}): "
+                f"{QUOTES_HELP}."
+            ) from error
+        # files written on Windows in text mode end rows with \r\r\n, of which some tools make an empty row after each
+        if row:
+            width = width or len(row)
+            if len(row) != width:
+                raise UserError(_ragged(where, begin, len(row), width, delimiter))
+            yield begin, row
+        begin = reader.line_num + 1
+
+
+def _ragged(where: Location, line: int, found: int, width: int, delimiter: str) -> str:
+    name = {"\t": "tab", ",": "comma"}[delimiter]
+    way_out = "mend the row (is a quote missing?)"
+    if found > width:
+        way_out = f"put the text in quotes if it holds a {name}, or mend the row"
+    return f"{where.uri}, line {line} has {found} fields where the header has {width}: {way_out}."

@@ -1,0 +1,158 @@
+"""A file's bytes to text in pieces of bounded size: unpacked, decoded and cut into lines, each fault with its place."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from raygpt import storage
+from raygpt.data.lines import LINE_END, Place, TooLong, with_end
+from raygpt.errors import UserError
+from raygpt.storage import Location
+
+Errors = Literal["strict", "replace"]
+READ_BYTES = 2**20
+ENCODING_HELP = "repair the file or set prepare.encoding_errors=replace, which puts U+FFFD in its place"
+_LINE_END = re.compile(LINE_END)
+
+
+@dataclass
+class Growth:
+    """Characters read since the reader of lines last set `size` to 0; TooLong beyond `limit`."""
+
+    limit: float
+    size: int = 0
+
+
+def chunks(where: Location, compression: str | None) -> Iterator[bytes]:
+    """The unpacked file, READ_BYTES at a time. UserError when it cannot be read or its packing is damaged."""
+    try:
+        with where.fs.open_input_stream(where.path, compression=None, buffer_size=READ_BYTES) as raw:
+            stream = pa.CompressedInputStream(raw, compression) if compression else raw
+            while chunk := stream.read(READ_BYTES):
+                yield chunk
+    except OSError as error:
+        text = str(error).lower()
+        if compression and any(word in text for word in ("truncated", "decompress", "zlib", "zstd", "gzip")):
+            raise UserError(
+                f"{where.uri} is cut short or damaged ({compression}: {one_line(error)}): copy it again."
+            ) from error
+        raise storage.explain(error, where) from error
+
+
+def byte_lines(where: Location, compression: str | None, limit: float) -> Iterator[bytes]:
+    """Lines without their \\n. TooLong for one of more than `limit` bytes, before it is read to its end."""
+    parts: list[bytes] = []
+    number, size = 1, 0
+    for chunk in chunks(where, compression):
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            if size + len(line) > limit:
+                raise TooLong(number)
+            yield b"".join([*parts, line]) if parts else line
+            parts, size = [], 0
+            number += 1
+        if rest:
+            parts.append(rest)
+            size += len(rest)
+            if size > limit:
+                raise TooLong(number)
+    if parts:
+        yield b"".join(parts)
+
+
+def decoded(where: Location, compression: str | None, errors: Errors) -> Iterator[str]:
+    """The file as text in pieces cut anywhere, without a byte order mark; invalid UTF-8 raises with line and column."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    place = Place()
+    first = True
+    for chunk, final in with_end(chunks(where, compression)):
+        if first and chunk and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise utf16(where)
+        try:
+            text = decoder.decode(chunk or b"", final)
+        except UnicodeDecodeError as error:
+            before = error.object[: error.start].decode("utf-8")
+            place.advance(before.removeprefix("\ufeff") if first else before)
+            raise not_utf8(f"{where.uri}, line {place.line}, column {place.column}", error) from error
+        if first and text:
+            text, first = text.removeprefix("\ufeff"), False  # the mark is no column
+        if text:
+            place.advance(text)
+            yield text
+
+
+def text_lines(where: Location, compression: str | None, errors: Errors, growth: Growth) -> Iterator[str]:
+    """Lines with their ends. TooLong when `growth` goes past its limit, before the line is read to its end."""
+    parts: list[str] = []
+    held = ""
+    for chunk, final in with_end(decoded(where, compression, errors)):
+        text = held + (chunk or "")
+        # \r at the end of a piece may be the beginning of \r\n
+        held = "" if final else text[len(text.rstrip("\r")) :]
+        if held:
+            text = text[: -len(held)]
+        lines, rest = _cut(text)
+        for line in lines:
+            growth.size += len(line)
+            if growth.size > growth.limit:
+                raise TooLong
+            if parts:
+                line, parts = "".join([*parts, line]), []
+            yield line
+        if rest:
+            parts.append(rest)
+            growth.size += len(rest)
+            if growth.size > growth.limit:
+                raise TooLong
+    if parts:
+        yield "".join(parts)
+
+
+def _cut(text: str) -> tuple[Iterable[str], str]:
+    """Whole lines with their ends, and what follows the last of them."""
+    if "\r" not in text:  # twice as fast
+        *whole, rest = text.split("\n")
+        return (line + "\n" for line in whole), rest
+    ends = [match.end() for match in _LINE_END.finditer(text)]
+    begins = [0, *ends]
+    return (text[begin:end] for begin, end in zip(begins, ends, strict=False)), text[begins[-1] :]
+
+
+def decode(data: bytes, errors: Errors, place: str, unit: str = "column") -> str:
+    """Text of a line or cell at `place`. UserError names the character at which it is not UTF-8."""
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        column = len(data[: error.start].decode("utf-8")) + 1
+        raise not_utf8(f"{place}, {unit} {column}", error) from error
+
+
+def without_surrogates(text: str, errors: Errors, place: str) -> str:
+    """JSON can escape half a surrogate pair, which no UTF-8 text can hold."""
+    try:
+        text.encode("utf-8")
+        return text
+    except UnicodeEncodeError as error:
+        if errors == "replace":
+            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        raise UserError(
+            f"{place} holds half a surrogate pair at character {error.start + 1:,}: {ENCODING_HELP}."
+        ) from error
+
+
+def utf16(where: Location) -> UserError:
+    return UserError(f"{where.uri} is UTF-16 text: save it as UTF-8.")
+
+
+def not_utf8(place: str, error: UnicodeDecodeError) -> UserError:
+    return UserError(f"{place} is not UTF-8 (byte 0x{error.object[error.start]:02x}): {ENCODING_HELP}.")
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200].rstrip(".")

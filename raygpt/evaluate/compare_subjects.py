@@ -1,0 +1,99 @@
+"""The two models of a comparison, and what follows from them: the text they are compared on, where the page goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from raygpt import storage
+from raygpt.config import Config
+from raygpt.data.sources import shard_folders
+from raygpt.errors import UserError
+from raygpt.evaluate.subject import Subject, open_subject
+from raygpt.storage import Location
+from raygpt.train import checkpoint
+
+# Names that Hugging Face still takes for these models; their tokenizers are found under the full ones only.
+HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+
+
+def open_both(config: Config) -> tuple[Subject, Subject]:
+    """(base, tuned), each on the CPU until it is its turn: two of XL do not fit a 16 GB GPU beside each other."""
+    return _open(config, "base"), _open(config, "tuned")
+
+
+def output_folder(config: Config, tuned: Subject) -> Location:
+    """compare.output, or comparison/ in the tuned run's folder."""
+    if config.compare.output is not None:
+        return storage.locate(config.compare.output)
+    if tuned.run is None:
+        raise UserError("compare.output is not set, and compare.tuned lies in no run: name the folder of the page.")
+    return tuned.run / "comparison"
+
+
+def domain_uri(config: Config, tuned: Subject) -> str:
+    """compare.domain, data.val, or what the tuned run was validated on."""
+    if (named := config.compare.domain or config.data.val) is not None:
+        return named
+    if tuned.config is None or tuned.config.data.train is None:
+        raise UserError(
+            "compare.domain is not set and compare.tuned has no validation data of its own: name held-out text of the "
+            "domain."
+        )
+    try:
+        return shard_folders(tuned.config)[1]
+    except UserError as error:
+        raise UserError(
+            "compare.domain is not set and the tuned run's own validation data is gone: name held-out "
+            "text of the domain."
+        ) from error
+
+
+def context(config: Config, base: Subject, tuned: Subject) -> int:
+    """Tokens that both models can look at: data.seq_len, what the tuned one was trained on, or the shorter context."""
+    longest = min(base.model.config.seq_len, tuned.model.config.seq_len)
+    if config.data.seq_len is not None and config.data.seq_len > longest:
+        raise UserError(
+            f"data.seq_len={config.data.seq_len} exceeds the models' common context of {longest}: lower it or leave it "
+            "out."
+        )
+    trained = tuned.config.data.seq_len if tuned.config is not None else None
+    return min(longest, config.data.seq_len or trained or longest)
+
+
+@contextmanager
+def in_place(subject: Subject) -> Iterator[None]:
+    """The model is on its device meanwhile, and back in host memory afterwards."""
+    subject.model.to(subject.device)
+    try:
+        yield
+    finally:
+        if subject.device.type != "cpu":
+            subject.model.to("cpu")
+            torch.cuda.empty_cache()
+
+
+def _open(config: Config, which: str) -> Subject:
+    uri = _model_uri(config, which)
+    chosen = config.model_copy(update={"model": config.model.model_copy(update={"init_from": uri})})
+    try:
+        subject = open_subject(chosen)
+    except UserError as error:
+        raise UserError(f"compare.{which}: {error}") from error
+    if subject.device.type != "cpu":
+        subject.model.to("cpu")
+    return subject
+
+
+def _model_uri(config: Config, which: str) -> str:
+    """What the setting means: a path or URI as it stands, a run's name in run.storage, a Hugging Face id."""
+    name = getattr(config.compare, which)
+    if "/" in name or storage.exists(storage.locate(name)):
+        return name
+    run = storage.locate(config.run.storage) / name
+    # a run is called gpt2 unless it is named: as a base that is the model, as a tuned one the run
+    if (which == "tuned" or name not in HUB_NAMES) and storage.exists(run / checkpoint.FOLDER):
+        return run.uri
+    return HUB_NAMES.get(name, name)

@@ -1,0 +1,107 @@
+"""PURE. What every token of every document costs a model, each document by itself.
+
+A document has an end-of-text token before it, as in training, and is read in rows of the model's context that follow
+each other: all of its tokens are predicted exactly once. Rows of about one length share a batch, so that short
+documents do not wait for long ones; what pads a row costs nothing (-100).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from raygpt.errors import UserError
+from raygpt.evaluate.perplexity import IGNORE_INDEX
+
+OnProgress = Callable[[int, int], None]
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class DocumentLosses:
+    """`surprisals[i]` is (tokens of document i,) float32: -ln p of each given what stands before it in its row."""
+
+    surprisals: list[np.ndarray]
+
+    @property
+    def nats(self) -> np.ndarray:
+        """(documents,) float64 sums."""
+        return np.array([losses.sum(dtype=np.float64) for losses in self.surprisals])
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """(documents,) int64."""
+        return np.array([len(losses) for losses in self.surprisals], dtype=np.int64)
+
+
+def document_losses(
+    model: nn.Module,
+    documents: Sequence[np.ndarray],
+    eot_id: int,
+    seq_len: int,
+    *,
+    batch_tokens: int = 4096,
+    device: torch.device | str = "cpu",
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    on_progress: OnProgress | None = None,
+) -> DocumentLosses:
+    """Losses of `documents` ((n,) ids each, without end of text) in rows of `seq_len`, `batch_tokens` in one pass.
+
+    The model is called as `model(tokens, targets, reduction="none")` and put in eval mode meanwhile. Raises UserError
+    for ids beyond the model's vocabulary.
+    """
+    _check_ids(model, documents)
+    surprisals = [np.zeros(len(ids), np.float32) for ids in documents]
+    rows = [(n, start) for n, ids in enumerate(documents) for start in range(0, len(ids), seq_len)]
+    total, done = sum(map(len, documents)), 0
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches(rows, lambda row: min(seq_len, len(documents[row[0]]) - row[1]), batch_tokens):
+            width = min(seq_len, len(documents[batch[0][0]]) - batch[0][1])
+            block = np.full((len(batch), width + 1), IGNORE_INDEX, dtype=np.int64)
+            for line, (n, start) in zip(block, batch):
+                piece = documents[n][start : start + width]
+                line[0] = documents[n][start - 1] if start else eot_id
+                line[1 : 1 + len(piece)] = piece
+            tokens = torch.from_numpy(block).to(device)
+            with torch.no_grad(), autocast():
+                # what stands in for inputs after the end is any valid id: nothing looks back at it
+                losses = model(tokens[:, :-1].clamp(min=0), tokens[:, 1:].contiguous(), reduction="none")
+            for line, (n, start) in zip(losses.float().cpu().numpy(), batch):
+                piece = surprisals[n][start : start + width]
+                piece[:] = line[: len(piece)]
+                done += len(piece)
+            if on_progress is not None:
+                on_progress(done, total)
+    finally:
+        model.train(was_training)
+    return DocumentLosses(surprisals)
+
+
+def batches(rows: Sequence[Row], length: Callable[[Row], int], batch_tokens: int) -> list[list[Row]]:
+    """Rows in batches of at most `batch_tokens` padded tokens (one row at least), the longest first in each."""
+    made: list[list[Row]] = []
+    longest = 0
+    for row in sorted(rows, key=length, reverse=True):
+        if not made or (len(made[-1]) + 1) * longest > batch_tokens:
+            made.append([])
+            longest = length(row)
+        made[-1].append(row)
+    return made
+
+
+def _check_ids(model: nn.Module, documents: Sequence[np.ndarray]) -> None:
+    config = getattr(model, "config", None)
+    largest = max((int(ids.max()) for ids in documents if len(ids)), default=0)
+    if config is not None and largest >= config.vocab_size:
+        raise UserError(
+            f"the text has token {largest} but the model knows only {config.vocab_size:,}: its tokenizer is not the "
+            "one it was trained with."
+        )

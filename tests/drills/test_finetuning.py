@@ -1,0 +1,187 @@
+"""Fine-tuning as a user does it: real papers and plays, from CSV to the page that says what it brought."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from tests.drills.base_model import base_model
+from tests.drills.program import Program
+
+COMMON = ["--train.global_batch_tokens=4096", "--optim.lr=1e-3", "--train.log_every=5", "--track.wandb=off"]
+
+
+@pytest.fixture(scope="session")
+def base(shared_data: Path) -> Path:
+    return base_model(shared_data)
+
+
+def raygpt(*words: str, limit: float = 900) -> str:
+    program = Program(*words)
+    status = program.finish(limit)
+    assert status == 0, program.output[-4000:]
+    return program.output
+
+
+def rows_of(path: Path) -> int:
+    """Rows with and without text, by Python's own csv reader over the whole file."""
+    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    csv.field_size_limit(2**31 - 1)
+    return sum(1 for row in csv.reader(io.StringIO(data.decode("utf-8"), newline="")) if row) - 1
+
+
+def prepared(storage: Path) -> dict:
+    found = list((storage / "prepared").glob("*/prepare.json"))
+    assert len(found) == 1
+    return json.loads(found[0].read_text())
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.timeout(1500)
+def test_28_131_papers_lower_the_perplexity_of_papers(base: Path, shared_data: Path, tmp_path: Path) -> None:
+    files = [shared_data / "scipapers" / name for name in ("arxiv_abstracts_21353.csv.gz", "acl_sections.csv.gz")]
+    output = raygpt(
+        "finetune",
+        f"--model.init_from={base}",
+        f"--data.train={','.join(map(str, files))}",
+        f"--run.storage={tmp_path}",
+        "--run.name=papers",
+        "--train.max_steps=200",
+        "--train.epochs=none",
+        "--eval.every=50",
+        "--eval.batches=8",
+        "--train.checkpoint_every=100",
+        "--scale.num_workers=2",
+        *COMMON,
+    )
+    total = sum(rows_of(path) for path in files)
+    assert total == 28_131
+    record = prepared(tmp_path)
+    assert record["documents"] + record["empty_documents"] == total
+    assert "28,131" in output
+
+    page = raygpt(
+        "evaluate",
+        f"--base={base}",
+        "--tuned=papers",
+        f"--run.storage={tmp_path}",
+        f"--compare.general={shared_data / 'pretrain_text' / 'openwebtext_1k.parquet'}",
+        "--compare.documents=150",
+        "--compare.samples=2",
+        "--compare.sample_tokens=40",
+    )
+    figures = json.loads((tmp_path / "papers" / "comparison" / "comparison.json").read_text())
+    low, high = interval(figures, "domain")
+    assert high < 0, (low, high)
+    low, _ = interval(figures, "general")
+    assert low > -0.2
+    assert (tmp_path / "papers" / "comparison" / "comparison.html").is_file() or "html" in page
+
+    raygpt("export", "--run.name=papers", f"--run.storage={tmp_path}")
+    from transformers import pipeline
+
+    write = pipeline("text-generation", model=str(tmp_path / "papers" / "export"))
+    assert write("We propose", max_new_tokens=8)[0]["generated_text"].startswith("We propose")
+    card = (tmp_path / "papers" / "export" / "README.md").read_text()
+    assert str(base) in card and "fingerprint" in card
+
+
+def interval(figures: dict, text: str) -> tuple[float, float]:
+    """95 % interval of the change of loss, nats per token, after minus before."""
+    change = figures["texts"][text]["change"]
+    return change["low"], change["high"]
+
+
+@pytest.mark.timeout(1200)
+def test_plays_from_windows_csv_under_zero_3_go_on_after_a_kill(base: Path, shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "shakespeare"
+    words = [
+        "finetune",
+        f"--model.init_from={base}",
+        f"--data.train={folder / 'train.csv'}",
+        f"--data.val={folder / 'validation.csv'}",
+        f"--run.storage={tmp_path}",
+        "--run.name=plays",
+        "--train.max_steps=120",
+        "--train.checkpoint_every=30",
+        "--eval.every=60",
+        "--train.strategy=zero3",
+        "--train.offload=all",
+        "--train.activation_checkpointing=true",
+        "--scale.num_workers=2",
+        "--train.log_batch_digest=true",
+        *COMMON,
+    ]
+    program = Program(*words)
+    program.wait_for("step 45/120", timeout=600)
+    program.kill()
+    output = raygpt(*words)
+    assert "Going on from step 30" in output or "Going on from step 60" in output
+    record = prepared(tmp_path)
+    assert record["documents"] == rows_of(folder / "train.csv") + 1  # 41 plays, and the poem held out
+    rows = metrics(tmp_path / "plays")
+    assert [row["step"] for row in rows if "train_loss" in row] == list(range(5, 121, 5))
+    losses = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
+    assert losses[120] < losses[0] - 0.1
+    # one worker takes over the pieces of two
+    longer = [word.replace("=120", "=130").replace("num_workers=2", "num_workers=1") for word in words]
+    assert "Going on from step 120" in raygpt(*longer)
+
+
+@pytest.mark.timeout(1800)
+def test_the_eta_is_right_after_a_tenth_of_the_run(base: Path, shared_data: Path, tmp_path: Path) -> None:
+    """Evaluations and saves counted. What the machine's own speed did in the other nine tenths is taken out of the
+    comparison, and printed: on shared cores it varies by more than the 5 % that are asked for."""
+    errors = []
+    for attempt in range(3):
+        name = f"eta-{attempt}"
+        raygpt(
+            "finetune",
+            f"--model.init_from={base}",
+            f"--data.train={shared_data / 'shakespeare' / 'train.csv'}",
+            f"--data.val={shared_data / 'shakespeare' / 'validation.csv'}",
+            f"--run.storage={tmp_path}",
+            f"--run.name={name}",
+            "--train.max_steps=250",
+            "--train.checkpoint_every=20",
+            "--train.strategy=zero1",
+            "--eval.every=20",
+            *COMMON,
+        )
+        rows = [row for row in metrics(tmp_path / name) if "eta_seconds" in row]
+        at = next(row for row in rows if row["step"] >= 25)
+        timed = [row for row in rows if "step_seconds" in row]
+        before = fmean(row["step_seconds"] for row in timed if row["step"] <= at["step"] and row["step"] > 5)
+        after = fmean(row["step_seconds"] for row in timed if row["step"] > at["step"])
+        left = rows[-1]["time"] - at["time"]
+        errors.append((at["eta_seconds"] * after / before / left - 1, at["eta_seconds"] / left - 1))
+        print(f"eta {at['eta_seconds']:.1f} s, took {left:.1f} s; speed changed by {after / before - 1:+.1%}")
+        if abs(errors[-1][0]) <= 0.05:
+            break
+    assert min(abs(error) for error, _ in errors) <= 0.05, errors
+
+
+def test_mistakes_in_a_csv_end_in_one_sentence(base: Path, tmp_path: Path) -> None:
+    cases = {
+        "no-column": (b"title,body\na,b\n", "no column 'text'"),
+        "ragged": (b"text,year\nfirst,1\nsecond,with a comma,2\n", "line 3"),
+        "encoding": (b"text\nfine\n\xff\xfe broken\n", "line 3"),
+        "blank": (b'text\n"  "\n" "\n', "no document with text"),
+    }
+    for name, (data, sentence) in cases.items():
+        path = tmp_path / f"{name}.csv"
+        path.write_bytes(data)
+        program = Program("finetune", f"--model.init_from={base}", f"--data.train={path}", f"--run.storage={tmp_path}")
+        assert program.finish(120) == 2, program.output
+        last = program.output.strip().splitlines()[-1]
+        assert sentence in last and re.search(r"\.csv", last), last

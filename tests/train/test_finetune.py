@@ -1,0 +1,146 @@
+"""What fine-tuning adds to training: a base model, adapters, early stopping, skipped steps."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from raygpt.errors import UserError
+from raygpt.model.gpt import GPT
+from raygpt.storage import locate
+from raygpt.train import checkpoint
+from raygpt.train.assignment import resolve
+from raygpt.train.lora import Adapters, add_adapters
+from raygpt.train.weights import fill_model, load_weights, open_weights
+from tests.train.running import letters, press_ctrl_c, run, sequence, settings
+
+QUICK = {"train__micro_batch_size": "16", "train__checkpoint_every": "0", "eval__every": "0", "train__max_steps": "12"}
+LORA = {"model__lora_rank": "4", "model__lora_dropout": "0.1"}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return letters(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def base(ray_cluster: object, shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    storage = tmp_path_factory.mktemp("base")
+    run(settings(shards, storage, **QUICK))
+    return str(storage / "r")
+
+
+def newest(storage: Path) -> checkpoint.Location:
+    return checkpoint.complete_checkpoints(locate(storage / "r"))[0]
+
+
+def test_training_starts_from_the_base_and_the_first_evaluation_is_its_own(
+    base: str, shards: str, tmp_path: Path
+) -> None:
+    before = sequence(
+        run(settings(shards, tmp_path / "again", model__init_from=base, eval__first="true", **QUICK))[1], "val_loss"
+    )
+    state = checkpoint.read_state(newest(Path(base).parent))
+    assert before[0] == pytest.approx(state.val_loss, abs=1e-6)
+    assert set(before) == {0, 12}
+
+
+def test_adapters_resume_bit_for_bit_and_leave_a_small_checkpoint(base: str, shards: str, tmp_path: Path) -> None:
+    rows = run(settings(shards, tmp_path / "whole", model__init_from=base, **LORA, **QUICK))[1]
+    config = settings(shards, tmp_path, model__init_from=base, **LORA, **QUICK)
+    run(config, {"step 5/12": press_ctrl_c})
+    again = run(config)[1]
+    assert sequence(again, "train_loss") == sequence(rows, "train_loss")
+    whole = (Path(newest(Path(base).parent).path) / "model.safetensors").stat().st_size
+    assert (Path(newest(tmp_path).path) / "model.safetensors").stat().st_size < whole / 5
+
+
+def test_weights_read_from_adapters_are_merged_and_give_the_models_own_logits(
+    base: str, shards: str, tmp_path: Path
+) -> None:
+    run(settings(shards, tmp_path, model__init_from=base, **LORA, **QUICK))
+    where = newest(tmp_path)
+    state = checkpoint.read_state(where)
+    live = GPT(open_weights(base).config)
+    fill_model(live, open_weights(base).items())
+    add_adapters(live, Adapters(**state.adapters))
+    tensors = checkpoint.open_tensors(where)
+    with torch.no_grad():
+        for name, parameter in live.named_parameters():
+            if ".lora_" in name:
+                parameter.copy_(tensors.whole(name))
+    merged, *_ = load_weights(str(tmp_path / "r"))
+    tokens = torch.arange(97, 113)[None]
+    live.eval(), merged.eval()
+    with torch.no_grad():
+        assert not torch.allclose(merged(tokens), load_weights(base)[0].eval()(tokens), atol=1e-3)
+        torch.testing.assert_close(merged(tokens), live(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_refuse_a_base_that_changed(base: str, shards: str, tmp_path: Path) -> None:
+    mine = tmp_path / "base"
+    shutil.copytree(base, mine)
+    run(settings(shards, tmp_path, model__init_from=str(mine), **LORA, **QUICK))
+    run(settings(shards, tmp_path, run__name="base", **{**QUICK, "train__max_steps": "14"}))
+    with pytest.raises(UserError, match="model.init_from=.*holds other weights than when this run began"):
+        list(open_weights(str(tmp_path / "r")).items())
+
+
+def test_a_resumed_run_does_not_need_its_base_any_more(base: str, shards: str, tmp_path: Path) -> None:
+    mine = tmp_path / "base"
+    shutil.copytree(base, mine)
+    run(settings(shards, tmp_path, model__init_from=str(mine), **{**QUICK, "train__max_steps": "6"}))
+    shutil.rmtree(mine)
+    outcome, rows, _ = run(settings(shards, tmp_path, model__init_from=str(mine), **QUICK))
+    assert outcome.outcome == "finished" and max(sequence(rows, "train_loss")) == 12
+
+
+def test_a_run_stops_when_evaluations_bring_nothing_better(base: str, shards: str, tmp_path: Path) -> None:
+    changes = {**QUICK, "train__max_steps": "40", "eval__every": "2", "eval__first": "true", "optim__lr": "1.0"}
+    config = settings(shards, tmp_path, model__init_from=base, eval__patience="3", **changes)
+    outcome, _, text = run(config)
+    assert outcome.outcome == "early" and outcome.exit_status == 0 and "Stopped early after step 6 of 40" in text
+    assert checkpoint.step_of(newest(tmp_path).name) == 6
+    outcome, _, text = run(config)
+    assert outcome.outcome == "complete" and "set eval.patience=none to train on" in text
+    on = settings(shards, tmp_path, model__init_from=base, **{**changes, "train__max_steps": "8"})
+    assert run(on)[0].outcome == "finished"
+
+
+def test_the_best_evaluation_is_kept_though_no_checkpoint_was_due(base: str, shards: str, tmp_path: Path) -> None:
+    changes = {**QUICK, "eval__every": "4", "train__save_best": "true", "train__keep_checkpoints": "1"}
+    rows = run(settings(shards, tmp_path, optim__lr="3e-3", **changes))[1]
+    losses = sequence(rows, "val_loss")
+    best = min(losses, key=losses.__getitem__)  # type: ignore[arg-type]
+    kept = {checkpoint.step_of(where.name) for where in checkpoint.complete_checkpoints(locate(tmp_path / "r"))}
+    assert kept == {best, 12}
+
+
+def test_steps_that_fp16_skips_are_counted_and_left_out_of_the_schedule(
+    ray_cluster: object, shards: str, tmp_path: Path
+) -> None:
+    if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        pytest.skip("this CPU has no fp16 arithmetic")
+    config = settings(
+        shards,
+        tmp_path,
+        train__strategy="zero1",
+        train__precision="fp16",
+        train__deepspeed="{fp16: {initial_scale_power: 40, hysteresis: 1}}",
+        optim__schedule="linear",
+        optim__warmup_steps="10",
+        **{**QUICK, "train__max_steps": "30"},
+    )
+    rows = run(config)[1]
+    skipped = rows[-1]["skipped_steps"]
+    assert 10 < skipped < 28
+    first_good = next(row for row in rows if "grad_norm" in row)
+    assert first_good["skipped_steps"] == first_good["step"] - 1
+    schedule = resolve(config).plan.schedule
+    assert first_good["lr"] == schedule.lr(0)
+    assert rows[-1]["lr"] == schedule.lr(29 - skipped)
+    assert all("train_loss" not in row for row in rows if row["step"] < first_good["step"])
+    assert checkpoint.read_state(newest(tmp_path)).optimizer_steps == 30 - skipped

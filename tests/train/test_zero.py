@@ -1,0 +1,133 @@
+"""DeepSpeed ZeRO on real workers: the losses of DDP, the same resume, any number of workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raygpt.config import Config
+from raygpt.errors import UserError
+from raygpt.settings import load_config
+from raygpt.storage import locate
+from raygpt.train import checkpoint
+from raygpt.train.zero_config import deepspeed_config, merged
+from tests.train.running import OPTIONS, kill_a_worker, letters, run, sequence, settings
+
+STEPS = "50"
+# every weight is cut up, the small ones that DeepSpeed would keep whole as well
+CUT_ALL = "{zero_optimization: {stage3_param_persistence_threshold: 0, sub_group_size: 40000}}"
+
+
+def zero_settings(train: str, storage: Path, strategy: str, offload: str = "none", **changes: str) -> Config:
+    own = {"train__deepspeed": CUT_ALL} if strategy == "zero3" else {}
+    own["train__micro_batch_size"] = "8"
+    fixed = {"scale__num_workers": "2", "train__max_steps": STEPS, "train__checkpoint_every": "20", "eval__every": "25"}
+    return settings(train, storage, train__strategy=strategy, train__offload=offload, **{**fixed, **own, **changes})
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return letters(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def ddp(ray_cluster: object, shards: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    config = settings(
+        shards,
+        tmp_path_factory.mktemp("ddp"),
+        scale__num_workers="2",
+        train__micro_batch_size="8",
+        train__max_steps=STEPS,
+        train__checkpoint_every="20",
+        eval__every="25",
+    )
+    return run(config)[1]
+
+
+def assert_same_training(rows: list[dict], reference: list[dict], tolerance: float) -> None:
+    assert sequence(rows, "batch_digest") == sequence(reference, "batch_digest")
+    for key in ("train_loss", "val_loss", "grad_norm"):
+        mine, theirs = sequence(rows, key), sequence(reference, key)
+        assert mine.keys() == theirs.keys()
+        worst = max(abs(mine[step] - theirs[step]) for step in theirs)  # type: ignore[operator]
+        assert worst < tolerance, (key, worst)
+
+
+@pytest.mark.parametrize(("strategy", "offload"), [("zero2", "none"), ("zero3", "all")])
+def test_losses_are_those_of_ddp_for_50_steps(
+    ddp: list[dict], shards: str, tmp_path: Path, strategy: str, offload: str
+) -> None:
+    _, rows, text = run(zero_settings(shards, tmp_path, strategy, offload))
+    assert len(sequence(rows, "train_loss")) == 50 and "Finished 50 steps" in text
+    assert_same_training(rows, ddp, 2e-4)
+
+
+def test_a_run_goes_on_with_one_worker_with_two_again_and_under_ddp(
+    ray_cluster: object, shards: str, tmp_path: Path
+) -> None:
+    def part(storage: Path, workers: str, steps: str, strategy: str) -> list[dict]:
+        # no dropout: every rank draws its own, so it differs between worker counts
+        constant = {"model__dropout": "0", "optim__schedule": "constant", "train__max_steps": steps}
+        return run(zero_settings(shards, storage, strategy, scale__num_workers=workers, **constant))[1]
+
+    whole = part(tmp_path / "whole", "2", "24", "zero3")
+    part(tmp_path, "2", "8", "zero3")
+    part(tmp_path, "1", "14", "zero3")
+    part(tmp_path, "2", "19", "zero1")
+    rows = part(tmp_path, "2", "24", "ddp")
+    assert len(sequence(rows, "train_loss")) == 24
+    assert sequence(rows, "batch_digest") == sequence(whole, "batch_digest")
+    losses, expected = sequence(rows, "train_loss"), sequence(whole, "train_loss")
+    assert max(abs(losses[step] - expected[step]) for step in expected) < 2e-4  # type: ignore[operator]
+
+
+def test_a_lost_worker_costs_nothing_and_the_losses_repeat(ray_cluster: object, shards: str, tmp_path: Path) -> None:
+    whole = run(zero_settings(shards, tmp_path / "whole", "zero3", "optimizer"))[1]
+    config = zero_settings(shards, tmp_path / "killed", "zero3", "optimizer")
+    _, rows, text = run(config, {"step 27/50": kill_a_worker})
+    assert "Going on from step 20" in text
+    assert_same_training(rows, whole, 1e-6)
+
+
+def test_the_checkpoint_is_cut_up_and_holds_every_value_once(ray_cluster: object, shards: str, tmp_path: Path) -> None:
+    run(zero_settings(shards, tmp_path, "zero1", train__max_steps="2"))
+    run(zero_settings(shards, tmp_path / "ddp", "ddp", train__max_steps="2", train__strategy="ddp"))
+    mine, ddp = (
+        checkpoint.open_tensors(checkpoint.complete_checkpoints(locate(where / "r"))[0])
+        for where in (tmp_path, tmp_path / "ddp")
+    )
+    assert set(mine.names) == set(ddp.names)
+    for name in ddp.names:
+        for kind in ("weight", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(mine.whole(name, kind), ddp.whole(name, kind), rtol=1e-3, atol=1e-6)
+
+
+def test_overrides_go_into_the_derived_config_key_by_key() -> None:
+    common = dict(precision="fp16", micro_batch_size=2, grad_accum_steps=3, grad_clip=1.0)
+    config = deepspeed_config(
+        strategy="zero3", offload="all", overrides={"zero_optimization": {"sub_group_size": 7}, "x": 1}, **common
+    )
+    assert config["zero_optimization"]["sub_group_size"] == 7 and config["x"] == 1
+    assert config["zero_optimization"]["offload_param"]["device"] == "cpu" and config["fp16"]["enabled"]
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+    with pytest.raises(UserError, match="train_batch_size follows from train.global_batch_tokens"):
+        deepspeed_config(strategy="zero1", offload="none", overrides={"train_batch_size": 1}, **common)
+    with pytest.raises(UserError, match="stage follows from train.strategy"):
+        deepspeed_config(strategy="zero1", offload="none", overrides={"zero_optimization": {"stage": 2}}, **common)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train.offload": "optimizer"}, "train.offload.*needs DeepSpeed: set train.strategy"),
+        ({"train.strategy": "zero2", "train.offload": "all"}, "train.offload.*set zero3"),
+        ({"train.deepspeed": "{a: 1}"}, "train.deepspeed.*no effect with train.strategy=ddp"),
+        ({"train.strategy": "zero1", "train.compile": "true"}, "train.compile.*not supported with DeepSpeed"),
+        ({"train.strategy": "zero1", "scale.num_workers": "[1, 2]"}, "scale.num_workers.*must be one number"),
+    ],
+)
+def test_settings_that_cannot_go_together_are_refused(changes: dict[str, str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        load_config("pretrain", None, {**OPTIONS, "data.train": "x", **changes}, {})
