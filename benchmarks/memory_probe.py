@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,12 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
     import torch
 
     from raygpt.model.gpt import GPT, GPTConfig, initial_weights
+    from raygpt.train.allocator import is_tight, return_freed_memory
     from raygpt.train.precision import Precision
     from raygpt.train.step import TrainStep
 
+    if is_tight(case["strategy"], case["activation_checkpointing"]):
+        return_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     device = torch.device("cpu")
@@ -149,7 +153,9 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
 
     for number in range(case["steps"]):
         phases.begin("step" if number else "first step")
+        before = time.process_time()
         step(batch, 1e-4)
+        cpu_seconds = time.process_time() - before
     phases.begin("save")
     save()
     if case["steps"] > 1:
@@ -157,7 +163,8 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
         step(batch, 1e-4)
     phases.begin(None)
     parameters = sum(int(getattr(p, "ds_numel", p.numel())) for p in step.model.parameters())
-    return {"rank": rank, "start": start, "parameters": parameters, "peaks": phases.peaks, "ends": phases.ends}
+    return {"rank": rank, "start": start, "parameters": parameters, "cpu_seconds": cpu_seconds,
+            "peaks": phases.peaks, "ends": phases.ends}
 
 
 def probe(timeout: float = 600, limit: int | None = None, **case: Any) -> list[dict[str, Any]]:

@@ -155,8 +155,13 @@ def test_another_tokenizer_or_other_tokens_on_a_resume_are_refused_and_the_check
         ("gone.jsonl", None, "gone.jsonl"),
         ("empty.jsonl", b"", "no document with text"),
         ("blank.txt", b" \n \n", "no document with text"),
-        ("other.csv", b"title,body\na,b\n", "text"),
-        ("latin.txt", b"caf\xe9 au lait", "latin.txt"),
+        ("other.csv", b"title,body\na,b\n", "(it has 'title', 'body'): set data.text_column (or prepare.text_column)"),
+        ("header.csv", b"text\n", "header.csv (rows read: 0"),
+        ("blank.csv", b"id,text\n1, \n2,\t\n", "blank.csv (rows read: 2, empty ones: 2)"),
+        ("ragged.csv", b'text\n"a\nb"\nWell, no\n', "ragged.csv, line 4 has 2 fields where the header has 1"),
+        ("quote.csv", b'id,text\n1,"a\n2,b\n', "quote.csv, line 2 is not valid CSV"),
+        ("latin.csv", b"text\nol\xe9\n", "latin.csv, line 2, column 3 is not UTF-8 (byte 0xe9)"),
+        ("latin.txt", b"so\ncaf\xe9 au lait", "latin.txt, line 2, column 4 is not UTF-8"),
         ("cut.jsonl", b'{"text": "a"}\n{"text": "b', "cut.jsonl"),
     ],
 )
@@ -168,6 +173,34 @@ def test_text_that_cannot_be_prepared_is_named_and_leaves_no_shards(
     settings = {"prepare.sources": tmp_path / name, "prepare.output": tmp_path / "out", "data.tokenizer": "bytes"}
     assert says in refused("prepare", settings)
     assert not list((tmp_path / "out").rglob("manifest.json"))
+
+
+def test_a_document_longer_than_memory_should_hold_is_refused(
+    ray_cluster, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("word " * 2000)
+    settings = {"prepare.sources": tmp_path / "long.txt", "prepare.output": tmp_path / "out", "data.tokenizer": "bytes"}
+    sentence = refused("prepare", settings | {"prepare.max_document_mb": 0.001})
+    assert "long.txt, the document from line 1 on: longer than prepare.max_document_mb=0.001 allows" in sentence
+    assert "prepare.split_text=true, or raygpt prepare --from-txt" in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data__train": "{tmp}/no.csv"}, "data.train: {tmp}/no.csv does not exist"),
+        ({"data__val": "{tmp}/no.csv"}, "data.val: {tmp}/no.csv does not exist"),
+        ({"data__train": "{tmp}/a.csv", "data__val": "{tmp}/a.csv"}, "a.csv is in data.train and in data.val"),
+        ({"data__train": "{tmp}/a.csv", "data__tokenizer": "base"}, "data.tokenizer"),
+        ({"data__train": "{tmp}/a.csv", "data__tokenizer": "train:300"}, "was made with tokenizer bytes of 257 but"),
+    ],
+)
+def test_raw_data_that_cannot_be_used_is_refused_before_ray_starts(
+    refused: Callable[..., str], make_shards: Callable[..., str], tmp_path: Path, changes: dict[str, str], says: str
+) -> None:
+    (tmp_path / "a.csv").write_text("text\nsome text\n")
+    changes = {key: value.format(tmp=tmp_path) for key, value in changes.items()}
+    assert says.format(tmp=tmp_path) in refused("pretrain", training(make_shards(5000), tmp_path / "runs", **changes))
 
 
 def test_a_document_longer_than_a_shard_goes_on_in_the_next_one(ray_cluster, tmp_path: Path) -> None:

@@ -44,13 +44,15 @@ def _blank_lines(fewest: int) -> str:
 _SECTION = {fewest: re.compile(_blank_lines(fewest)) for fewest in (3, 2)}
 _BLANK = re.compile(_blank_lines(1))
 _LEADING = re.compile(rf"(?:{_SPACE}{LINE_END})*")
-# The end of a sentence, but not of an initial or a common title.
+# The end of a sentence, but not of an initial or a common title. The character comes first and is looked back from: a
+# search that has to look back everywhere is fifteen times as slow.
 _STOP = (
-    r"(?<!\b[A-Z])(?<!\b(?:Mr|Dr|St|No|vs|cf|pp|ca))(?<!\b(?:Mrs|Fig|Sec|Vol|Eqs))(?<!e\.g)(?<!i\.e)"
-    r"[.!?…。！？][\"'”’»)\]]*"
+    r"[.!?…。！？](?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St|No|vs|cf|pp|ca)\.)(?<!\b(?:Mrs|Fig|Sec|Vol|Eqs)\.)"
+    r"(?<!e\.g\.)(?<!i\.e\.)"
 )
-_LINE_AFTER_SENTENCE = re.compile(rf"{_STOP}({_SPACE}{LINE_END})")
-_SENTENCE = re.compile(rf"{_STOP}(\s+)(?=[\"'“‘«(\[]*[^\W_a-z])|(?<=[。！？])(?![」』”’）])()")
+_CLOSING = r"[\"'”’»」』）)\]]*"
+_LINE_AFTER_SENTENCE = re.compile(rf"{_STOP}{_CLOSING}({_SPACE}{LINE_END})")
+_SENTENCE = re.compile(rf"{_STOP}(?:{_CLOSING}(\s+)(?=[\"'“‘«(\[]*[^\W_a-z])|(?<=[。！？]){_CLOSING}())")
 _LINE = re.compile(LINE_END)
 _ANY_SPACE = re.compile(r"\s+")
 

@@ -20,13 +20,11 @@ def headlines(comparison: Comparison, config: Config) -> list[dict[str, str]]:
             line["text"] += " This is what was forgotten." if forgot else " Nothing was forgotten."
         lines.append(line)
     if comparison.terms is not None and (change := comparison.terms.change) is not None:
-        factor = change.map(math.exp)
-        number = len(comparison.terms.results)
+        table = comparison.terms
         text = (
-            f"Over {plural(comparison.terms.occurrences, 'occurrence')} of {plural(number, 'domain term')}, a term "
-            f"became {_times(factor.value)} as likely (95 % interval {_times(factor.low)} to {_times(factor.high)}); "
-            f"the median rank of its first token went from {comparison.terms.base_rank:,.0f} to "
-            f"{comparison.terms.tuned_rank:,.0f}."
+            f"Over {plural(table.occurrences, 'occurrence')} of {plural(len(table.results), 'domain term')}, a term "
+            f"became {factor(change.value)} times as likely (95 % interval {factor(change.low)} to "
+            f"{factor(change.high)}); the median rank of its first token went from {table.base_rank:,.0f} to {table.tuned_rank:,.0f}."
         )
         lines.append({"text": text, "kind": verdict(change, better_below=False)})
     if comparison.memorisation is not None:
@@ -72,7 +70,7 @@ def _copy_headline(comparison: Comparison, overlap_tokens: int) -> dict[str, str
 
 def length(tokens: int) -> str:
     """Length of the longest overlap; 0 stands for none that was looked for."""
-    return plural(tokens, "token") if tokens else f"below {SHORTEST} tokens"
+    return plural(tokens, "token") if tokens else f"fewer than {SHORTEST} tokens"
 
 
 def verdict(change: Interval, better_below: bool = True) -> str:
@@ -109,5 +107,21 @@ def signed(percent: float) -> str:
     return text.replace("-", "−")
 
 
-def _times(factor: float) -> str:
-    return f"{factor:,.0f} times" if factor >= 100 else f"{factor:.{1 if factor >= 10 else 2}f} times"
+def factor(nats: float) -> str:
+    """exp(nats) in few figures: 0.52, 3.41, 25.3, 412, 7.0·10⁶."""
+    if abs(nats) > math.log(1e4):
+        power = math.floor(nats / math.log(10))
+        return f"{math.exp(nats - power * math.log(10)):.1f}·10{str(power).translate(_SUPERSCRIPTS)}"
+    times = math.exp(nats)
+    return (
+        f"{times:,.0f}"
+        if times >= 100
+        else f"{times:.1f}"
+        if times >= 10
+        else f"{times:.2g}"
+        if times < 0.1
+        else f"{times:.2f}"
+    )
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

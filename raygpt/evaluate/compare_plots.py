@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,13 @@ import numpy as np
 
 from raygpt.evaluate.bootstrap import Interval
 from raygpt.evaluate.compare import Comparison, TextComparison
-from raygpt.evaluate.compare_terms import TermTable
 from raygpt.track.plots import FAINT, OTHER, STYLE, TRAIN, VALIDATION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BASE, TUNED = FAINT, VALIDATION
+BASE, TUNED, WORSE = FAINT, VALIDATION, "#bf3b30"
 # Terms in a plot; the table has all of them.
 MOST_TERMS = 30
 
@@ -62,7 +62,8 @@ def _draw_losses(comparison: Comparison) -> Figure:
     unit = "nats per token" if comparison.same_tokenizer else "bits per byte"
     for axis, (title, text, color) in zip(axes[0], texts):
         before, after = text.per_document.T
-        low, high = _limits(text.per_document)
+        room = 0.05 * max(float(np.ptp(text.per_document)), 0.1)
+        low, high = text.per_document.min() - room, text.per_document.max() + room
         axis.plot([low, high], [low, high], color=FAINT, linewidth=1, zorder=1)
         axis.scatter(before, after, s=14, color=color, alpha=0.45, linewidths=0, zorder=2)
         axis.set(title=f"{title}: {text.improved:.0%} of {len(before)} got easier", aspect="equal")
@@ -70,14 +71,6 @@ def _draw_losses(comparison: Comparison) -> Figure:
     for axis in axes[0][len(texts) :]:
         _draw_histogram(axis, comparison.domain, unit)
     return figure
-
-
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Ends of both axes; a single odd document must not press all others into a corner."""
-    low, high = np.percentile(values, [0.5, 99.5])
-    low, high = min(low, float(np.median(values))), max(high, float(np.median(values)))
-    room = 0.06 * max(high - low, 0.1)
-    return float(max(low - room, values.min() - room)), float(min(high + room, values.max() + room))
 
 
 def _draw_histogram(axis: Axes, text: TextComparison, unit: str) -> None:
@@ -89,72 +82,84 @@ def _draw_histogram(axis: Axes, text: TextComparison, unit: str) -> None:
 
 
 def _draw_differences(comparison: Comparison) -> Figure:
-    """Intervals of the differences: losses in bits per byte, terms in nats of ln p."""
     rows = [("domain text", comparison.domain.bits_change)]
     if comparison.general is not None:
         rows.append(("general text", comparison.general.bits_change))
-    terms = _shown_terms(comparison.terms)
-    figure, axes = _subplots(
-        1, 2 if terms else 1, height=max(2.2, 1.3 + 0.21 * len(terms)), width_ratios=[1, 1.25] if terms else [1]
-    )
+    figure, axes = _subplots(1, 1, height=1.35 + 0.4 * len(rows))
     _forest(axes[0][0], rows, better_below=True)
-    axes[0][0].set(title="Text: change of loss", xlabel="tuned - base (bits per byte), 95 % interval")
-    if terms:
-        assert comparison.terms is not None and comparison.terms.change is not None
-        of_terms = [("all terms", comparison.terms.change)] + [(row.term, row.change) for row in terms if row.change]
-        _forest(axes[0][1], of_terms, better_below=False)
-        axes[0][1].set(title="Terms: change of probability", xlabel="tuned / base, 95 % interval")
-        axes[0][1].xaxis.set_major_formatter(lambda value, _: _factor(value))
+    axes[0][0].set(title="Change of loss with its 95 % interval", xlabel="tuned - base (bits per byte)")
     return figure
 
 
-def _factor(nats: float) -> str:
-    factor = float(np.exp(nats))
-    return f"×{factor:,.0f}" if factor >= 10 else f"×{factor:.2g}"
-
-
-def _forest(axis: Axes, rows: list[tuple[str, Interval]], better_below: bool) -> None:
-    axis.axvline(0, color=FAINT, linewidth=1.2, zorder=1)
+def _forest(
+    axis: Axes, rows: Sequence[tuple[str, Interval | None]], better_below: bool, shown: Callable[[float], float] = float
+) -> None:
+    """Intervals, one row each, drawn at `shown` of them: green for better, red for worse, grey where 0 is inside."""
+    axis.axvline(shown(0), color=FAINT, linewidth=1.2, zorder=1)
     for at, (_, found) in enumerate(rows):
+        if found is None:
+            continue
         better = (found.value < 0) == better_below
-        color = FAINT if not found.significant else OTHER if better else VALIDATION
-        axis.plot([found.low, found.high], [at, at], color=color, linewidth=2.4, solid_capstyle="butt", zorder=2)
-        axis.plot(found.value, at, "o", color=color, markersize=6.5, zorder=3)
-    axis.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    axis.grid(axis="y", visible=False)
+        color = FAINT if not found.significant else OTHER if better else WORSE
+        axis.plot(
+            [shown(found.low), shown(found.high)], [at, at], color=color, linewidth=2.4, solid_capstyle="butt", zorder=2
+        )
+        axis.plot(shown(found.value), at, "o", color=color, markersize=6, zorder=3)
     axis.margins(x=0.12)
+    _name_rows(axis, [name for name, _ in rows])
 
 
-def _shown_terms(table: TermTable | None) -> list:
-    return [row for row in table.results if row.change is not None][:MOST_TERMS] if table and table.change else []
+def _name_rows(axis: Axes, names: Sequence[str]) -> None:
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
 
 
 def _draw_terms(comparison: Comparison) -> Figure | None:
-    """Rank and probability of every term before and after, joined by a line."""
-    if comparison.terms is None or not comparison.terms.results:
+    """Rank and probability of every term before and after, joined by a line, and the interval of the change."""
+    table = comparison.terms
+    if table is None or not table.results:
         return None
-    results = comparison.terms.results[:MOST_TERMS]
-    figure, axes = _subplots(1, 2, height=max(2.4, 1.5 + 0.24 * len(results)), sharey=True)
-    sides = (
-        (axes[0][0], [(row.base_rank, row.tuned_rank) for row in results], "Median rank of its first token"),
-        (
-            axes[0][1],
-            [(np.exp(row.base_log_probability), np.exp(row.tuned_log_probability)) for row in results],
-            "Mean probability of the whole term",
-        ),
-    )
-    for axis, values, title in sides:
-        for at, (before, after) in enumerate(values):
-            axis.plot([before, after], [at, at], color="#c9cdd4", linewidth=2.2, zorder=1)
-            axis.plot(before, at, "o", color=BASE, markersize=6, zorder=2, label="base" if at == 0 else None)
-            axis.plot(after, at, "o", color=TUNED, markersize=6, zorder=3, label="tuned" if at == 0 else None)
-        axis.set(title=title, xscale="log")
-        axis.grid(axis="y", visible=False)
-    axes[0][0].set_yticks(range(len(results)), [row.term for row in results])
-    axes[0][0].set_ylim(len(results) - 0.4, -0.6)
-    axes[0][0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes[0][0].set_xlabel("rank (1: said first)")
-    axes[0][1].set_xlabel("geometric mean")
-    axes[0][1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+    shown = table.results[:MOST_TERMS]
+    names = ["all terms", *(row.term for row in shown)]
+    ranks = [(table.base_rank, table.tuned_rank), *((row.base_rank, row.tuned_rank) for row in shown)]
+    whole = [(row.base_log_probability, row.tuned_log_probability) for row in table.results]
+    times = [row.occurrences for row in table.results]
+    likely = [tuple(np.average(whole, axis=0, weights=times)), *whole[: len(shown)]]
+    figure, axes = _subplots(1, 3, height=max(2.4, 1.5 + 0.24 * len(names)), sharey=True)
+    rank, probability, change = axes[0]
+    _dumbbells(rank, ranks)
+    rank.set(title="Rank of the first token", xlabel="median (1: said first)")
+    _dumbbells(probability, np.exp(likely))
+    probability.set(title="Probability of the term", xlabel="geometric mean")
+    _forest(change, [("", table.change), *(("", row.change) for row in shown)], better_below=False, shown=math.exp)
+    change.set(title="Times as likely", xlabel="tuned / base, 95 % interval")
+    for axis in axes[0]:
+        _log_scale(axis)
+    _name_rows(rank, names)
+    figure.legend(*rank.get_legend_handles_labels(), loc="outside lower left", ncols=2)
     return figure
+
+
+def _dumbbells(axis: Axes, values: Sequence[tuple[float, float]] | np.ndarray) -> None:
+    for at, (before, after) in enumerate(values):
+        axis.plot([before, after], [at, at], color="#c9cdd4", linewidth=2.2, zorder=1)
+        axis.plot(before, at, "o", color=BASE, markersize=6, zorder=2, label="base" if at == 0 else None)
+        axis.plot(after, at, "o", color=TUNED, markersize=6, zorder=3, label="tuned" if at == 0 else None)
+    axis.grid(axis="y", visible=False)
+
+
+def _log_scale(axis: Axes) -> None:
+    """A logarithmic x axis with few readable figures, whether it spans half a decade or fifteen."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    decades = math.log10(high / low)
+    if decades < 3.5:
+        subs = (1.0,) if decades > 2 else (1.0, 3.0) if decades > 1 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+        axis.xaxis.set_major_locator(LogLocator(subs=subs))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:.3g}")
+    else:
+        axis.xaxis.set_major_locator(LogLocator(numticks=6))
+    axis.xaxis.set_minor_formatter(NullFormatter())

@@ -14,7 +14,7 @@ from raygpt.config import Config
 from raygpt.evaluate.bootstrap import Interval
 from raygpt.evaluate.compare import Comparison, Pair, TextComparison
 from raygpt.evaluate.compare_figures import as_dict
-from raygpt.evaluate.compare_headlines import headlines, length, perplexity, plural, shown, signed, verdict
+from raygpt.evaluate.compare_headlines import factor, headlines, length, perplexity, plural, shown, signed, verdict
 from raygpt.evaluate.compare_page import COMPARISON_PAGE
 from raygpt.evaluate.compare_plots import make_comparison_plots
 from raygpt.evaluate.compare_terms import MOST_OCCURRENCES, TermResult
@@ -94,7 +94,6 @@ def _text_row(name: str, text: TextComparison) -> dict[str, Any]:
 
 
 def _term_row(row: TermResult) -> dict[str, Any]:
-    factor = row.change.map(math.exp) if row.change else None
     return {
         "term": row.term,
         "occurrences": row.occurrences,
@@ -103,20 +102,16 @@ def _term_row(row: TermResult) -> dict[str, Any]:
         "tuned_rank": f"{row.tuned_rank:,.0f}",
         "base_probability": _probability(row.base_log_probability),
         "tuned_probability": _probability(row.tuned_log_probability),
-        "factor": _bare(math.exp(row.tuned_log_probability - row.base_log_probability)),
-        "interval": f"{_bare(factor.low)} to {_bare(factor.high)}" if factor else "one document",
+        "factor": factor(row.tuned_log_probability - row.base_log_probability),
+        "interval": f"{factor(row.change.low)} to {factor(row.change.high)}" if row.change else "too few documents",
         "kind": f" {verdict(row.change, better_below=False)}" if row.change else "",
         "example": row.example,
     }
 
 
-def _bare(factor: float) -> str:
-    return f"{factor:,.0f}" if factor >= 100 else f"{factor:.{1 if factor >= 10 else 2}f}"
-
-
 def _probability(log_probability: float) -> str:
     percent = 100 * math.exp(log_probability)
-    return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %" if percent >= 1e-3 else f"{percent:.0e} %"
+    return f"{percent:.1f} %" if percent >= 1 else f"{percent:.2g} %" if percent >= 1e-3 else factor(log_probability)
 
 
 def _copy_rows(comparison: Comparison) -> list[dict[str, str]]:

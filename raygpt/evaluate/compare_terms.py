@@ -21,13 +21,15 @@ from raygpt.evaluate.terms import Occurrence, Term, find_terms, mine_terms, snip
 MOST_OCCURRENCES = 50
 # A mined term has to occur this often in the documents it is measured on.
 FEWEST_OCCURRENCES = 2
+# Drawing again from fewer documents than this says nothing of how sure a figure is.
+FEWEST_DOCUMENTS = 5
 
 
 @dataclass(frozen=True)
 class TermResult:
     """One term: medians of the rank of its first token, mean ln p of the whole term, and the change of that.
 
-    `change` has no interval (None) where all occurrences lie in one document. `example` is (before, term, after) of the
+    `change` has no interval (None) where the occurrences lie in fewer than FEWEST_DOCUMENTS. `example` is (before, term, after) of the
     occurrence whose change is the median one.
     """
 
@@ -123,10 +125,14 @@ def domain_terms(
         fewest_documents=3 if len(chosen) >= 30 else 2,
     )
     kept: list[Term] = []
+    stems: set[str] = set()
     for term, found in zip(mined, find_terms([term.text for term in mined], documents.texts)):
         places = [place for place in found.occurrences if not mined_from[place.text]]
-        if len(places) >= FEWEST_OCCURRENCES and len(kept) < wanted:
+        # a plural beside its singular would say the same thing twice
+        stem = term.text.lower().removesuffix("s")
+        if len(places) >= FEWEST_OCCURRENCES and stem not in stems and len(kept) < wanted:
             kept.append(Term(term.text, places, term.surprisal))
+            stems.add(stem)
     return kept
 
 
@@ -181,7 +187,7 @@ def term_table(
 
 def _mean_change(change: np.ndarray, units: np.ndarray, resamples: int, seed: int) -> Interval | None:
     _, unit = np.unique(units, return_inverse=True)
-    if unit.max() < 1:
+    if unit.max() + 1 < FEWEST_DOCUMENTS:
         return None
     sums, counts = np.bincount(unit, weights=change), np.bincount(unit).astype(float)
     return ratio_intervals([sums], [counts], resamples=resamples, seed=seed)[0]

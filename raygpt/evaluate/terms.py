@@ -144,7 +144,7 @@ def key_words(domain: Mapping[str, int], general: Mapping[str, int], prior: floa
     return scores
 
 
-def snippet(text: str, place: Occurrence, before: int = 110, after: int = 50) -> tuple[str, str, str]:
+def snippet(text: str, place: Occurrence, before: int = 80, after: int = 40) -> tuple[str, str, str]:
     """(what stands before, the term, what stands after), cut at words, in one line."""
     head, tail = text[max(0, place.start - before) : place.start], text[place.stop : place.stop + after]
     if place.start > before:

@@ -119,7 +119,7 @@ def model_config(config: Config, train: Manifest) -> GPTConfig:
         shape: dict[str, Any] = {**PRESETS[config.model.preset], "vocab_size": train.tokenizer.vocab_size, **wanted}
         shape |= {"bias": config.model.bias, "tie_weights": config.model.tie_weights}
     else:
-        shape = _shape_of(config.model.init_from, wanted.get("seq_len"))
+        shape = shape_of(config.model.init_from, wanted.get("seq_len"))
         for key in ("n_layer", "n_head", "n_embd", "vocab_size"):
             if key in wanted and wanted[key] != shape[key]:
                 raise UserError(
@@ -135,7 +135,8 @@ def model_config(config: Config, train: Manifest) -> GPTConfig:
     return GPTConfig.from_dict({**shape, "dropout": config.model.dropout})
 
 
-def _shape_of(init_from: str, seq_len: int | None) -> dict[str, Any]:
+def shape_of(init_from: str, seq_len: int | None) -> dict[str, Any]:
+    """GPTConfig values of the weights that model.init_from names, their context cut to seq_len. Fetches no weights."""
     where = checkpoint.locate_checkpoint(init_from)
     if where is not None:
         return checkpoint.read_state(where).model

@@ -20,7 +20,7 @@ from raygpt.data import pipeline
 from raygpt.data import prepare as prepare_module
 from raygpt.data.corpus import Unit, expand_sources
 from raygpt.data.pipeline import ReadPlan, group_units, is_validation
-from raygpt.data.prepare import PrepareOptions, PrepareProgress, prepare, tokenizer_texts
+from raygpt.data.prepare import Account, PrepareOptions, PrepareProgress, prepare, tokenizer_texts
 from raygpt.data.shards import load_manifest, verify
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
@@ -272,6 +272,78 @@ def test_max_documents_takes_the_first_ones(corpus: Path, tmp_path: Path) -> Non
         assert split_documents(result.train) == [text[: int(len(text) * 0.9)] for text in expected]
 
 
+def test_validation_sources_are_held_out_whole_and_every_row_is_accounted_for(corpus: Path, tmp_path: Path) -> None:
+    train, val = corpus / "a.parquet", corpus / "b.jsonl"
+    result = prepare(options(train, tmp_path / "out", val_sources=[str(val)]))
+    texts = json.loads((corpus / "texts.json").read_text())
+    assert split_documents(result.train) == [text for text in texts[:300] if text.strip()]
+    assert split_documents(result.val) == [text for text in texts[300:500] if text.strip()]
+    assert (result.account, result.val_account) == (Account(300, 295, 0, 5), Account(200, 0, 197, 3))
+    assert load_manifest(result.train).sources == (str(train),) and load_manifest(result.val).sources == (str(val),)
+    record = json.loads((tmp_path / "out/prepare.json").read_text())
+    assert record["rows"] == {
+        "sources": {"read": 300, "train": 295, "val": 0, "empty": 5},
+        "val_sources": {"read": 200, "train": 0, "val": 197, "empty": 3},
+    }
+    # what decides nothing then may differ
+    again = prepare(options(train, tmp_path / "out", val_sources=[str(val)], val_fraction=0.7, max_document_mb=9))
+    assert again.reused and again.account == result.account and again.val_account == result.val_account
+    with pytest.raises(UserError, match="other input files"):
+        prepare(options(val, tmp_path / "out", val_sources=[str(train)]))
+
+
+def test_max_documents_ends_the_training_part_alone(corpus: Path, tmp_path: Path) -> None:
+    wanted = options(corpus / "a.parquet", tmp_path, val_sources=[str(corpus / "b.jsonl")], max_documents=100)
+    result = prepare(wanted)
+    assert split_documents(result.train) == texts_of(corpus)[:100]
+    assert (result.account, result.val_account) == (Account(102, 100, 0, 2), Account(200, 0, 197, 3))
+
+
+def test_validation_sources_survive_kills_in_both_parts(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = {"val_sources": [str(corpus / "d.jsonl"), str(corpus / "b.jsonl")], "shard_tokens": 20_000}
+    wanted = options(corpus / "a.parquet", tmp_path / "out", **held_out)
+    whole = prepare(dataclasses.replace(wanted, output=str(tmp_path / "whole")))
+    small_blocks(monkeypatch)
+    monkeypatch.setattr(prepare_module, "COMMIT_SECONDS", 0.0)
+    at = []
+    for blocks in (7, 45):
+        with monkeypatch.context() as patch:
+            interrupt(patch, blocks)
+            with pytest.raises(Killed):
+                prepare(wanted)
+        at.append(json.loads((tmp_path / "out/.prepare/journal.json").read_text())["progress"]["cursor"]["unit"])
+    assert at[0] < len(expand_sources([str(corpus / "a.parquet")])) <= at[1]
+    result = prepare(wanted)
+    assert result.resumed and (result.account, result.val_account) == (whole.account, whole.val_account)
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_one_side_alone(corpus: Path, tmp_path: Path) -> None:
+    only_val = prepare(options(corpus, tmp_path / "val", sources=[], val_sources=[str(corpus / "b.jsonl")]))
+    assert only_val.train is None and not (tmp_path / "val/train").exists()
+    assert len(split_documents(only_val.val)) == 197
+    only_train = prepare(options(corpus / "b.jsonl", tmp_path / "train", val_split="none"))
+    assert only_train.val is None and not (tmp_path / "train/val").exists()
+    assert split_documents(only_train.train) == split_documents(only_val.val)
+    assert only_train.account == Account(200, 197, 0, 3)
+    assert prepare(options(corpus / "b.jsonl", tmp_path / "train", val_split="none")).reused
+
+
+def test_split_rows_are_accounted_for(corpus: Path, tmp_path: Path) -> None:
+    result = prepare(options(corpus, tmp_path / "out"))
+    assert result.account == Account(700, result.train_documents, result.val_documents, 10)
+    tail = prepare(options(corpus, tmp_path / "tail", val_split="tail"))
+    assert tail.account == Account(700, 690, 690, 10)
+
+
+def test_a_tokenizer_object_is_as_good_as_its_name(corpus: Path, tmp_path: Path) -> None:
+    named = prepare(options(corpus / "b.jsonl", tmp_path / "out"))
+    given = prepare(options(corpus / "b.jsonl", tmp_path / "out", tokenizer=load_tokenizer("bytes")))
+    assert given.reused and given.train_fingerprint == named.train_fingerprint
+
+
 def test_copies_of_a_document_land_on_one_side(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"text {n % 50}"}) + "\n" for n in range(500)))
     result = prepare(options(tmp_path / "a.jsonl", tmp_path / "out", val_fraction=0.3))
@@ -286,6 +358,10 @@ def test_tokenizer_training_sees_no_validation_text(corpus: Path) -> None:
     sample = list(tokenizer_texts(plan, characters=20_000))
     assert 10_000 < sum(map(len, sample)) <= 20_000
     assert {"document 1:"[:8], "document 650"[:8]} <= {text[:8] for text in sample}
+    before = ReadPlan(units, 0.1, "documents", val_from=len(units) - 1)
+    assert list(tokenizer_texts(before)) == [
+        text for text in json.loads((corpus / "texts.json").read_text())[:600] if text.strip()
+    ]
     tail = ReadPlan(units, 0.1, "tail")
     assert list(tokenizer_texts(tail)) == [text[: int(len(text) * 0.9)] for text in texts_of(corpus)]
 
@@ -327,6 +403,19 @@ def write_one(text: str) -> Callable[[Path], None]:
         ('{"text": "one"}\n', {"tokenizer": "train:9"}, "at least 257"),
         ('{"text": "one"}\n', {"tokenizer": "nowhere/at/all"}, "data.tokenizer"),
         ('{"text": "one"}\n', {"encoding_errors": "ignore"}, "prepare.encoding_errors"),
+        ('{"text": "one"}\n', {"val_sources": ["/no/such.csv"]}, "prepare.val_sources: /no/such.csv does not exist"),
+        ('{"text": "one"}\n', {"val_sources": ["{tmp}/a.jsonl"]}, "a.jsonl is in prepare.sources and in prepare.val_s"),
+        (
+            '{"text": "one"}\n',
+            {"val_sources": ["{tmp}/b.csv"]},
+            "prepare.val_sources: no document with text in .*b.csv",
+        ),
+        (
+            '{"text": "one"}\n',
+            {"val_sources": ["x"], "val_split": "tail"},
+            "val_sources and prepare.val_split=tail are",
+        ),
+        ('{"text": "one"}\n', {"max_document_mb": 2e-6}, "line 1: longer than prepare.max_document_mb=2e-06"),
         ('{"text": "one"}\n', {"output": "/proc/no"}, "prepare.output.*/proc/no"),
     ],
 )
@@ -334,6 +423,9 @@ def test_what_cannot_be_prepared_is_said_and_can_be_mended_in_place(
     text: str, changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     (tmp_path / "a.jsonl").write_text(text)
+    (tmp_path / "b.csv").write_text("text\n ")
+    if "val_sources" in changes:
+        changes = changes | {"val_sources": [uri.format(tmp=tmp_path) for uri in changes["val_sources"]]}
     with pytest.raises(UserError, match=says) as raised:
         prepare(options(tmp_path / "a.jsonl", tmp_path / "out", **changes))
     assert "\n" not in str(raised.value)

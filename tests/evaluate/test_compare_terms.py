@@ -40,24 +40,25 @@ def test_the_tokens_of_a_term_spell_it(kind: str) -> None:
 
 
 def test_figures_are_those_worked_out_by_hand() -> None:
-    texts = ["alpha and alpha", "alpha beta", "beta"]
-    documents = Documents("x", texts, np.array([0, 1, 2]), 3, False)
+    texts = ["alpha and alpha", "alpha beta", "beta", "alpha", "alpha", "alpha"]
+    documents = Documents("x", texts, np.arange(6), 6, False)
     terms = find_terms(["alpha", "beta", "gamma"], texts)
-    base = Probed(np.array([-4.0, -6.0, -5.0, -2.0, -3.0]), np.array([10, 30, 20, 7, 9]))
-    tuned = Probed(np.array([-1.0, -5.0, -3.0, -2.5, -3.5]), np.array([1, 12, 3, 8, 9]))
+    # alpha in documents 0, 0, 1, 3, 4, 5, then beta in 1 and 2
+    base = Probed(np.array([-4.0, -6.0, -5.0, -5.0, -5.0, -5.0, -2.0, -3.0]), np.array([10, 30, 20, 20, 20, 20, 7, 9]))
+    tuned = Probed(np.array([-1.0, -5.0, -3.0, -3.0, -3.0, -3.0, -2.5, -3.5]), np.array([1, 12, 3, 3, 3, 3, 8, 9]))
     table = term_table(terms, documents, base, tuned, resamples=500, seed=0)
     alpha, beta = table.results
-    assert (alpha.term, alpha.occurrences, alpha.documents, beta.occurrences, beta.documents) == ("alpha", 3, 2, 2, 2)
+    assert (alpha.term, alpha.occurrences, alpha.documents, beta.occurrences, beta.documents) == ("alpha", 6, 5, 2, 2)
     assert (alpha.base_rank, alpha.tuned_rank, beta.base_rank, beta.tuned_rank) == (20, 3, 8, 8.5)
     assert alpha.base_log_probability == pytest.approx(-5) and alpha.tuned_log_probability == pytest.approx(-3)
-    assert alpha.change is not None and alpha.change.value == pytest.approx(2)
-    # its two documents have mean changes of 2: however they are drawn, so does the whole
-    assert (alpha.change.low, alpha.change.high) == (pytest.approx(2), pytest.approx(2))
-    assert beta.change is not None and beta.change.value == pytest.approx(-0.5) and beta.change.significant
-    assert table.change is not None and table.change.value == pytest.approx(1.0)
-    assert (table.base_rank, table.tuned_rank, table.occurrences) == (10, 8, 5)
+    # every one of its documents has a mean change of 2: however they are drawn, so does the whole
+    assert alpha.change is not None and (alpha.change.low, alpha.change.high) == pytest.approx((2, 2))
+    assert beta.change is None, "two documents say nothing of how sure it is"
+    assert table.change is not None and table.change.value == pytest.approx((6 * 2 - 2 * 0.5) / 8)
+    assert table.change.low < table.change.value < table.change.high
+    assert (table.base_rank, table.tuned_rank, table.occurrences) == (20, 3, 8)
     assert table.absent == ["gamma"]
-    assert alpha.example == ("alpha beta".partition("alpha")[0], "alpha", " beta")  # changes of 3, 1 and 2
+    assert alpha.example == ("", "alpha", " beta")  # its change is 2, others before it in the order have less
 
 
 def test_mined_terms_are_measured_on_other_documents_than_they_were_chosen_from() -> None:

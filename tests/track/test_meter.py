@@ -44,6 +44,14 @@ def test_a_terminal_gets_one_line_that_goes_away(clock: list[float]) -> None:
     assert stream.getvalue() == "\r\x1b[Kevaluate " + "#" * 12 + "." * 12 + "  50%\r\x1b[K"
 
 
+def test_figures_stand_behind_the_bar(clock: list[float]) -> None:
+    stream = io.StringIO()
+    shown = Meter("prepare", stream)
+    clock[0] = 6.0
+    shown.show(0.5, 1, "1,200 documents", "3.1M tokens")
+    assert stream.getvalue() == "prepare " + "#" * 12 + "." * 12 + "  50% | 1,200 documents | 3.1M tokens\n"
+
+
 def test_what_is_over_at_once_prints_nothing(clock: list[float]) -> None:
     stream = Terminal()
     shown = Meter("evaluate", stream)

@@ -98,3 +98,23 @@ def letters(folder: Path, tokens: int = 2500) -> str:
     writer.append(ids)
     writer.finish(tokenizer.info, tokenizer.to_json(), tokens // 50, tokens - tokens // 50, ["memory"])
     return writer.folder.uri
+
+
+# every weight is cut up, the small ones that DeepSpeed would keep whole as well
+CUT_ALL = "{zero_optimization: {stage3_param_persistence_threshold: 0, sub_group_size: 40000}}"
+
+
+def zero_settings(train: str, storage: Path, strategy: str, offload: str = "none", **changes: str) -> Config:
+    own = {"train__deepspeed": CUT_ALL} if strategy == "zero3" else {}
+    own["train__micro_batch_size"] = "8"
+    fixed = {"scale__num_workers": "2", "train__max_steps": "50", "train__checkpoint_every": "20", "eval__every": "25"}
+    return settings(train, storage, train__strategy=strategy, train__offload=offload, **{**fixed, **own, **changes})
+
+
+def assert_same_training(rows: list[dict], reference: list[dict], tolerance: float) -> None:
+    assert sequence(rows, "batch_digest") == sequence(reference, "batch_digest")
+    for key in ("train_loss", "val_loss", "grad_norm"):
+        mine, theirs = sequence(rows, key), sequence(reference, key)
+        assert mine.keys() == theirs.keys()
+        worst = max(abs(mine[step] - theirs[step]) for step in theirs)  # type: ignore[operator]
+        assert worst < tolerance, (key, worst)

@@ -1,0 +1,319 @@
+"""Will it fit? From a config and a machine to a report: what is needed, whether there is enough, what to change."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raygpt.config import Config
+from raygpt.errors import UserError
+from raygpt.hardware import spec_named
+from raygpt.model.gpt import GPTConfig
+from raygpt.train.fit import Hardware, Shortage, fit, largest_rows, resized, row_choices, shortages, smallest
+from raygpt.train.memory import Counts, Needs, Setup, needs, peak
+
+GB = 1e9
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run needs on a machine. `suggestion` is the fastest setup that fits, None where none does."""
+
+    model: GPTConfig
+    setup: Setup
+    needs: Needs
+    hardware: Hardware
+    shortages: tuple[Shortage, ...]
+    suggestion: Setup | None
+    run: str  # where checkpoints go
+
+    @property
+    def fits(self) -> bool:
+        return not self.shortages
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows of a forward pass that the figures are for: the setting, or the largest that fits."""
+        return self.setup.micro_batch_size
+
+    @property
+    def changes(self) -> dict[str, str | int | bool]:
+        """Settings that would differ under `suggestion`, by dotted key."""
+        if self.suggestion is None:
+            return {}
+        names = ("strategy", "offload", "micro_batch_size", "activation_checkpointing")
+        return {
+            f"train.{name}": getattr(self.suggestion, name)
+            for name in names
+            if getattr(self.suggestion, name) != getattr(self.setup, name)
+        }
+
+    @property
+    def refusal(self) -> str | None:
+        """One sentence naming what is short and the setting to change; None where the run fits."""
+        if self.fits:
+            return None
+        worst = self.shortages[0]
+        lack = f"{_subject(self, worst)} but {_supply(self, worst)}"
+        return f"{lack}: {self._way_out(worst)}."
+
+    def _way_out(self, worst: Shortage) -> str:
+        if all(shortage.what == "disk" for shortage in self.shortages):
+            room = max(0, worst.available // self.needs.checkpoint - 2)
+            if room >= 1:
+                return f"set train.keep_checkpoints={room}"
+            return "free some, or set run.storage to a larger disk or an s3:// URI"
+        if self.suggestion is not None:
+            return "set " + " and ".join(f"{key}={_text(value)}" for key, value in self.changes.items())
+        least = smallest(self.model, self.setup, self.hardware)
+        wanted = []
+        if self.hardware.gpu is not None and least.device_peak > self.hardware.device_limit:
+            wanted.append(f"{_gb(least.device_peak)} per GPU")
+        if least.host_peak > self.hardware.host_limit:
+            wanted.append(f"{_gb(least.host_peak)} of host memory")
+        most = "everything in host memory" if self.hardware.gpu else "ZeRO-3"
+        share = "raise scale.num_workers, " if not self.setup.lora_rank else ""
+        return (
+            f"even {most} and one row at a time takes {' and '.join(wanted)}; {share}choose a smaller model "
+            "(model.preset, model.init_from), or a larger machine"
+        )
+
+    def text(self) -> str:
+        """The tables and the verdict, for people."""
+        rows = [_header(self), ""]
+        if self.hardware.gpu is not None:
+            rows += _table(
+                f"Each GPU ({self.hardware.gpu}, {_gb(self.hardware.gpu_memory)})",
+                self.needs.device,
+                self.hardware.gpu_memory,
+            )
+        rows += _table(
+            f"Each host ({_gb(self.hardware.host_memory)}, {_plural(self.setup.workers_per_host, 'worker')})",
+            self.needs.host,
+            self.hardware.host_memory,
+        )
+        free = f" of {_gb(self.hardware.disk)} free" if self.hardware.disk is not None else ""
+        rows += [
+            f"Disk: {_gb(self.needs.disk)}{free} in {self.run}: {self.setup.keep_checkpoints} newest checkpoints, the "
+            f"best and the one being written, {_gb(self.needs.checkpoint)} each",
+            "",
+        ]
+        if (estimate := deepspeed_estimate(self.model, self.setup)) is not None:
+            rows += [_beside(self, estimate), ""]
+        rows.append("It fits." if self.fits else f"It does not fit: {self.refusal}")
+        if self.fits and self.changes and self.suggestion is not None:
+            rows.append(f"Faster, and fits too: {options(self.changes)}")
+        elif self.changes and self.suggestion is not None:
+            there = needs(self.model, self.suggestion)
+            device = f"{_gb(there.device_peak)} per GPU, " if self.hardware.gpu is not None else ""
+            rows.append(f"Add: {options(self.changes)}   ({device}{_gb(there.host_peak)} per host)")
+        return "\n".join(rows)
+
+    def to_json(self) -> str:
+        """The figures in bytes, for scripts."""
+        moments = {"device": self.needs.device, "host": self.needs.host}
+        return json.dumps(
+            {
+                "fits": self.fits,
+                "refusal": self.refusal,
+                "device_bytes": self.needs.device_peak,
+                "host_bytes": self.needs.host_peak,
+                "checkpoint_bytes": self.needs.checkpoint,
+                "disk_bytes": self.needs.disk,
+                "parts": {name: moment[peak(moment)[0]] for name, moment in moments.items() if moment},
+                "micro_batch_size": self.micro_batch_size,
+                "settings": self.changes,
+            }
+        )
+
+
+def plan_for(config: Config, model: GPTConfig, hardware: Hardware) -> Report:
+    """The report of a run as it is configured, on `hardware` with the `plan` section's figures put over it.
+
+    Raises UserError where the settings and the planned GPU do not go together.
+    """
+    hardware = planned_hardware(config, hardware)
+    workers = config.scale.worker_range[0 if config.train.strategy != "ddp" else 1]
+    on_host = min(workers, config.plan.gpus_per_host or max(hardware.workers_per_host, 1))
+    if hardware.gpu is None and config.plan.gpus_per_host is None:
+        on_host = workers
+    hardware = replace(hardware, workers_per_host=on_host)
+    seq_len = config.data.seq_len or model.seq_len
+    local_rows = max(1, config.train.global_batch_tokens // seq_len // workers)
+    micro = config.train.micro_batch_size
+    setup = Setup(
+        strategy=config.train.strategy,
+        offload=config.train.offload,
+        precision=planned_precision(config.train.precision, hardware),
+        seq_len=seq_len,
+        activation_checkpointing=config.train.activation_checkpointing,
+        lora_rank=config.model.lora_rank,
+        world_size=workers,
+        workers_per_host=on_host,
+        gpu=hardware.gpu is not None,
+        keep_checkpoints=config.train.keep_checkpoints,
+    )
+    if isinstance(micro, int):
+        setup = resized(setup, micro, local_rows)
+    else:
+        fitting = largest_rows(model, setup, hardware, local_rows)
+        setup = fitting or resized(setup, row_choices(setup, local_rows)[-1], local_rows)
+    need = needs(model, setup)
+    found = tuple(shortages(need, hardware))
+    suggestion = fit(model, setup, hardware, local_rows) if any(item.what != "disk" for item in found) else setup
+    return Report(model, setup, need, hardware, found, suggestion, f"{config.run.storage}/{config.run.name}")
+
+
+def planned_hardware(config: Config, here: Hardware) -> Hardware:
+    """`here` with plan.gpu, plan.gpu_memory_gb, plan.host_memory_gb and plan.disk_gb in place of its own figures.
+
+    Raises UserError for a GPU that the table lacks and no memory is given for.
+    """
+    plan = config.plan
+    if plan.gpu is not None and plan.gpu.lower() == "cpu":
+        here = replace(here, gpu=None, gpu_memory=0, workers_per_host=1)
+    elif plan.gpu is not None:
+        spec = spec_named(plan.gpu)
+        if spec is None and plan.gpu_memory_gb is None:
+            raise UserError(f"plan.gpu={plan.gpu} is not in the table of GPUs: set plan.gpu_memory_gb too, or cpu.")
+        workers = plan.gpus_per_host or config.scale.worker_range[1]
+        here = replace(here, gpu=plan.gpu, gpu_memory=spec.memory if spec else 0, workers_per_host=workers)
+    if plan.gpu_memory_gb is not None:
+        here = replace(here, gpu=here.gpu or "GPU", gpu_memory=int(plan.gpu_memory_gb * GB))
+    if plan.host_memory_gb is not None:
+        here = replace(here, host_memory=int(plan.host_memory_gb * GB))
+    if plan.disk_gb is not None:
+        here = replace(here, disk=int(plan.disk_gb * GB))
+    return here
+
+
+def planned_precision(wanted: str, hardware: Hardware) -> str:
+    """train.precision, with auto as a job on that hardware resolves it. UserError for what the GPU cannot do."""
+    spec = spec_named(hardware.gpu) if hardware.gpu else None
+    if hardware.gpu is None:
+        return "fp32" if wanted == "auto" else wanted
+    if wanted == "auto":
+        return "fp16" if spec is not None and spec.bf16 is None else "bf16"
+    if spec is not None and wanted in ("bf16", "tf32") and spec.peak(wanted) is None:
+        raise UserError(f"train.precision={wanted} is not supported by {hardware.gpu}: use fp16.")
+    return wanted
+
+
+def deepspeed_estimate(model: GPTConfig, setup: Setup) -> tuple[int, int] | None:
+    """(host, GPU) bytes of the model's states as DeepSpeed's own estimators have it, host buffers times 1.5 included.
+
+    None without ZeRO or where DeepSpeed is not installed.
+    """
+    if not setup.stage:
+        return None
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
+            from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+    except ImportError:
+        return None
+    counts = Counts.of(model)
+    hosts = -(-setup.world_size // setup.workers_per_host)
+    places = {"num_gpus_per_node": setup.workers_per_host, "num_nodes": hosts}
+    if setup.stage == 3:
+        host, gpu, _ = estimate_zero3_model_states_mem_needs(
+            counts.total,
+            counts.largest,
+            cpu_offload=setup.offload != "none",
+            cpu_offload_params=setup.offload == "all",
+            zero_init=True,
+            **places,
+        )
+    else:
+        host, gpu = estimate_zero2_model_states_mem_needs(counts.total, cpu_offload=setup.offload != "none", **places)
+    return host, gpu
+
+
+def options(settings: dict[str, Any]) -> str:
+    """As they are written on the command line."""
+    return " ".join(f"--{key}={_text(value)}" for key, value in settings.items())
+
+
+def _header(report: Report) -> str:
+    setup = report.setup
+    recomputed = ", activation checkpointing" if setup.activation_checkpointing else ""
+    adapters = f", adapters of rank {setup.lora_rank}" if setup.lora_rank else ""
+    return (
+        f"Model of {report.model.num_parameters():,} parameters{adapters}, {setup.strategy}, offload {setup.offload}, "
+        f"{setup.precision}, {_plural(setup.world_size, 'worker')}, {setup.micro_batch_size} x {setup.seq_len} tokens "
+        f"per pass{recomputed}"
+    )
+
+
+def _table(title: str, moments: dict[str, dict[str, int]], limit: int) -> list[str]:
+    moment, total = peak(moments)
+    parts = sorted(moments[moment].items(), key=lambda item: -item[1])
+    width = max(len(name) for name, _ in parts)
+    rows = [f"{title}, most in the {moment}:" if moment != "start" else f"{title}, most at the start:"]
+    rows += [f"  {name:{width}s} {size / GB:9.2f} GB" for name, size in parts]
+    rows += [f"  {'total':{width}s} {total / GB:9.2f} GB of {limit / GB:.2f} ({total / limit:.0%})", ""]
+    return rows
+
+
+def _beside(report: Report, estimate: tuple[int, int]) -> str:
+    """DeepSpeed's figures next to ours for the same: states, without activations, processes and the context."""
+    ours = states(report.needs)
+    host, gpu = estimate
+    return (
+        f"States alone: {ours[1] / GIB:.1f} GiB per GPU, {ours[0] / GIB:.1f} GiB per host; DeepSpeed's estimator: "
+        f"{gpu / GIB:.1f} and {host / GIB:.1f} (its host figure: values times 1.5 for buffers; ours: pinned memory in "
+        "powers of two, as PyTorch allocates it, and gradients once more where they are flattened)"
+    )
+
+
+STATES = ("weights", "optimizer", "gradients", "buffers", "gathered weights", "loading", "half-precision copies")
+
+
+def states(need: Needs) -> tuple[int, int]:
+    """(host, GPU) bytes of weights, gradients, optimizer and buffers at their worst: what DeepSpeed estimates."""
+
+    def worst(moments: dict[str, dict[str, int]]) -> int:
+        return max((sum(part.get(name, 0) for name in STATES) for part in moments.values()), default=0)
+
+    return worst(need.host), worst(need.device)
+
+
+def _subject(report: Report, shortage: Shortage) -> str:
+    setup = report.setup
+    if shortage.what == "disk":
+        return (
+            f"train.keep_checkpoints={setup.keep_checkpoints} needs {_gb(shortage.needed)} of disk "
+            f"({_gb(report.needs.checkpoint)} per checkpoint, the best and one being written besides)"
+        )
+    offload = f", train.offload={setup.offload}" if setup.offload != "none" else ""
+    where = "on each GPU" if shortage.what == "device" else "of host memory"
+    return (
+        f"train.strategy={setup.strategy}{offload} with {_plural(setup.micro_batch_size, 'row')} per pass needs "
+        f"{_gb(shortage.needed)} {where}"
+    )
+
+
+def _supply(report: Report, shortage: Shortage) -> str:
+    if shortage.what == "device":
+        return f"{report.hardware.gpu} has {_gb(shortage.available)}"
+    if shortage.what == "host":
+        return f"the machine has {_gb(shortage.available)}"
+    return f"{_gb(shortage.available)} are free in {report.run}"
+
+
+def _gb(size: int) -> str:
+    return f"{size / GB:.1f} GB"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,46 @@
+"""What the machine has that this runs on: memory (a container's limit counts), GPU, room on the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from raygpt.storage import Location
+from raygpt.train.fit import Hardware
+
+# cgroup v2, then v1; "max" or an absurdly large number means no limit
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def probe(run: Location | None = None, use_gpu: bool = True) -> Hardware:
+    """This machine, all its GPUs sharing it. `run` is where checkpoints go: S3 has no limit."""
+    memory = host_memory()
+    disk = free_disk(run) if run is not None and run.is_local else None
+    if not use_gpu or not torch.cuda.is_available():
+        return Hardware(memory, disk=disk)
+    properties = torch.cuda.get_device_properties(0)
+    return Hardware(memory, properties.name, properties.total_memory, torch.cuda.device_count(), disk)
+
+
+def host_memory() -> int:
+    """Bytes of memory that processes here may use: the machine's, or the container's if that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in LIMITS:
+        try:
+            text = Path(path).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def free_disk(where: Location) -> int:
+    """Bytes free where a folder is or will be."""
+    path = Path(where.path)
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free

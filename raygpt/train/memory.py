@@ -1,0 +1,364 @@
+"""PURE. What a training run needs in memory and on disk, in bytes, from the model's shape and the settings alone.
+
+Every figure follows from what the code holds on to: raygpt.model.gpt (what autograd keeps per block), raygpt.train.ddp
+and raygpt.train.zero, and DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, partition_parameters.py). Shapes:
+N tokens of a micro-batch, C width, L layers, P padded vocabulary, W workers. benchmarks/memory.md has the measurements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from raygpt.model.gpt import LOGIT_ROWS, GPTConfig
+from raygpt.train.zero_config import BUCKET, LIVE_PARAMETERS, STAGES, SUB_GROUP
+
+MOMENTS = ("start", "forward pass", "backward pass", "optimizer step", "evaluation", "save")
+EVALUATION_ROWS = 2  # rows of an evaluation's batch for each row of the micro-batch
+
+# Bytes per logit at the worst moment: log-probabilities, their gradient and that of the logits, in fp32.
+LOGITS = 12
+MB = 10**6
+# Anonymous memory of one process of each kind, measured (benchmarks/memory.md); "cuda" is what its libraries add.
+PROCESSES = {
+    "worker": 330 * MB,
+    "deepspeed": 60 * MB,
+    "cuda": 1500 * MB,
+    "ray and driver": 1100 * MB,
+    "reader": 350 * MB,
+}
+OBJECT_STORE = 1000 * MB
+CUDA_CONTEXT = 700 * MB  # the context, cuBLAS' workspaces
+NCCL = 500 * MB  # buffers of a communicator, where there are several workers
+FRAGMENTATION = {"gpu": 0.06, "cpu": 0.04}  # lost between blocks, as a share of what is allocated
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The settings that memory depends on. `workers_per_host` of the `world_size` workers share a machine."""
+
+    strategy: str = "ddp"
+    offload: str = "none"
+    precision: str = "fp32"  # fp32, tf32, bf16, fp16
+    micro_batch_size: int = 1
+    seq_len: int = 1024
+    grad_accum_steps: int = 1
+    activation_checkpointing: bool = False
+    lora_rank: int = 0
+    world_size: int = 1
+    workers_per_host: int = 1
+    gpu: bool = True
+    keep_checkpoints: int = 2
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO; 0 for ddp."""
+        return STAGES.get(self.strategy, 0)
+
+    @property
+    def half(self) -> bool:
+        return self.precision in ("bf16", "fp16")
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight the model computes with: ZeRO keeps them in half precision, autocast in fp32."""
+        return 2 if self.half and self.stage else 4
+
+    @property
+    def cut(self) -> int:
+        """Parts that ZeRO cuts the optimizer's state into."""
+        return self.world_size if self.stage else 1
+
+
+Parts = dict[str, int]  # what -> bytes
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes by moment and purpose: on the device of one worker (nothing on a CPU), on one host, and on disk.
+
+    `disk` is what all checkpoints together take at most, `checkpoint` one of them.
+    """
+
+    device: dict[str, Parts]
+    host: dict[str, Parts]
+    checkpoint: int
+    disk: int
+
+    @property
+    def device_peak(self) -> int:
+        return peak(self.device)[1]
+
+    @property
+    def host_peak(self) -> int:
+        return peak(self.host)[1]
+
+
+def peak(moments: dict[str, Parts]) -> tuple[str, int]:
+    """(moment, bytes) where the most is needed."""
+    if not moments:
+        return "", 0
+    name = max(moments, key=lambda moment: sum(moments[moment].values()))
+    return name, sum(moments[name].values())
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters: all of them (padding rows too), of the matrices, of the largest, of one block."""
+
+    total: int
+    matrices: int
+    largest: int
+    block: int
+    trained: int
+
+    @classmethod
+    def of(cls, model: GPTConfig, lora_rank: int = 0) -> Counts:
+        padding = (model.padded_vocab_size - model.vocab_size) * model.n_embd
+        total = model.num_parameters() + padding * (1 if model.tie_weights else 2)
+        c = model.n_embd
+        embeddings = model.padded_vocab_size * c * (1 if model.tie_weights else 2) + model.seq_len * c
+        adapters = 16 * c * lora_rank * model.n_layer  # in + out of the four matrices of a block
+        return cls(
+            total=total + adapters,
+            matrices=12 * c * c * model.n_layer + embeddings,
+            largest=max(model.padded_vocab_size * c, 4 * c * c),
+            block=12 * c * c,
+            trained=adapters if lora_rank else total,
+        )
+
+
+def needs(model: GPTConfig, setup: Setup) -> Needs:
+    """Everything; see the parts below."""
+    counts = Counts.of(model, setup.lora_rank)
+    worker = _zero_states(counts, setup) if setup.stage else _ddp_states(counts, setup)
+    work = {
+        "forward pass": _forward(model, counts, setup),
+        "backward pass": _backward(model, setup),
+        "evaluation": _evaluation(model, setup),
+    }
+    device: dict[str, Parts] = {}
+    host: dict[str, Parts] = {}
+    for moment in MOMENTS:
+        on_device, on_host = worker[moment]
+        on_device = _sum(on_device, work.get(moment, {}))
+        if setup.gpu:
+            device[moment] = _with_fragments(on_device, "gpu")
+            device[moment]["CUDA context"] = CUDA_CONTEXT + (NCCL if setup.world_size > 1 else 0)
+        else:
+            on_host = _sum(on_device, on_host)
+        host[moment] = _host(_with_fragments(on_host, "cpu"), setup, moment, counts)
+    checkpoint = 12 * counts.trained + 2 * MB
+    return Needs(device, host, checkpoint, checkpoint * (setup.keep_checkpoints + 2))
+
+
+def _host(worker: Parts, setup: Setup, moment: str, counts: Counts) -> Parts:
+    """A machine: its workers, and what exists once. rank 0 alone keeps a snapshot."""
+    kinds = ["worker", *(["deepspeed"] if setup.stage else []), *(["cuda"] if setup.gpu else [])]
+    each = sum(PROCESSES[kind] for kind in kinds)
+    count = setup.workers_per_host
+    out = {name: size * count for name, size in worker.items()}
+    if setup.strategy == "ddp" and moment not in ("start",):
+        out = _sum(out, {"snapshot for checkpoints": 12 * counts.trained})
+    once = PROCESSES["ray and driver"] + PROCESSES["reader"] * count
+    return {**out, "processes": each * count + once, "object store": OBJECT_STORE}
+
+
+# --- states: (on the device, in host memory) of one worker at each moment ------------------------------------------
+
+
+def _ddp_states(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
+    weights, optimizer, gradients = 4 * counts.total, 8 * counts.trained, 4 * counts.trained
+    always = {"weights": weights, "optimizer": optimizer}
+    # DDP's gradients are views of its buckets, which stay; alone they go after every step
+    between = _sum(always, {"gradients": gradients if setup.world_size > 1 else 0})
+    full = _sum(always, {"gradients": gradients})
+    # a GPU's model is made on the host, and a checkpoint's moments pass through it
+    passing = {"loading": max(weights, optimizer)} if setup.gpu else {}
+    return {
+        "start": (full, passing),
+        "forward pass": (full if setup.grad_accum_steps > 1 else between, {}),
+        "backward pass": (full, {}),
+        "optimizer step": (full, {}),
+        "evaluation": (between, {}),
+        "save": (between, {}),
+    }
+
+
+def _zero_states(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
+    return (_stage_3 if setup.stage == 3 else _stage_1_and_2)(counts, setup)
+
+
+def _stage_1_and_2(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
+    """Whole weights everywhere; the fp32 copy, the moments and, from 2 on, the gradients in parts."""
+    width, total, part = setup.width, counts.total, ceil(counts.total / setup.cut)
+    accumulates = setup.grad_accum_steps > 1
+    bucket = width * min(BUCKET, total)
+    # reduced in a bucket, from where a copy is flattened; a matrix that is larger than it comes alone
+    buffers = bucket + width * max(min(BUCKET, total), counts.largest)
+    weights = {"weights": width * total}
+    # before they become views of one flat tensor they exist twice
+    start_device = {"weights": 2 * width * total}
+    waiting = width * total if setup.stage == 1 and accumulates else 0  # all of them, until the last micro-batch
+    if setup.offload == "none":
+        states = {"weights": width * total, "optimizer": 12 * part}
+        # stage 2 puts a second part beside the one that accumulates
+        gradients = width * part * (2 if accumulates and setup.stage == 2 else 1) + waiting
+        # the part, the same flattened, and that in fp32
+        last = 2 * width * part + (4 * part if width == 2 else 0)
+        micro = _sum(states, {"gradients": gradients, "buffers": buffers})
+        before = _sum(states, {"gradients": width * part + waiting if accumulates else 0})
+        return {
+            "start": (_larger(start_device, _sum(states, {"buffers": width * part + _gathering(total, setup)})), {}),
+            "forward pass": (before, {}),
+            "backward pass": (micro, {}),
+            "optimizer step": (_sum(states, {"gradients": last, "buffers": _gathering(total, setup)}), {}),
+            "evaluation": (states, {}),
+            "save": (states, {}),
+        }
+    pin = _pinned if setup.gpu else int
+    lying = {
+        "optimizer": pin(4 * part) + 8 * part,
+        "gradients": pin(4 * part) + (_pinned_pieces(width, part, setup) if accumulates else 0),
+        "buffers": pin(width * part) + pin(width * counts.largest),
+    }
+    device = _sum(weights, {"buffers": width * counts.largest})
+    micro = _sum(device, {"gradients": width * counts.largest + waiting, "buffers": buffers})
+    return {
+        "start": (start_device, lying),
+        "forward pass": (_sum(device, {"gradients": waiting}), lying),
+        "backward pass": (micro, lying),
+        "optimizer step": (_sum(device, {"buffers": _gathering(total, setup)}), lying),
+        "evaluation": (device, lying),
+        "save": (device, lying),
+    }
+
+
+def _stage_3(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
+    """Everything in parts; weights are gathered for as long as they are used."""
+    width, part = setup.width, ceil(counts.total / setup.cut)
+    live = width * min(counts.total, LIVE_PARAMETERS + BUCKET)
+    # a bucket of gradients, reduced through a flat copy, and the largest gradient, which fits no bucket
+    buffers = width * (2 * min(BUCKET, counts.total) + counts.largest)
+    group = min(part, SUB_GROUP)
+    master = 0 if width == 4 and setup.offload == "none" else 4 * part  # fp32 weights serve as their own copy
+    pin = _pinned if setup.gpu else int
+    device, lying = {"weights": width * part}, {}
+    if setup.offload == "none":
+        device = _sum(device, {"optimizer": master + 8 * part, "gradients": width * part})
+        last = {"gradients": (4 + (width if width == 2 else 0)) * group}
+    else:
+        groups = ceil(part / SUB_GROUP)
+        lying = {
+            "optimizer": 4 * part + 8 * part,
+            "gradients": groups * pin(4 * ceil(part / groups)) + pin(width * part),
+        }
+        last = {}
+    if setup.offload == "all":
+        # made one by one, then moved into one buffer; pinned memory that is freed stays with the process
+        pieces = _pinned_pieces(width, part, setup) if setup.gpu else 0
+        lying = _sum(lying, {"weights": pin(width * part) + pieces})
+        device = {}
+    device = _sum(device, {"buffers": width * min(BUCKET, counts.total)})
+    work = {"gathered weights": live, "buffers": buffers}
+    loading = {"loading": 4 * group if setup.offload != "none" else 0}
+    return {
+        "start": (_sum(device, {"loading": 4 * group + width * part}), _sum(lying, loading)),
+        "forward pass": (_sum(device, {"gathered weights": live}), lying),
+        "backward pass": (_sum(device, work), lying),
+        "optimizer step": (_sum(device, last, {"gathered weights": width * counts.largest}), lying),
+        "evaluation": (_sum(device, {"gathered weights": live}), lying),
+        "save": (device, lying),
+    }
+
+
+def _gathering(total: int, setup: Setup) -> int:
+    """What collecting the updated weights takes besides them: gloo collects in a buffer of its own, NCCL in place."""
+    return 0 if setup.gpu or setup.world_size == 1 else setup.width * total
+
+
+def _pinned(size: int) -> int:
+    """PyTorch's allocator of pinned host memory hands out powers of two."""
+    return 1 << (int(size) - 1).bit_length() if size > 0 else 0
+
+
+def _pinned_pieces(width: int, part: int, setup: Setup) -> int:
+    """Pinned one parameter at a time: a third is lost on average."""
+    return int(width * part * (4 / 3 if setup.gpu else 1))
+
+
+# --- work: activations and logits ----------------------------------------------------------------------------------
+
+
+def _forward(model: GPTConfig, counts: Counts, setup: Setup) -> Parts:
+    """What there is when the loss is computed: all that the backward pass will want."""
+    tokens = setup.micro_batch_size * setup.seq_len
+    stream = setup.width * tokens * model.n_embd  # the residual stream between two blocks
+    copies = 2 * counts.matrices if setup.half and not setup.stage else 0  # autocast's, until the backward pass
+    if setup.activation_checkpointing:
+        # only the stream is kept, and the loss is computed piece by piece; autocast's copies go with their block
+        return {
+            "activations": (model.n_layer + 2) * stream,
+            "logits and loss": LOGITS * min(tokens, LOGIT_ROWS) * model.padded_vocab_size,
+            "half-precision copies": copies // model.n_layer,
+        }
+    return {
+        "activations": model.n_layer * _block(model, setup) + 2 * stream,  # the last norm's input and output
+        "logits and loss": LOGITS * tokens * model.padded_vocab_size,
+        "half-precision copies": copies,
+    }
+
+
+def _backward(model: GPTConfig, setup: Setup) -> Parts:
+    """What is left near the end, when all gradients are there: one block, and what is on its way back in it."""
+    tokens = setup.micro_batch_size * setup.seq_len
+    stream = setup.width * tokens * model.n_embd
+    returning = (2 if setup.half else 4) * 8 * tokens * model.n_embd + stream  # GELU's input and output
+    kept = model.n_layer * stream if setup.activation_checkpointing else stream
+    return {"activations": kept + _block(model, setup) + returning}
+
+
+def _block(model: GPTConfig, setup: Setup) -> int:
+    """Bytes that autograd keeps of one block.
+
+    Per token and unit of width: inputs of both norms (1 + 1), of the two matrices behind them (1 + 1), queries, keys
+    and values (3), the attention's output (1), GELU's input and output (4 + 4). Attention itself keeps one number per
+    token and head.
+    """
+    if not setup.half:
+        each = 16 * 4
+    elif setup.gpu:
+        each = 2 * setup.width + 2 * (1 + 1 + 3 + 1 + 4 + 4)
+    else:
+        # attention is in fp32 on a CPU, and its output in both
+        each = 2 * setup.width + 2 * (1 + 1 + 4 + 4) + 4 * (3 + 1) + 2
+    return each * setup.micro_batch_size * setup.seq_len * model.n_embd
+
+
+def _evaluation(model: GPTConfig, setup: Setup) -> Parts:
+    """A forward pass without gradients, over twice the rows: the widest place of a block, or all logits twice."""
+    tokens = EVALUATION_ROWS * setup.micro_batch_size * setup.seq_len
+    stream = setup.width * tokens * model.n_embd
+    wide = (2 if setup.half else 4) * 8 * tokens * model.n_embd + 2 * stream
+    logits = 8 * tokens * model.padded_vocab_size
+    return {"activations": stream + max(0, wide - logits), "logits and loss": logits}
+
+
+# --- sums ----------------------------------------------------------------------------------------------------------
+
+
+def _sum(*parts: Parts) -> Parts:
+    out: Parts = {}
+    for part in parts:
+        for name, size in part.items():
+            out[name] = out.get(name, 0) + int(size)
+    return {name: size for name, size in out.items() if size}
+
+
+def _larger(one: Parts, other: Parts) -> Parts:
+    return one if sum(one.values()) > sum(other.values()) else other
+
+
+def _with_fragments(parts: Parts, kind: str) -> Parts:
+    lost = int(FRAGMENTATION[kind] * sum(parts.values()))
+    return {**parts, "fragmentation": lost} if lost else dict(parts)
