@@ -24,7 +24,8 @@ def headlines(comparison: Comparison, config: Config) -> list[dict[str, str]]:
         text = (
             f"Over {plural(table.occurrences, 'occurrence')} of {plural(len(table.results), 'domain term')}, a term "
             f"became {factor(change.value)} times as likely (95 % interval {factor(change.low)} to "
-            f"{factor(change.high)}); the median rank of its first token went from {table.base_rank:,.0f} to {table.tuned_rank:,.0f}."
+            f"{factor(change.high)}); the median rank of its first token went from {table.base_rank:,.0f} to "
+            f"{table.tuned_rank:,.0f}."
         )
         lines.append({"text": text, "kind": verdict(change, better_below=False)})
     if comparison.memorisation is not None:

@@ -11,6 +11,7 @@ from raygpt import storage
 from raygpt.config import Config
 from raygpt.data.sources import shard_folders
 from raygpt.errors import UserError
+from raygpt.evaluate.held_out import is_path
 from raygpt.evaluate.subject import Subject, open_subject
 from raygpt.storage import Location
 from raygpt.train import checkpoint
@@ -77,6 +78,7 @@ def in_place(subject: Subject) -> Iterator[None]:
 
 def _open(config: Config, which: str) -> Subject:
     uri = _model_uri(config, which)
+    _check_run(uri, which)
     chosen = config.model_copy(update={"model": config.model.model_copy(update={"init_from": uri})})
     try:
         subject = open_subject(chosen)
@@ -85,6 +87,17 @@ def _open(config: Config, which: str) -> Subject:
     if subject.device.type != "cpu":
         subject.model.to("cpu")
     return subject
+
+
+def _check_run(uri: str, which: str) -> None:
+    """A run that never saved is not taken for a broken Hugging Face folder."""
+    if not is_path(uri):
+        return
+    where = storage.locate(uri)
+    if storage.exists(where / checkpoint.FOLDER) and not checkpoint.complete_checkpoints(where):
+        raise UserError(
+            f"compare.{which}: {where.uri} is a run without a usable checkpoint: train it further, or name another."
+        )
 
 
 def _model_uri(config: Config, which: str) -> str:

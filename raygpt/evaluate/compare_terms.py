@@ -29,8 +29,8 @@ FEWEST_DOCUMENTS = 5
 class TermResult:
     """One term: medians of the rank of its first token, mean ln p of the whole term, and the change of that.
 
-    `change` has no interval (None) where the occurrences lie in fewer than FEWEST_DOCUMENTS. `example` is (before, term, after) of the
-    occurrence whose change is the median one.
+    `change` has no interval (None) where the occurrences lie in fewer than FEWEST_DOCUMENTS. `example` is (before,
+    term, after) of the occurrence whose change is the median one.
     """
 
     term: str

@@ -20,8 +20,6 @@ SHORTEST, LONGEST = 3, 40
 LETTERS = 0.6
 # A word is at home in the domain when its log-odds are this many standard deviations above 0 (95 %, two-sided).
 KEY = 1.96
-# Of all documents at most this share may have a word: what is everywhere is no term.
-EVERYWHERE = 0.4
 STOP_WORDS = frozenset(
     """a about above across after again against all almost along already also although always am among an and another
     any anything are aren't around as at away back be became because become been before began behind being below best
@@ -106,16 +104,13 @@ def mine_terms(
         for word, start, stop in words(text):
             places[word.lower()].append(Occurrence(n, start, stop))
             written[word.lower()][word] += 1
-    documents = len(set(units))
     if general is not None:
         counts = Counter(word.lower() for text in general for word, _, _ in words(text))
         key = key_words({word: len(found) for word, found in places.items()}, counts)
     scored = []
     for word, found in places.items():
         spread = len({units[place.text] for place in found})
-        if spread < fewest_documents or spread > max(fewest_documents, EVERYWHERE * documents):
-            continue
-        if general is not None and key[word] < KEY:
+        if spread < fewest_documents or (general is not None and key[word] < KEY):
             continue
         mean = sum(map(surprisal, found)) / len(found)
         # a rare word that is hard and a frequent one that is less so weigh alike where their mean differs as this does

@@ -22,6 +22,7 @@ def run(config: Config, call: Call) -> int:
     if "dry_run" in call.flags:
         return dry_run(config)
     from raygpt.train.cluster import connect
+    from raygpt.train.preflight import check_fit
     from raygpt.train.trainer import run_training
 
     assert config.data.train is not None
@@ -34,7 +35,10 @@ def run(config: Config, call: Call) -> int:
     print(connect(config.scale, workers_cpus=cpus), flush=True)
     if raw:
         config = with_prepared_data(config)
-    return run_training(config, resolve(config), call.command).exit_status
+    job = resolve(config)
+    report = check_fit(config, job.model, job.run) if job.done_steps < job.plan.total_steps else None
+    rows = report.micro_batch_size if report is not None else None
+    return run_training(config, job, call.command, planned_rows=rows).exit_status
 
 
 def check_places(config: Config) -> None:

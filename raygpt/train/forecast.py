@@ -103,12 +103,11 @@ class Report:
             f"best and the one being written, {_gb(self.needs.checkpoint)} each",
             "",
         ]
-        if (estimate := deepspeed_estimate(self.model, self.setup)) is not None:
+        estimate = deepspeed_estimate(self.model, self.setup) if self.setup.gpu else None
+        if estimate is not None:
             rows += [_beside(self, estimate), ""]
         rows.append("It fits." if self.fits else f"It does not fit: {self.refusal}")
-        if self.fits and self.changes and self.suggestion is not None:
-            rows.append(f"Faster, and fits too: {options(self.changes)}")
-        elif self.changes and self.suggestion is not None:
+        if self.changes and self.suggestion is not None:
             there = needs(self.model, self.suggestion)
             device = f"{_gb(there.device_peak)} per GPU, " if self.hardware.gpu is not None else ""
             rows.append(f"Add: {options(self.changes)}   ({device}{_gb(there.host_peak)} per host)")
@@ -251,11 +250,14 @@ def _header(report: Report) -> str:
     )
 
 
+WHEN = {"start": "at the start", "evaluation": "during evaluation", "save": "when a checkpoint is saved"}
+
+
 def _table(title: str, moments: dict[str, dict[str, int]], limit: int) -> list[str]:
     moment, total = peak(moments)
     parts = sorted(moments[moment].items(), key=lambda item: -item[1])
     width = max(len(name) for name, _ in parts)
-    rows = [f"{title}, most in the {moment}:" if moment != "start" else f"{title}, most at the start:"]
+    rows = [f"{title}, most {WHEN.get(moment, f'in the {moment}')}:"]
     rows += [f"  {name:{width}s} {size / GB:9.2f} GB" for name, size in parts]
     rows += [f"  {'total':{width}s} {total / GB:9.2f} GB of {limit / GB:.2f} ({total / limit:.0%})", ""]
     return rows

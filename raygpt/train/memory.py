@@ -207,12 +207,13 @@ def _stage_1_and_2(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts
         # the part, the same flattened, and that in fp32
         last = 2 * width * part + (4 * part if width == 2 else 0)
         micro = _sum(states, {"gradients": gradients, "buffers": buffers})
+        gathering = _sum(states, {"buffers": _gathering(total, setup)})
         before = _sum(states, {"gradients": width * part + waiting if accumulates else 0})
         return {
-            "start": (_larger(start_device, _sum(states, {"buffers": width * part + _gathering(total, setup)})), {}),
+            "start": (_larger(start_device, gathering), {}),
             "forward pass": (before, {}),
             "backward pass": (micro, {}),
-            "optimizer step": (_sum(states, {"gradients": last, "buffers": _gathering(total, setup)}), {}),
+            "optimizer step": (_larger(_sum(states, {"gradients": last}), gathering), {}),
             "evaluation": (states, {}),
             "save": (states, {}),
         }

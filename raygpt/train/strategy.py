@@ -54,7 +54,13 @@ class Strategy(Protocol):
 
 
 def build(
-    config: Config, model_config: GPTConfig, world: World, plan: TrainPlan, found: Location | None, state: RunState
+    config: Config,
+    model_config: GPTConfig,
+    world: World,
+    plan: TrainPlan,
+    found: Location | None,
+    state: RunState,
+    planned_rows: int | None = None,
 ) -> tuple[Strategy, str]:
     """(model under train.strategy, sentence about its precision), with the weights of checkpoint `found` or fresh ones.
 
@@ -69,7 +75,8 @@ def build(
         strategy = DataParallel(model, config, world, plan, precision, previous)
     else:
         weights = fresh_weights(config, model_config) if tensors is None else None
-        strategy = Zero(model_config, weights, config, world, plan, precision, previous)
+        rows = previous or (planned_rows if world.device.type == "cuda" else None)
+        strategy = Zero(model_config, weights, config, world, plan, precision, rows)
     if tensors is not None:
         strategy.restore(tensors, state)
     return strategy, f"{precision} ({reason})"

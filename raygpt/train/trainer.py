@@ -50,10 +50,13 @@ class Outcome:
         return 128 + self.signal if self.outcome == "stopped" else 0
 
 
-def run_training(config: Config, job: Resolved, again: str, stream: TextIO | None = None) -> Outcome:
+def run_training(
+    config: Config, job: Resolved, again: str, stream: TextIO | None = None, planned_rows: int | None = None
+) -> Outcome:
     """Train the resolved job on the connected cluster until it ends or is asked to stop.
 
-    `again` is the command that goes on with the run, for the closing words. Raises UserError for what the user can
+    `again` is the command that goes on with the run, for the closing words; `planned_rows` is the micro-batch that the
+    memory plan found, for strategies that cannot try it out. Raises UserError for what the user can
     mend, and the worker's own error when training failed for good.
     """
     stream = stream or sys.stdout
@@ -74,7 +77,7 @@ def run_training(config: Config, job: Resolved, again: str, stream: TextIO | Non
         checkpoint.delete_leftovers(job.run)
         storage.write_text(job.run / "config.yaml", dump(config))
         _announce(config, job, lock, progress)
-        end = _fit(config, job, lock, progress)
+        end = _fit(config, job, lock, progress, planned_rows)
         progress.close()
         outcome = end["outcome"]
         lock.touch()
@@ -104,9 +107,9 @@ def _announce(config: Config, job: Resolved, lock: RunLock, progress: Progress) 
     )
 
 
-def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress) -> dict[str, Any]:
+def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress, planned_rows: int | None) -> dict[str, Any]:
     control = RunControl.remote()  # type: ignore[attr-defined]
-    trainer = _trainer(config, job, lock, control)
+    trainer = _trainer(config, job, lock, control, planned_rows)
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -131,7 +134,7 @@ def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress) -> di
     return {**end, "signal": signals.number}
 
 
-def _trainer(config: Config, job: Resolved, lock: RunLock, control: Any) -> TorchTrainer:
+def _trainer(config: Config, job: Resolved, lock: RunLock, control: Any, planned_rows: int | None) -> TorchTrainer:
     use_gpu = wants_gpu(config.scale)
     low, high = config.scale.worker_range
     home = job.run / checkpoint.FOLDER
@@ -153,6 +156,7 @@ def _trainer(config: Config, job: Resolved, lock: RunLock, control: Any) -> Torc
         tokenizer_sha256=job.train.tokenizer.sha256,
         spent_seconds=lock.earlier_seconds,
         control=control,
+        planned_rows=planned_rows,
     )
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # its config is a dataclass, pickled as it is

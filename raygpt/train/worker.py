@@ -19,6 +19,7 @@ from raygpt.settings import config_from_dict
 from raygpt.storage import Location, locate
 from raygpt.track.cost import Cost
 from raygpt.train import checkpoint
+from raygpt.train.allocator import is_tight, return_freed_memory
 from raygpt.train.checkpoint import RunState
 from raygpt.train.control import ControlLink
 from raygpt.train.distributed import World
@@ -46,6 +47,7 @@ class Assignment:
     tokenizer_sha256: str
     spent_seconds: float
     control: Any
+    planned_rows: int | None = None
 
 
 def train_worker(assignment: Assignment) -> None:
@@ -54,6 +56,8 @@ def train_worker(assignment: Assignment) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.scale.cpus_per_worker)))
+    if is_tight(config.train.strategy, config.train.activation_checkpointing):
+        return_freed_memory()
     world = World.join(device)
     link = ControlLink(assignment.control) if world.rank == 0 else None
     try:
@@ -77,7 +81,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     if state.step < plan.total_steps:
         stream = started(stream)  # the model is built and rehearsed meanwhile
     model_config = GPTConfig.from_dict(assignment.model)
-    strategy, precision = build(config, model_config, world, plan, found, state)
+    strategy, precision = build(config, model_config, world, plan, found, state, assignment.planned_rows)
     model, micro = strategy.model, strategy.micro_batch_size
     # every rank draws its own dropout; a restored generator goes on where it was
     torch.manual_seed(config.run.seed * 1_000_003 + world.rank)

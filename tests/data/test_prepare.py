@@ -146,8 +146,8 @@ class Killed(Exception):
     pass
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, after_blocks: int) -> None:
-    """Stop the driver after some blocks, in the middle of nowhere, as a kill would."""
+def interrupt(monkeypatch: pytest.MonkeyPatch, after_blocks: int, of_val: bool = False) -> None:
+    """Stop the driver after some blocks (of the validation sources), in the middle of nowhere, as a kill would."""
     take = prepare_module._take
     left = after_blocks
 
@@ -155,7 +155,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after_blocks: int) -> None:
         nonlocal left
         if left == 0:
             raise Killed
-        left -= 1
+        left -= arguments[0].from_val or not of_val
         return take(*arguments)
 
     monkeypatch.setattr(prepare_module, "_take", counted)
@@ -308,9 +308,9 @@ def test_validation_sources_survive_kills_in_both_parts(
     small_blocks(monkeypatch)
     monkeypatch.setattr(prepare_module, "COMMIT_SECONDS", 0.0)
     at = []
-    for blocks in (7, 45):
+    for of_val in (False, True):
         with monkeypatch.context() as patch:
-            interrupt(patch, blocks)
+            interrupt(patch, 7, of_val)
             with pytest.raises(Killed):
                 prepare(wanted)
         at.append(json.loads((tmp_path / "out/.prepare/journal.json").read_text())["progress"]["cursor"]["unit"])

@@ -58,11 +58,14 @@ def test_figures_are_those_worked_out_by_hand() -> None:
     assert table.change.low < table.change.value < table.change.high
     assert (table.base_rank, table.tuned_rank, table.occurrences) == (20, 3, 8)
     assert table.absent == ["gamma"]
-    assert alpha.example == ("", "alpha", " beta")  # its change is 2, others before it in the order have less
+    assert alpha.example == ("", "alpha", ""), "the one in the middle of six"
 
 
 def test_mined_terms_are_measured_on_other_documents_than_they_were_chosen_from() -> None:
-    texts = [f"{'quark' if n % 8 == 0 or n > 70 else 'lepton'} stood {chr(97 + n % 26) * 4} there" for n in range(80)]
+    texts = [
+        f"{'quark' if n % 8 == 0 or n > 70 else 'lepton' if n % 2 else 'nothing'} is {chr(97 + n % 26) * 4} there"
+        for n in range(80)
+    ]
     documents = Documents("x", texts, np.arange(80) * 3, 80, False)
     tokenizer = load_tokenizer("bytes")
     losses = DocumentLosses([np.full(len(text), 2.0, np.float32) for text in texts])
