@@ -72,6 +72,7 @@ def _text_facts(text: TextComparison) -> dict[str, Any]:
         "uri": text.documents.uri,
         "fingerprint": text.documents.fingerprint,
         "documents": len(text.per_document),
+        "parts": text.documents.by_text,
         "documents_in_all": text.documents.total,
         "tokens": text.tokens,
         "bytes": int(text.documents.bytes.sum()),

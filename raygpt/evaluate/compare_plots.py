@@ -36,7 +36,7 @@ def make_comparison_plots(comparison: Comparison, folder: Path) -> list[Path]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE | {"figure.constrained_layout.h_pad": 0.08}):
         for name, draw in drawings.items():
             figure = draw(comparison)
             if figure is not None:
@@ -92,12 +92,13 @@ def _draw_differences(comparison: Comparison) -> Figure:
 
 
 def _forest(
-    axis: Axes, rows: Sequence[tuple[str, Interval | None]], better_below: bool, shown: Callable[[float], float] = float
+    axis: Axes, rows: Sequence[tuple[str, Interval]], better_below: bool, shown: Callable[[float], float] = float
 ) -> None:
     """Intervals, one row each, drawn at `shown` of them: green for better, red for worse, grey where 0 is inside."""
     axis.axvline(shown(0), color=FAINT, linewidth=1.2, zorder=1)
     for at, (_, found) in enumerate(rows):
-        if found is None:
+        if found.low == found.high:  # a figure without an interval
+            axis.plot(shown(found.value), at, "o", color=FAINT, markersize=6, mfc="none", zorder=3)
             continue
         better = (found.value < 0) == better_below
         color = FAINT if not found.significant else OTHER if better else WORSE
@@ -132,7 +133,10 @@ def _draw_terms(comparison: Comparison) -> Figure | None:
     rank.set(title="Rank of the first token", xlabel="median (1: said first)")
     _dumbbells(probability, np.exp(likely))
     probability.set(title="Probability of the term", xlabel="geometric mean")
-    _forest(change, [("", table.change), *(("", row.change) for row in shown)], better_below=False, shown=math.exp)
+    changes = [table.change, *(row.change for row in shown)]
+    points = [Interval(after - before, after - before, after - before) for before, after in likely]
+    rows = [("", found or point) for found, point in zip(changes, points)]
+    _forest(change, rows, better_below=False, shown=math.exp)
     change.set(title="Times as likely", xlabel="tuned / base, 95 % interval")
     for axis in axes[0]:
         _log_scale(axis)

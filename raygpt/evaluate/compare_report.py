@@ -90,7 +90,13 @@ def _text_row(name: str, text: TextComparison) -> dict[str, Any]:
     add(text.base_bits, lambda value: f"{value:.3f}")
     add(text.tuned_bits, lambda value: f"{value:.3f}")
     add(text.bits_change, lambda value: f"{value:+.3f}".replace("-", "−"), verdict(text.bits_change))
-    return {"name": name, "documents": f"{len(text.per_document):,}", "tokens": f"{text.tokens:,}", "cells": cells}
+    parts = " parts" if text.documents.by_text else ""
+    return {
+        "name": name,
+        "documents": f"{len(text.per_document):,}{parts}",
+        "tokens": f"{text.tokens:,}",
+        "cells": cells,
+    }
 
 
 def _term_row(row: TermResult) -> dict[str, Any]:
@@ -183,7 +189,7 @@ def _how(comparison: Comparison, config: Config) -> dict[str, str]:
             origin += ", over-represented against the general text"
         origin += "; chosen in one half of the documents, measured in the other."
     else:
-        origin = f"Terms of {config.compare.terms}."
+        origin = f"Terms from {config.compare.terms}."
     terms = (
         f"{origin} The context of an occurrence is all that stands before it in its document. At most "
         f"{MOST_OCCURRENCES} occurrences a term."
@@ -224,7 +230,8 @@ def _facts(figures: dict[str, Any]) -> list[tuple[str, str]]:
             rows.append(
                 (
                     f"{which} text",
-                    f"{text['uri']}: {text['documents']:,} of {text['documents_in_all']:,} documents, evenly spaced; "
+                    f"{text['uri']}: {text['documents']:,}{' parts' if text['parts'] else ''} of "
+                    f"{text['documents_in_all']:,} documents, evenly spaced; "
                     f"{text['bytes']:,} bytes{mark}",
                 )
             )

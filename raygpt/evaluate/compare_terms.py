@@ -19,8 +19,9 @@ from raygpt.evaluate.terms import Occurrence, Term, find_terms, mine_terms, snip
 
 # Of a term that occurs more often, this many evenly spaced occurrences are probed.
 MOST_OCCURRENCES = 50
-# A mined term has to occur this often in the documents it is measured on.
-FEWEST_OCCURRENCES = 2
+# A mined term has to stand in this many documents, of those it is chosen from and of those it is measured on; of a text
+# of fewer than MANY documents, in two.
+SPREAD, MANY = 3, 60
 # Drawing again from fewer documents than this says nothing of how sure a figure is.
 FEWEST_DOCUMENTS = 5
 
@@ -108,6 +109,7 @@ def domain_terms(
     """
     _, order = np.unique(documents.units, return_inverse=True)
     mined_from = order % 2 == 0
+    spread = SPREAD if len(documents.texts) >= MANY else 2
     chosen = np.flatnonzero(mined_from)
     texts = [documents.texts[n] for n in chosen]
 
@@ -122,7 +124,7 @@ def domain_terms(
         surprisal,
         4 * wanted,
         general=None if general is None else general.texts,
-        fewest_documents=3 if len(chosen) >= 30 else 2,
+        fewest_documents=spread,
     )
     kept: list[Term] = []
     stems: set[str] = set()
@@ -130,7 +132,8 @@ def domain_terms(
         places = [place for place in found.occurrences if not mined_from[place.text]]
         # a plural beside its singular would say the same thing twice
         stem = term.text.lower().removesuffix("s")
-        if len(places) >= FEWEST_OCCURRENCES and stem not in stems and len(kept) < wanted:
+        enough = len({order[place.text] for place in places}) >= spread
+        if enough and stem not in stems and len(kept) < wanted:
             kept.append(Term(term.text, places, term.surprisal))
             stems.add(stem)
     return kept

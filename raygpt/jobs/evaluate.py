@@ -32,8 +32,10 @@ def run(config: Config, call: Call) -> int:
         validation_uri(config, subject),
         subject.tokenizer,
         subset=config.prepare.subset,
-        text_column=config.prepare.text_column,
+        text_column=config.data.text_column or config.prepare.text_column,
         encoding_errors=config.prepare.encoding_errors,
+        split_text=config.prepare.split_text,
+        max_document_mb=config.prepare.max_document_mb,
         cache_bytes=int(config.data.cache_gb * 1e9),
     )
     print(f"Data {held_out.uri}: {held_out.reader.total_tokens:,} tokens, {held_out.bytes:,} bytes of text", flush=True)

@@ -1,6 +1,8 @@
 """PURE. Speed of the training step alone: no Ray, no data, one process, whatever device there is.
 
     python -m raygpt.train.bench --preset gpt2 --micro_batch 8 --precision bf16 --compile --out bench.json
+    python -m raygpt.train.bench --preset gpt2-xl --strategy zero2 --offload optimizer --activation_checkpointing \\
+        --precision fp16 --micro_batch 8 --memory_limit_gb 16
 
 Says tokens per second, and what share that is of two ceilings: the datasheet's peak (absent where the device is not
 in the table) and a large matrix product measured in the same run, in the same precision, on the same device.
@@ -28,11 +30,13 @@ import torch
 import raygpt
 from raygpt.errors import UserError
 from raygpt.hardware import choose_precision, gpu_spec
-from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.model.gpt import GPT, GPTConfig, initial_weights
 from raygpt.model.presets import PRESETS
+from raygpt.train.memory import Setup, needs
 from raygpt.train.optim import make_adamw
 from raygpt.train.precision import Precision
-from raygpt.train.step import TrainStep
+from raygpt.train.step import StepResult, TrainStep
+from raygpt.train.zero_config import deepspeed_config
 
 WARMUP_STEPS = 5  # compilation, allocator, clocks: left out of every figure
 
@@ -48,6 +52,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--activation_checkpointing", action="store_true")
+    parser.add_argument("--strategy", choices=("ddp", "zero1", "zero2", "zero3"), default="ddp")
+    parser.add_argument("--offload", choices=("none", "optimizer", "all"), default="none")
+    parser.add_argument("--memory_limit_gb", type=float, help="fail beyond this much memory of the GPU")
     parser.add_argument("--steps", type=int, default=20, help=f"timed steps, after {WARMUP_STEPS} that are not")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -62,18 +69,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     name, reason = choose_precision(options.precision, device)
-    precision = Precision(name, device)
     config = _config(options)
+    if options.memory_limit_gb and device.type == "cuda":
+        share = options.memory_limit_gb * 1e9 / torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
     torch.manual_seed(0)
-    model = GPT(config, options.activation_checkpointing).to(device)
-    optimizer = make_adamw(model, lr=6e-4, weight_decay=0.1, betas=(0.9, 0.95))
-    step = TrainStep(
-        torch.compile(model) if options.compile else model,  # type: ignore[arg-type]
-        optimizer,
-        precision,
-        micro_batch_size=options.micro_batch,
-        grad_clip=1.0,
-    )
+    precision = Precision(name, device)
+    model, step = _model_and_step(options, config, precision)
     rows = torch.randint(
         config.vocab_size, (options.micro_batch * options.grad_accum, config.seq_len + 1), device=device
     )
@@ -111,6 +113,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "precision_reason": reason,
         "compile": options.compile,
         "activation_checkpointing": options.activation_checkpointing,
+        "strategy": options.strategy,
+        "offload": options.offload,
+        "memory_limit_gb": options.memory_limit_gb,
+        "planned_memory_bytes": _planned_memory(options, config, name, device),
         "micro_batch_size": options.micro_batch,
         "grad_accum_steps": options.grad_accum,
         "steps": options.steps,
@@ -124,6 +130,63 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             model, rows[: options.micro_batch], precision, options.steps
         )
     return result | _circumstances(device)
+
+
+def _model_and_step(
+    options: argparse.Namespace, config: GPTConfig, precision: Precision
+) -> tuple[GPT, Callable[[torch.Tensor, float], StepResult]]:
+    if options.strategy == "ddp":
+        model = GPT(config, options.activation_checkpointing).to(precision.device)
+        optimizer = make_adamw(model, lr=6e-4, weight_decay=0.1, betas=(0.9, 0.95))
+        module: Any = torch.compile(model) if options.compile else model
+        return model, TrainStep(module, optimizer, precision, micro_batch_size=options.micro_batch, grad_clip=1.0)
+    from raygpt.train.zero import ZeroEngine, ZeroStep
+
+    # one process by itself is a group of one
+    for key, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577", "RANK": "0", "WORLD_SIZE": "1"}.items():
+        os.environ.setdefault(key, value)
+    engine = ZeroEngine(
+        config,
+        precision.device,
+        deepspeed_config(
+            strategy=options.strategy,
+            offload=options.offload,
+            precision=precision.name,
+            micro_batch_size=options.micro_batch,
+            grad_accum_steps=options.grad_accum,
+            grad_clip=1.0,
+            pin_memory=precision.device.type == "cuda",
+        ),
+        precision=precision.name,
+        activation_checkpointing=options.activation_checkpointing,
+        lr=6e-4,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
+    engine.fill(initial_weights(config))
+    return engine.model, ZeroStep(engine, options.micro_batch)
+
+
+def _planned_memory(options: argparse.Namespace, config: GPTConfig, precision: str, device: torch.device) -> int | None:
+    """Bytes that the memory plan gives one GPU, its context and fragments left out as the allocator counts neither."""
+    if device.type != "cuda":
+        return None
+    setup = Setup(
+        strategy=options.strategy,
+        offload=options.offload,
+        precision=precision,
+        seq_len=config.seq_len,
+        micro_batch_size=options.micro_batch,
+        activation_checkpointing=options.activation_checkpointing,
+        gpu=True,
+    )
+    moments = needs(config, setup).device
+    return max(
+        sum(size for name, size in parts.items() if name not in ("CUDA context", "fragmentation"))
+        for moment, parts in moments.items()
+        if "evaluation" not in moment  # which is not run here
+    )
 
 
 def _config(options: argparse.Namespace) -> GPTConfig:
@@ -227,7 +290,8 @@ def describe(result: dict[str, Any]) -> str:
         f"step {result['step_seconds_median'] * 1000:.1f} ms",
         f"mfu {result['mfu']:.1%}" if "mfu" in result else "",
         f"{result['mfu_of_measured_matmul']:.1%} of a matrix product's {ceiling:.2f} TFLOP/s",
-        f"peak {result['peak_memory_bytes'] / 1e9:.2f} GB",
+        f"peak {result['peak_memory_bytes'] / 1e9:.2f} GB"
+        + (f" (plan {result['planned_memory_bytes'] / 1e9:.2f})" if result["planned_memory_bytes"] else ""),
         f"{result['against_transformers']['speedup']:.2f}x transformers" if "against_transformers" in result else "",
     ]
     return " | ".join(part for part in parts if part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from raygpt.model.gpt import GPTConfig
@@ -69,11 +68,6 @@ def shortages(need: Needs, hardware: Hardware) -> list[Shortage]:
     return found
 
 
-def row_choices(setup: Setup, local_rows: int) -> Sequence[int]:
-    """Micro-batch sizes that divide a worker's rows of a step, largest first."""
-    return micro_batch_choices(local_rows, MOST_ROWS)
-
-
 def resized(setup: Setup, rows: int, local_rows: int) -> Setup:
     """The same with another micro-batch, and the accumulation that follows."""
     return replace(setup, micro_batch_size=rows, grad_accum_steps=max(1, local_rows // rows))
@@ -88,7 +82,7 @@ def slowdown(setup: Setup) -> float:
 
 def largest_rows(model: GPTConfig, setup: Setup, hardware: Hardware, local_rows: int) -> Setup | None:
     """The setup with the largest micro-batch that fits device and host, None where not even one row does."""
-    for rows in row_choices(setup, local_rows):
+    for rows in micro_batch_choices(local_rows, MOST_ROWS):
         candidate = resized(setup, rows, local_rows)
         if not _too_large(model, candidate, hardware):
             return candidate

@@ -13,8 +13,10 @@ from raygpt.config import Config
 from raygpt.errors import UserError
 from raygpt.hardware import spec_named
 from raygpt.model.gpt import GPTConfig
-from raygpt.train.fit import Hardware, Shortage, fit, largest_rows, resized, row_choices, shortages, smallest
+from raygpt.train.fit import Hardware, Shortage, fit, largest_rows, resized, shortages, smallest
 from raygpt.train.memory import Counts, Needs, Setup, needs, peak
+from raygpt.train.plan import micro_batch_choices
+from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
 
 GB = 1e9
 GIB = 2**30
@@ -159,9 +161,13 @@ def plan_for(config: Config, model: GPTConfig, hardware: Hardware) -> Report:
     )
     if isinstance(micro, int):
         setup = resized(setup, micro, local_rows)
+    elif hardware.gpu is None:
+        # on a CPU the workers do not try sizes out: larger ones gain nothing
+        most = max(1, CPU_MICRO_BATCH_TOKENS // seq_len)
+        setup = resized(setup, micro_batch_choices(local_rows, most)[0], local_rows)
     else:
         fitting = largest_rows(model, setup, hardware, local_rows)
-        setup = fitting or resized(setup, row_choices(setup, local_rows)[-1], local_rows)
+        setup = fitting or resized(setup, 1, local_rows)
     need = needs(model, setup)
     found = tuple(shortages(need, hardware))
     suggestion = fit(model, setup, hardware, local_rows) if any(item.what != "disk" for item in found) else setup

@@ -262,9 +262,11 @@ def _stage_3(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
         device = {}
     device = _sum(device, {"buffers": width * min(BUCKET, counts.total)})
     work = {"gathered weights": live, "buffers": buffers}
-    loading = {"loading": 4 * group if setup.offload != "none" else 0}
+    # DeepSpeed puts the parts together by way of the host; a buffer for a group's gradients comes and goes
+    passing = 4 * group
+    loading = {"loading": width * part * (setup.offload != "all") + passing * (setup.offload != "none")}
     return {
-        "start": (_sum(device, {"loading": 4 * group + width * part}), _sum(lying, loading)),
+        "start": (_sum(device, {"loading": passing * (setup.offload == "none")}), _sum(lying, loading)),
         "forward pass": (_sum(device, {"gathered weights": live}), lying),
         "backward pass": (_sum(device, work), lying),
         "optimizer step": (_sum(device, last, {"gathered weights": width * counts.largest}), lying),

@@ -84,7 +84,7 @@ def open_tokenizer(source: WeightSource, tokenizer: str | None = None) -> Tokeni
     if source.state is not None:
         data = storage.read_bytes(storage.locate(source.origin) / "tokenizer.json")
         return Tokenizer.from_json(data, source.state.tokenizer_name, source.state.eot_id)
-    found = load_tokenizer(tokenizer if tokenizer not in (None, "gpt2") else source.origin)
+    found = load_tokenizer(tokenizer if tokenizer not in (None, "gpt2", "base") else source.origin)
     if found.vocab_size > source.config.vocab_size:
         raise UserError(
             f"data.tokenizer has {found.vocab_size:,} ids but the model {source.origin} knows "

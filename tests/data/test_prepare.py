@@ -18,8 +18,8 @@ import pytest
 
 from raygpt.data import pipeline
 from raygpt.data import prepare as prepare_module
-from raygpt.data.corpus import Unit, expand_sources
-from raygpt.data.pipeline import ReadPlan, group_units, is_validation
+from raygpt.data.corpus import expand_sources
+from raygpt.data.pipeline import ReadPlan, is_validation
 from raygpt.data.prepare import Account, PrepareOptions, PrepareProgress, prepare, tokenizer_texts
 from raygpt.data.shards import load_manifest, verify
 from raygpt.data.tokenizer import load_tokenizer
@@ -445,13 +445,3 @@ def test_the_first_bad_place_in_corpus_order_is_the_one_named(corpus: Path, tmp_
     (folder / "e.jsonl").unlink()
     result = prepare(options(folder, tmp_path / "out", encoding_errors="replace"))
     assert "caf\ufffd" in split_documents(result.train) + split_documents(result.val)
-
-
-def test_units_are_grouped_without_gaps() -> None:
-    units = [Unit("text", str(n), bytes=size) for n, size in enumerate([1, 2**30, 5, 5, 2**26, 0] * 40)]
-    for first in (0, 1, 239, 240):
-        groups = group_units(units, first)
-        assert [index for group in groups for index in group] == list(range(first, 240))
-        assert all(len(group) <= pipeline.READ_TASK_UNITS for group in groups)
-    many = [Unit("text", "x", bytes=1)] * 500_000
-    assert len(group_units(many)) <= pipeline.MAX_READ_TASKS

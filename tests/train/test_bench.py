@@ -47,3 +47,13 @@ def test_the_command_writes_json_and_says_what_the_device_cannot_do(tmp_path: Pa
     refused = subprocess.run([*command, "--precision", "tf32"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("train.precision=tf32 needs") and "Traceback" not in refused.stderr
+
+
+def test_zero_is_timed_without_ray(tmp_path: Path) -> None:
+    out = tmp_path / "zero.json"
+    words = ["--micro_batch", "2", "--grad_accum", "2", "--strategy", "zero3", "--offload", "all", "--out", str(out)]
+    blocked = "import sys; sys.modules['ray'] = None; from raygpt.train.bench import main; raise SystemExit(main())"
+    subprocess.run([sys.executable, "-c", blocked, *TINY, "--activation_checkpointing", *words], check=True)
+    result = json.loads(out.read_text())
+    assert result["tokens_per_step"] == 128 and result["loss_last"] < result["loss_first"]
+    assert (result["strategy"], result["offload"]) == ("zero3", "all")

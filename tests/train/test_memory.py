@@ -1,4 +1,4 @@
-"""What a run needs, against what autograd really keeps, what a real process really takes, and DeepSpeed's estimators."""
+"""What a run needs, against what autograd really keeps, peft really adds, and the known multiples of ZeRO."""
 
 from __future__ import annotations
 
