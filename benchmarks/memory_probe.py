@@ -163,8 +163,14 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
         step(batch, 1e-4)
     phases.begin(None)
     parameters = sum(int(getattr(p, "ds_numel", p.numel())) for p in step.model.parameters())
-    return {"rank": rank, "start": start, "parameters": parameters, "cpu_seconds": cpu_seconds,
-            "peaks": phases.peaks, "ends": phases.ends}
+    return {
+        "rank": rank,
+        "start": start,
+        "parameters": parameters,
+        "cpu_seconds": cpu_seconds,
+        "peaks": phases.peaks,
+        "ends": phases.ends,
+    }
 
 
 def probe(timeout: float = 600, limit: int | None = None, **case: Any) -> list[dict[str, Any]]:

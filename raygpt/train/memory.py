@@ -1,8 +1,8 @@
 """PURE. What a training run needs in memory and on disk, in bytes, from the model's shape and the settings alone.
 
-Every figure follows from what the code holds on to: raygpt.model.gpt (what autograd keeps per block), raygpt.train.ddp
-and raygpt.train.zero, and DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, partition_parameters.py). Shapes:
-N tokens of a micro-batch, C width, L layers, P padded vocabulary, W workers. benchmarks/memory.md has the measurements.
+Every figure follows from what the code holds on to: activations.py, raygpt.train.ddp and raygpt.train.zero, and
+DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, partition_parameters.py). benchmarks/memory.md has the
+measurements.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from raygpt.model.gpt import LOGIT_ROWS, GPTConfig
+from raygpt.model.gpt import GPTConfig
+from raygpt.train.activations import Work, backward_work, evaluation_work, forward_work
 from raygpt.train.zero_config import BUCKET, LIVE_PARAMETERS, STAGES, SUB_GROUP
 
 MOMENTS = ("start", "forward pass", "backward pass", "optimizer step", "evaluation", "save")
-EVALUATION_ROWS = 2  # rows of an evaluation's batch for each row of the micro-batch
 
-# Bytes per logit at the worst moment: log-probabilities, their gradient and that of the logits, in fp32.
-LOGITS = 12
 MB = 10**6
 # Anonymous memory of one process of each kind, measured (benchmarks/memory.md); "cuda" is what its libraries add.
 PROCESSES = {
@@ -63,6 +61,13 @@ class Setup:
     def width(self) -> int:
         """Bytes of a weight the model computes with: ZeRO keeps them in half precision, autocast in fp32."""
         return 2 if self.half and self.stage else 4
+
+    @property
+    def work(self) -> Work:
+        """One micro-batch."""
+        autocast = self.half and not self.stage
+        tokens = self.micro_batch_size * self.seq_len
+        return Work(tokens, self.seq_len, self.half, autocast, self.width, self.gpu, self.activation_checkpointing)
 
     @property
     def cut(self) -> int:
@@ -133,9 +138,9 @@ def needs(model: GPTConfig, setup: Setup) -> Needs:
     counts = Counts.of(model, setup.lora_rank)
     worker = _zero_states(counts, setup) if setup.stage else _ddp_states(counts, setup)
     work = {
-        "forward pass": _forward(model, counts, setup),
-        "backward pass": _backward(model, setup),
-        "evaluation": _evaluation(model, setup),
+        "forward pass": forward_work(model, setup.work),
+        "backward pass": backward_work(model, setup.work),
+        "evaluation": evaluation_work(model, setup.work),
     }
     device: dict[str, Parts] = {}
     host: dict[str, Parts] = {}
@@ -152,16 +157,43 @@ def needs(model: GPTConfig, setup: Setup) -> Needs:
     return Needs(device, host, checkpoint, checkpoint * (setup.keep_checkpoints + 2))
 
 
+def process(setup: Setup, deepspeed: bool | None = None) -> int:
+    """Bytes of a worker's process without model and data."""
+    zero = setup.stage > 0 if deepspeed is None else deepspeed
+    kinds = ["worker", *(["deepspeed"] if zero else []), *(["cuda"] if setup.gpu else [])]
+    return sum(PROCESSES[kind] for kind in kinds)
+
+
+def loading(model: GPTConfig, whole: bool) -> int:
+    """Host memory of reading weights: `whole` into an fp32 model, or one at a time, as every rank of ZeRO does.
+
+    Files are mapped or read piece by piece; the largest tensor exists up to four times while it is converted.
+    """
+    counts = Counts.of(model)
+    return 4 * counts.total * whole + 4 * 4 * counts.largest
+
+
+def saving(model: GPTConfig) -> int:
+    """Host memory of writing a sharded checkpoint besides the state itself: one tensor on its way."""
+    return 4 * Counts.of(model).largest
+
+
+def per_worker(need: Needs, setup: Setup) -> int:
+    """Bytes of one worker's process on a CPU at its worst moment: a host's without what exists once."""
+    once = ("object store", "snapshot for checkpoints")
+    shared = PROCESSES["ray and driver"] + PROCESSES["reader"] * setup.workers_per_host
+    moments = [sum(size for name, size in parts.items() if name not in once) for parts in need.host.values()]
+    return (max(moments) - shared) // setup.workers_per_host
+
+
 def _host(worker: Parts, setup: Setup, moment: str, counts: Counts) -> Parts:
     """A machine: its workers, and what exists once. rank 0 alone keeps a snapshot."""
-    kinds = ["worker", *(["deepspeed"] if setup.stage else []), *(["cuda"] if setup.gpu else [])]
-    each = sum(PROCESSES[kind] for kind in kinds)
     count = setup.workers_per_host
     out = {name: size * count for name, size in worker.items()}
     if setup.strategy == "ddp" and moment not in ("start",):
         out = _sum(out, {"snapshot for checkpoints": 12 * counts.trained})
     once = PROCESSES["ray and driver"] + PROCESSES["reader"] * count
-    return {**out, "processes": each * count + once, "object store": OBJECT_STORE}
+    return {**out, "processes": process(setup) * count + once, "object store": OBJECT_STORE}
 
 
 # --- states: (on the device, in host memory) of one worker at each moment ------------------------------------------
@@ -288,63 +320,6 @@ def _pinned(size: int) -> int:
 def _pinned_pieces(width: int, part: int, setup: Setup) -> int:
     """Pinned one parameter at a time: a third is lost on average."""
     return int(width * part * (4 / 3 if setup.gpu else 1))
-
-
-# --- work: activations and logits ----------------------------------------------------------------------------------
-
-
-def _forward(model: GPTConfig, counts: Counts, setup: Setup) -> Parts:
-    """What there is when the loss is computed: all that the backward pass will want."""
-    tokens = setup.micro_batch_size * setup.seq_len
-    stream = setup.width * tokens * model.n_embd  # the residual stream between two blocks
-    copies = 2 * counts.matrices if setup.half and not setup.stage else 0  # autocast's, until the backward pass
-    if setup.activation_checkpointing:
-        # only the stream is kept, and the loss is computed piece by piece; autocast's copies go with their block
-        return {
-            "activations": (model.n_layer + 2) * stream,
-            "logits and loss": LOGITS * min(tokens, LOGIT_ROWS) * model.padded_vocab_size,
-            "half-precision copies": copies // model.n_layer,
-        }
-    return {
-        "activations": model.n_layer * _block(model, setup) + 2 * stream,  # the last norm's input and output
-        "logits and loss": LOGITS * tokens * model.padded_vocab_size,
-        "half-precision copies": copies,
-    }
-
-
-def _backward(model: GPTConfig, setup: Setup) -> Parts:
-    """What is left near the end, when all gradients are there: one block, and what is on its way back in it."""
-    tokens = setup.micro_batch_size * setup.seq_len
-    stream = setup.width * tokens * model.n_embd
-    returning = (2 if setup.half else 4) * 8 * tokens * model.n_embd + stream  # GELU's input and output
-    kept = model.n_layer * stream if setup.activation_checkpointing else stream
-    return {"activations": kept + _block(model, setup) + returning}
-
-
-def _block(model: GPTConfig, setup: Setup) -> int:
-    """Bytes that autograd keeps of one block.
-
-    Per token and unit of width: inputs of both norms (1 + 1), of the two matrices behind them (1 + 1), queries, keys
-    and values (3), the attention's output (1), GELU's input and output (4 + 4). Attention itself keeps one number per
-    token and head.
-    """
-    if not setup.half:
-        each = 16 * 4
-    elif setup.gpu:
-        each = 2 * setup.width + 2 * (1 + 1 + 3 + 1 + 4 + 4)
-    else:
-        # attention is in fp32 on a CPU, and its output in both
-        each = 2 * setup.width + 2 * (1 + 1 + 4 + 4) + 4 * (3 + 1) + 2
-    return each * setup.micro_batch_size * setup.seq_len * model.n_embd
-
-
-def _evaluation(model: GPTConfig, setup: Setup) -> Parts:
-    """A forward pass without gradients, over twice the rows: the widest place of a block, or all logits twice."""
-    tokens = EVALUATION_ROWS * setup.micro_batch_size * setup.seq_len
-    stream = setup.width * tokens * model.n_embd
-    wide = (2 if setup.half else 4) * 8 * tokens * model.n_embd + 2 * stream
-    logits = 8 * tokens * model.padded_vocab_size
-    return {"activations": stream + max(0, wide - logits), "logits and loss": logits}
 
 
 # --- sums ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import re
 import shlex
@@ -22,7 +25,15 @@ COMMANDS = [
 # what keeps a run short; the README's own settings stay in force where they are not named here
 SMALL = {
     "pretrain": ["--train.max_steps=6", "--train.log_every=2", "--track.wandb=off", "--eval.batches=1"],
+    "finetune": [
+        "--train.max_steps=6",
+        "--train.log_every=2",
+        "--track.wandb=off",
+        "--eval.batches=1",
+        "--eval.every=3",
+    ],
     "sample": ["--sample.max_new_tokens=12"],
+    "plan": ["--plan.disk_gb=500"],
 }
 
 
@@ -77,6 +88,11 @@ def test_the_walk_through_runs_from_beginning_to_end(
     storage.write_bytes(storage.locate(bucket) / "text" / "some.jsonl", (tmp_path / "docs" / "some.jsonl").read_bytes())
     (tmp_path / "input.txt").write_bytes((shared_data / "shakespeare" / "input.txt").read_bytes())
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    for name in ("train.csv", "validation.csv"):
+        (tmp_path / name).write_bytes((shared_data / "shakespeare" / name).read_bytes())
+    papers = gzip.decompress((shared_data / "scipapers" / "arxiv_abstracts_21353.csv.gz").read_bytes()).decode()
+    with open(tmp_path / "papers.csv", "w", newline="") as file:
+        csv.writer(file).writerows(row for row, _ in zip(csv.reader(io.StringIO(papers, newline="")), range(300)))
     ran = set()
     for words in of("raygpt"):
         job = words[1]
@@ -85,14 +101,16 @@ def test_the_walk_through_runs_from_beginning_to_end(
         if "--data.tokenizer=gpt2" in arguments or (job == "prepare" and "s3" in " ".join(words)):
             arguments = [word for word in arguments if not word.startswith("--data.tokenizer")]
             arguments.append(f"--data.tokenizer={shared_data / 'gpt2_bpe'}")
-        if any("gpt2-" in word for word in arguments):
-            if job != "pretrain":
+        if "--base=runs/mine" in arguments:
+            arguments += ["--compare.documents=8", "--compare.samples=1", "--compare.sample_tokens=10"]
+        if any("gpt2-" in word for word in arguments) and job != "plan":
+            if job not in ("pretrain", "finetune"):
                 arguments.append("--print_config")
-            else:
+            elif "--print_deepspeed" not in arguments:
                 arguments.append("--dry_run")
         elif "--help" not in arguments:
             arguments += [word for word in SMALL.get(job, []) if "--dry_run" not in arguments]
         program = Program(*arguments)
         assert program.finish(300) == 0, (words, program.output)
         ran.add(job)
-    assert ran >= {"prepare", "pretrain", "evaluate", "sample", "export", "report"}
+    assert ran >= {"prepare", "pretrain", "finetune", "plan", "evaluate", "sample", "export", "report"}

@@ -38,8 +38,9 @@ def kept_by_autograd(model: GPT, precision: str, rows: int) -> int:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "autocast", "half"])
-def test_activations_are_what_autograd_keeps(precision: str, checkpointing: bool) -> None:
-    config = GPTConfig(vocab_size=640, seq_len=256, n_layer=5, n_head=4, n_embd=128)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_activations_are_what_autograd_keeps(precision: str, checkpointing: bool, dropout: float) -> None:
+    config = GPTConfig(vocab_size=640, seq_len=256, n_layer=5, n_head=4, n_embd=128, dropout=dropout)
     model = GPT(config, checkpointing)
     if precision == "half":
         model = model.bfloat16()

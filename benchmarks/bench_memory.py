@@ -1,0 +1,294 @@
+"""Peak memory of loading, saving and exporting a large model, and of training, beside what the plan says.
+
+    python benchmarks/bench_memory.py --preset gpt2-xl --limit-gb 12
+
+Every stage runs in a process of its own, in a memory cgroup of --limit-gb where one can be made (version 1 or 2 of
+cgroups, as root), so that a stage that needed more would be killed. Anonymous memory is measured (RssAnon): mapped
+files are the kernel's to drop. Weights are random; the folder of a Hugging Face model is made first, one tensor at a
+time. Stages:
+
+load     Hugging Face folder -> the model in fp32 (raygpt.train.weights.load_weights)
+stream   Hugging Face folder -> nothing, one tensor at a time: what every rank of a ZeRO run does
+save     one rank's part of a sharded checkpoint of --parts ranks (fp32 weights and both moments), each in turn
+export   `raygpt export` of that checkpoint to a Hugging Face folder in shards of export.shard_gb
+train    optimizer steps with ZeRO on this CPU (only with --train PRESET)
+
+Prints a table and writes memory.json beside this script (--out); `planned` is host memory from raygpt.train.memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+for _folder in (str(ROOT), str(ROOT / "benchmarks")):
+    if _folder not in sys.path:
+        sys.path.insert(0, _folder)
+
+from memory_probe import Phases, status
+
+STEP = "step_00000001"
+
+
+def make_folder(preset: str, folder: Path) -> None:
+    """A Hugging Face folder of random weights."""
+    import torch
+
+    from raygpt.model.export import export_weights
+    from raygpt.model.gpt import initial_weights
+
+    torch.manual_seed(0)
+    config = shape(preset)
+    export_weights(config, initial_weights(config), folder, tokenizer_json=None, eot_id=config.vocab_size - 1)
+
+
+def load(preset: str, folder: Path, part: int, parts: int) -> None:
+    from raygpt.train.weights import load_weights
+
+    model, _, _ = load_weights(str(folder / "hf"))
+    assert model.num_parameters() == shape(preset).num_parameters()
+
+
+def stream(preset: str, folder: Path, part: int, parts: int) -> None:
+    from raygpt.train.weights import open_weights
+
+    assert sum(1 for _ in open_weights(str(folder / "hf")).items()) > 10
+
+
+def save(preset: str, folder: Path, part: int, parts: int) -> None:
+    """Rank `part` of `parts` holds its run of all values, flat, as ZeRO does, and writes it."""
+    import torch
+
+    from raygpt.data.tokenizer import load_tokenizer
+    from raygpt.model.export import parameter_shapes
+    from raygpt.settings import dump, load_config
+    from raygpt.storage import locate
+    from raygpt.train import checkpoint
+    from raygpt.train.pieces import KINDS, Piece, starts_of
+
+    config = shape(preset)
+    shapes = parameter_shapes(config)
+    total = sum(torch.Size(one).numel() for one in shapes.values())
+    first, last = total * part // parts, total * (part + 1) // parts
+    flat = {kind: torch.full((last - first,), 0.5) for kind in KINDS}
+    pieces, begin = [], 0
+    for name, size in shapes.items():
+        count = torch.Size(size).numel()
+        low, high = max(first, begin), min(last, begin + count)
+        if low < high:
+            views = {kind: tensor[low - first : high - first] for kind, tensor in flat.items()}
+            pieces.append(Piece(name, size, low - begin, views))
+        begin += count
+    specs = [checkpoint.Spec(f"{p.name}.{kind}", torch.float32, (p.stop - p.start,)) for p in pieces for kind in KINDS]
+    values = lambda: (piece.values[kind] for piece in pieces for kind in KINDS)  # noqa: E731
+    files: dict[str, Any] = {
+        f"zero-{part:05d}.safetensors": checkpoint.TensorStream(specs, values, starts_of(pieces)),
+        checkpoint.rank_file(part): checkpoint.rank_bytes({}),
+    }
+    if part == 0:
+        tokenizer = load_tokenizer("bytes")
+        state = checkpoint.RunState(
+            step=1, world_size=parts, tokenizer_name=tokenizer.name, eot_id=tokenizer.eot_id, model=config.to_dict()
+        )
+        files |= {"state.json": state.to_json().encode(), "tokenizer.json": tokenizer.to_json()}
+        files["config.yaml"] = dump(load_config("sample", None, {}, {})).encode()
+    checkpoint.write_part(locate(folder / "run" / "checkpoints" / STEP), part, parts, files)
+
+
+def export(preset: str, folder: Path, part: int, parts: int) -> None:
+    from raygpt.cli import main
+
+    options = [f"--run.storage={folder}", "--run.name=run", f"--export.output={folder / 'exported'}"]
+    assert main(["export", *options, "--export.dtype=float16"]) == 0
+
+
+STAGES = {"load": load, "stream": stream, "save": save, "export": export}
+
+
+def shape(preset: str) -> Any:
+    from raygpt.model.gpt import GPTConfig
+    from raygpt.model.presets import PRESETS
+
+    return GPTConfig(**PRESETS[preset])
+
+
+def planned(preset: str, stage: str, parts: int) -> int:
+    """Bytes of host memory that the plan allows one process of a stage."""
+    from raygpt.train.memory import Counts, Setup, loading, process, saving
+
+    setup = Setup("zero3", gpu=False, world_size=parts)
+    model = shape(preset)
+    if stage == "load":
+        return process(setup, deepspeed=False) + loading(model, whole=True)
+    if stage == "save":
+        return process(setup, deepspeed=False) + 12 * -(-Counts.of(model).total // parts) + saving(model)
+    return process(setup, deepspeed=False) + loading(model, whole=False)
+
+
+@contextmanager
+def limited(limit: int) -> Iterator[str | None]:
+    """Path of a new memory cgroup's cgroup.procs, or None where none can be made."""
+    base = Path("/sys/fs/cgroup/memory")
+    first = base.is_dir()
+    group = (base if first else Path("/sys/fs/cgroup")) / f"raygpt-bench-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        yield None
+        return
+    try:
+        try:
+            (group / ("memory.limit_in_bytes" if first else "memory.max")).write_text(str(limit))
+        except OSError:
+            yield None
+            return
+        yield str(group / "cgroup.procs")
+    finally:
+        for _ in range(50):
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                time.sleep(0.1)
+
+
+def measure(stage: str, preset: str, folder: Path, part: int, parts: int, limit: int) -> dict[str, Any]:
+    """Runs one stage in a process of its own; its peaks in bytes, and whether the limit was enforced."""
+    with limited(limit) as procs:
+        enter = f"echo $$ > {procs}; " if procs else ""
+        words = [sys.executable, __file__, "--stage", stage, "--preset", preset, "--folder", str(folder)]
+        command = enter + "exec " + " ".join([*words, "--part", str(part), "--parts", str(parts)])
+        start = time.perf_counter()
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env={**os.environ, **QUIET})
+        if done.returncode:
+            killed = " (killed: over the limit)" if done.returncode in (-9, 137) else ""
+            raise RuntimeError(f"{stage} ended with {done.returncode}{killed}: {done.stderr[-2000:]}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        return {**found, "seconds": round(time.perf_counter() - start, 1), "limited": procs is not None}
+
+
+QUIET = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_stage(stage: str, preset: str, folder: Path, part: int, parts: int) -> None:
+    """What a measured process does."""
+    import torch
+
+    from raygpt.train.allocator import return_freed_memory
+
+    return_freed_memory()
+    torch.set_num_threads(1)
+    before = status()["RssAnon"]
+    phases = Phases()
+    phases.begin(stage)
+    STAGES[stage](preset, folder, part, parts)
+    phases.begin(None)
+    print(json.dumps({"before": before, "peak": phases.peaks[stage]}))
+
+
+def drill(preset: str, parts: int, limit: int, folder: Path) -> list[dict[str, Any]]:
+    """All stages; one row each, the largest of the ranks' saves for `save`."""
+    if not (folder / "hf" / "config.json").exists():
+        make = f"from bench_memory import *; make_folder({preset!r}, Path({str(folder / 'hf')!r}))"
+        subprocess.run([sys.executable, "-c", make], check=True, cwd=ROOT / "benchmarks", env={**os.environ, **QUIET})
+    rows = []
+    for stage in STAGES:
+        runs = [measure(stage, preset, folder, part, parts, limit) for part in range(parts if stage == "save" else 1)]
+        worst = max(runs, key=lambda one: one["peak"])
+        rows.append({"stage": stage, "planned": planned(preset, stage, parts), **worst, "preset": preset})
+        print(as_row(rows[-1]), flush=True)
+    return rows
+
+
+def train(preset: str, workers: int, **case: Any) -> dict[str, Any]:
+    """A real optimizer step with ZeRO on this CPU beside the plan for the same."""
+    from memory_probe import probe
+
+    from raygpt.train.memory import Setup, needs, per_worker
+
+    model = shape(preset)
+    sizes = {name: getattr(model, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
+    results = probe(timeout=3600, **{"steps": 1, "world_size": workers, **sizes, **case})
+    setup = Setup(
+        strategy=case["strategy"],
+        offload=case.get("offload", "none"),
+        precision=case["precision"],
+        micro_batch_size=case["micro_batch_size"],
+        seq_len=case["seq_len"],
+        grad_accum_steps=case.get("grad_accum_steps", 1),
+        activation_checkpointing=case["activation_checkpointing"],
+        world_size=workers,
+        gpu=False,
+    )
+    measured = max(max(result["peaks"].values()) for result in results)
+    row = {"stage": "train", "preset": preset, "planned": per_worker(needs(model, setup), setup), "peak": measured}
+    print(as_row(row), flush=True)
+    return {**row, "case": asdict(setup)}
+
+
+def as_row(row: dict[str, Any]) -> str:
+    peak, plan = row["peak"] / 1e9, row["planned"] / 1e9
+    return f"{row['preset']:12s} {row['stage']:8s} {peak:7.2f} GB of {plan:7.2f} planned ({peak / plan:.0%})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="gpt2-xl")
+    parser.add_argument("--parts", type=int, default=4, help="ranks of the sharded checkpoint")
+    parser.add_argument("--limit-gb", type=float, default=12)
+    parser.add_argument(
+        "--folder", type=Path, help="where the weights go (25 bytes per parameter); none: a temporary one"
+    )
+    parser.add_argument("--train", help="also one optimizer step of this preset with ZeRO-3 and everything offloaded")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "memory.json")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage:
+        run_stage(arguments.stage, arguments.preset, arguments.folder, arguments.part, arguments.parts)
+        return
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="raygpt-memory-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        rows = drill(arguments.preset, arguments.parts, int(arguments.limit_gb * 1e9), folder)
+    finally:
+        if arguments.folder is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    if arguments.train:
+        rows.append(
+            train(
+                arguments.train,
+                1,
+                strategy="zero3",
+                offload="all",
+                precision="bf16",
+                micro_batch_size=1,
+                seq_len=256,
+                activation_checkpointing=True,
+            )
+        )
+    result = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "limit_bytes": int(arguments.limit_gb * 1e9),
+        "rows": rows,
+    }
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
