@@ -138,6 +138,14 @@ def test_plays_from_windows_csv_under_zero_3_go_on_after_a_kill(base: Path, shar
     # one worker takes over the pieces of two
     longer = [word.replace("=120", "=130").replace("num_workers=2", "num_workers=1") for word in words]
     assert "Going on from step 120" in raygpt(*longer)
+    last = [row["val_loss"] for row in metrics(tmp_path / "plays") if "val_loss" in row][-1]
+    # put together from the pieces, and once more by way of the exported folder: the loss that training saw
+    raygpt("export", "--run.name=plays", f"--run.storage={tmp_path}")
+    validation = f"--data.val={next((tmp_path / 'prepared').glob('*/val'))}"
+    for model in (tmp_path / "plays", tmp_path / "plays" / "export"):
+        words = ["evaluate", f"--model.init_from={model}", validation, f"--run.storage={tmp_path}"]
+        figures = json.loads(raygpt(*words).strip().splitlines()[-1])
+        assert abs(figures["loss"] - last) < 1e-4, (model, figures["loss"], last)
 
 
 @pytest.mark.timeout(1800)
