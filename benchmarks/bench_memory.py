@@ -39,7 +39,7 @@ for _folder in (str(ROOT), str(ROOT / "benchmarks")):
     if _folder not in sys.path:
         sys.path.insert(0, _folder)
 
-from memory_probe import Phases, status
+from memory_probe import AnonymousPeak, status
 
 STEP = "step_00000001"
 
@@ -193,11 +193,9 @@ def run_stage(stage: str, preset: str, folder: Path, part: int, parts: int) -> N
     return_freed_memory()
     torch.set_num_threads(1)
     before = status()["RssAnon"]
-    phases = Phases()
-    phases.begin(stage)
-    STAGES[stage](preset, folder, part, parts)
-    phases.begin(None)
-    print(json.dumps({"before": before, "peak": phases.peaks[stage]}))
+    with AnonymousPeak() as peak:
+        STAGES[stage](preset, folder, part, parts)
+    print(json.dumps({"before": before, "peak": peak.bytes}))
 
 
 def drill(preset: str, parts: int, limit: int, folder: Path) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ JOBS = {
     "evaluate": Job(
         "raygpt.jobs.evaluate",
         "validation loss, perplexity, bits per byte; --base and --tuned: what fine-tuning bought",
-        ("run", "scale", "model", "data", "prepare", "eval", "train", "compare"),
+        ("run", "scale", "model", "data", "prepare", "eval", "train", "compare", "sample"),
         aliases=(("base", "compare.base"), ("tuned", "compare.tuned")),
     ),
     "sample": Job("raygpt.jobs.sample", "write text with a model", ("run", "model", "data", "sample")),

@@ -32,11 +32,12 @@ def forward_work(model: GPTConfig, work: Work) -> dict[str, int]:
     """What there is when the loss is computed: all that the backward pass will want."""
     tokens = work.tokens
     stream = work.width * tokens * model.n_embd  # the residual stream between two blocks
+    embedding = stream if model.dropout else 0  # which of its numbers were dropped
     copies = 2 * _matrices(model) if work.autocast else 0  # autocast's, until the backward pass
     if work.activation_checkpointing:
         # only the stream is kept, and the loss is computed piece by piece; autocast's copies go with their block
         return {
-            "activations": (model.n_layer + 2) * stream,
+            "activations": (model.n_layer + 2) * stream + embedding,
             # every piece has a gradient of the whole output matrix, added to that of the pieces before
             "logits and loss": LOGITS * min(tokens, LOGIT_ROWS) * model.padded_vocab_size
             + 2 * work.width * model.padded_vocab_size * model.n_embd,
@@ -73,11 +74,12 @@ def _block(model: GPTConfig, work: Work) -> int:
         # attention is in fp32 on a CPU, and its output in both
         each = 2 * work.width + 2 * (1 + 1 + 4 + 4) + 4 * (3 + 1) + 2
     kept = each * work.tokens * model.n_embd
-    if model.dropout:
-        kept += 2 * work.tokens * model.n_embd  # which of both branches' outputs were dropped
-        if not work.gpu:
-            # attention with dropout is written out on a CPU: its probabilities, which of them were dropped, the rest
-            kept += (4 + 1 + 4) * work.tokens * work.seq_len * model.n_head
+    if model.dropout and work.gpu:
+        kept += 2 * work.tokens * model.n_embd  # which outputs of the two branches were dropped, a byte each
+    elif model.dropout:
+        # on a CPU as numbers; and attention is written out: probabilities, what was dropped, the rest, in fp32
+        kept += (0 if work.half else 2 * 4) * work.tokens * model.n_embd
+        kept += 3 * 4 * work.tokens * work.seq_len * model.n_head
     return kept
 
 

@@ -12,6 +12,7 @@ from math import ceil
 
 from raygpt.model.gpt import GPTConfig
 from raygpt.train.activations import Work, backward_work, evaluation_work, forward_work
+from raygpt.train.allocator import is_tight
 from raygpt.train.zero_config import BUCKET, LIVE_PARAMETERS, STAGES, SUB_GROUP
 
 MOMENTS = ("start", "forward pass", "backward pass", "optimizer step", "evaluation", "save")
@@ -19,16 +20,19 @@ MOMENTS = ("start", "forward pass", "backward pass", "optimizer step", "evaluati
 MB = 10**6
 # Anonymous memory of one process of each kind, measured (benchmarks/memory.md); "cuda" is what its libraries add.
 PROCESSES = {
-    "worker": 330 * MB,
-    "deepspeed": 60 * MB,
+    "worker": 240 * MB,
+    "deepspeed": 115 * MB,
+    "ray in a worker": 150 * MB,
     "cuda": 1500 * MB,
-    "ray and driver": 1100 * MB,
-    "reader": 350 * MB,
+    "ray and driver": 1800 * MB,
+    "reader": 300 * MB,
 }
 OBJECT_STORE = 1000 * MB
 CUDA_CONTEXT = 700 * MB  # the context, cuBLAS' workspaces
 NCCL = 500 * MB  # buffers of a communicator, where there are several workers
-FRAGMENTATION = {"gpu": 0.06, "cpu": 0.04}  # lost between blocks, as a share of what is allocated
+# Lost between blocks, as a share of what is allocated: by CUDA's allocator, by glibc's, and by that where large blocks
+# are returned (allocator.py).
+FRAGMENTATION = {"gpu": 0.06, "cpu": 0.10, "tight": 0.01}
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,8 @@ def needs(model: GPTConfig, setup: Setup) -> Needs:
             device[moment]["CUDA context"] = CUDA_CONTEXT + (NCCL if setup.world_size > 1 else 0)
         else:
             on_host = _sum(on_device, on_host)
-        host[moment] = _host(_with_fragments(on_host, "cpu"), setup, moment, counts)
+        tight = "tight" if is_tight(setup.strategy, setup.activation_checkpointing) else "cpu"
+        host[moment] = _host(_with_fragments(on_host, tight), setup, moment, counts)
     checkpoint = 12 * counts.trained + 2 * MB
     return Needs(device, host, checkpoint, checkpoint * (setup.keep_checkpoints + 2))
 
@@ -164,13 +169,18 @@ def process(setup: Setup, deepspeed: bool | None = None) -> int:
     return sum(PROCESSES[kind] for kind in kinds)
 
 
+def _ray(workers: int) -> int:
+    """What Ray adds to each worker, and the process that reads its data."""
+    return (PROCESSES["ray in a worker"] + PROCESSES["reader"]) * workers
+
+
 def loading(model: GPTConfig, whole: bool) -> int:
     """Host memory of reading weights: `whole` into an fp32 model, or one at a time, as every rank of ZeRO does.
 
-    Files are mapped or read piece by piece; the largest tensor exists up to four times while it is converted.
+    Files are mapped or read piece by piece; the largest tensor exists up to three times while it is converted.
     """
     counts = Counts.of(model)
-    return 4 * counts.total * whole + 4 * 4 * counts.largest
+    return 4 * counts.total * whole + 3 * 4 * counts.largest
 
 
 def saving(model: GPTConfig) -> int:
@@ -181,7 +191,7 @@ def saving(model: GPTConfig) -> int:
 def per_worker(need: Needs, setup: Setup) -> int:
     """Bytes of one worker's process on a CPU at its worst moment: a host's without what exists once."""
     once = ("object store", "snapshot for checkpoints")
-    shared = PROCESSES["ray and driver"] + PROCESSES["reader"] * setup.workers_per_host
+    shared = PROCESSES["ray and driver"] + _ray(setup.workers_per_host)
     moments = [sum(size for name, size in parts.items() if name not in once) for parts in need.host.values()]
     return (max(moments) - shared) // setup.workers_per_host
 
@@ -192,7 +202,7 @@ def _host(worker: Parts, setup: Setup, moment: str, counts: Counts) -> Parts:
     out = {name: size * count for name, size in worker.items()}
     if setup.strategy == "ddp" and moment not in ("start",):
         out = _sum(out, {"snapshot for checkpoints": 12 * counts.trained})
-    once = PROCESSES["ray and driver"] + PROCESSES["reader"] * count
+    once = PROCESSES["ray and driver"] + _ray(count)
     return {**out, "processes": process(setup) * count + once, "object store": OBJECT_STORE}
 
 
@@ -229,8 +239,8 @@ def _stage_1_and_2(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts
     # reduced in a bucket, from where a copy is flattened; a matrix that is larger than it comes alone
     buffers = bucket + width * max(min(BUCKET, total), counts.largest)
     weights = {"weights": width * total}
-    # before they become views of one flat tensor they exist twice
-    start_device = {"weights": 2 * width * total}
+    # before they become views of one flat tensor they exist twice, but then nothing else does
+    start_device = {"weights": (2 if setup.gpu else 1) * width * total}
     waiting = width * total if setup.stage == 1 and accumulates else 0  # all of them, until the last micro-batch
     if setup.offload == "none":
         states = {"weights": width * total, "optimizer": 12 * part}
@@ -238,9 +248,12 @@ def _stage_1_and_2(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts
         gradients = width * part * (2 if accumulates and setup.stage == 2 else 1) + waiting
         # the part, the same flattened, and that in fp32
         last = 2 * width * part + (4 * part if width == 2 else 0)
+        if not setup.gpu and waiting:
+            # memory of a CPU counts when it is touched: parts and buckets grow as what waits is given up
+            gradients, buffers = waiting, bucket
         micro = _sum(states, {"gradients": gradients, "buffers": buffers})
         gathering = _sum(states, {"buffers": _gathering(total, setup)})
-        before = _sum(states, {"gradients": width * part + waiting if accumulates else 0})
+        before = _sum(states, {"gradients": (waiting or width * part) if accumulates else 0})
         return {
             "start": (_larger(start_device, gathering), {}),
             "forward pass": (before, {}),
@@ -270,9 +283,12 @@ def _stage_1_and_2(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts
 def _stage_3(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
     """Everything in parts; weights are gathered for as long as they are used."""
     width, part = setup.width, ceil(counts.total / setup.cut)
-    live = width * min(counts.total, LIVE_PARAMETERS + BUCKET)
+    # one worker alone has nothing to gather, only to fetch from the host
+    gathers = setup.world_size > 1 or (setup.gpu and setup.offload == "all")
+    live = width * min(counts.total, LIVE_PARAMETERS + BUCKET) * gathers
     # a bucket of gradients, reduced through a flat copy, and the largest gradient, which fits no bucket
-    buffers = width * (2 * min(BUCKET, counts.total) + counts.largest)
+    copies = 2 if setup.gpu or setup.world_size == 1 else 3  # gloo works in a buffer of its own
+    buffers = width * (copies * min(BUCKET, counts.total) + counts.largest)
     group = min(part, SUB_GROUP)
     master = 0 if width == 4 and setup.offload == "none" else 4 * part  # fp32 weights serve as their own copy
     pin = _pinned if setup.gpu else int
@@ -294,14 +310,13 @@ def _stage_3(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
         device = {}
     device = _sum(device, {"buffers": width * min(BUCKET, counts.total)})
     work = {"gathered weights": live, "buffers": buffers}
-    # DeepSpeed puts the parts together by way of the host; a buffer for a group's gradients comes and goes
-    passing = 4 * group
-    loading = {"loading": width * part * (setup.offload != "all") + passing * (setup.offload != "none")}
+    # DeepSpeed puts the parts together by way of the host, before anything else lies there
+    passing = {"loading": width * part} if setup.gpu and setup.offload == "none" else {}
     return {
-        "start": (_sum(device, {"loading": passing * (setup.offload == "none")}), _sum(lying, loading)),
+        "start": (device, _sum(lying, passing)),
         "forward pass": (_sum(device, {"gathered weights": live}), lying),
         "backward pass": (_sum(device, work), lying),
-        "optimizer step": (_sum(device, last, {"gathered weights": width * counts.largest}), lying),
+        "optimizer step": (_sum(device, last, {"gathered weights": width * counts.largest * gathers}), lying),
         "evaluation": (_sum(device, {"gathered weights": live}), lying),
         "save": (device, lying),
     }

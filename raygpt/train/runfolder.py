@@ -148,9 +148,9 @@ def check_resume(
     wrong = []
     advice = "set it back, or give the new settings a run.name of their own"
     for (section, key), why in _FIXED.items():
-        before, now = saved["config"][section].get(key), config[section].get(key)
+        before, now = (tree.get(section, {}).get(key) for tree in (saved["config"], config))
         if key == "lora_rank":
-            before = before or 0  # runs from before there were adapters
+            before, now = before or 0, now or 0  # configs from before there were adapters
         if before != now:
             wrong.append(f"{section}.{key} is {now} but run {run.uri} was started with {before} ({why}): {advice}.")
     for key in sorted(set(saved["model"]) | set(facts["model"])):
