@@ -273,6 +273,9 @@ class Tune(Section):
     gpus_per_trial: float | Literal["auto"] = Field(
         "auto", description="GPUs of one classification trial; 0.5 puts two on one GPU (auto: 1 where there are any)"
     )
+    memory_gb: float | None = Field(
+        None, description="host memory a classification trial may take beside the libraries; more ends it", gt=0
+    )
     grace: int = Field(1, description="epochs (or evaluations) before asha, hyperband or median may stop a trial", ge=1)
     reduction_factor: float = Field(3, description="asha, hyperband: one trial in this many goes on at a rung", gt=1)
     interval: int = Field(2, description="pbt, pb2: epochs between exploits", ge=1)
