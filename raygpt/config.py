@@ -332,7 +332,9 @@ def problems(config: Config, job: str) -> list[tuple[str, str]]:
         found += _scale_problems(config)
         found += _strategy_problems(config)
     if job == "finetune" and config.model.init_from == "random":
-        found.append(("model.init_from", "is not set: name the model to fine-tune (a run, a Hugging Face folder or id)"))
+        found.append(
+            ("model.init_from", "is not set: name the model to fine-tune (a run, a Hugging Face folder or id)")
+        )
     if job == "evaluate" and bool(config.compare.base) != bool(config.compare.tuned):
         given, other = ("base", "tuned") if config.compare.base else ("tuned", "base")
         found.append((f"compare.{other}", f"is not set but compare.{given} is: a comparison needs both"))
@@ -401,6 +403,9 @@ def _strategy_problems(config: Config) -> list[tuple[str, str]]:
     low, high = config.scale.worker_range
     if train.strategy != "ddp" and low != high:
         found.append(
-            ("scale.num_workers", "must be one number with DeepSpeed: a resume may use another one, a run not change it")
+            (
+                "scale.num_workers",
+                "must be one number with DeepSpeed: a resume may use another one, a run not change it",
+            )
         )
     return found

@@ -147,7 +147,7 @@ def find_files(train: str, val: str | None = None) -> tuple[str, str | None]:
     else:
         folder, found = where, _named(where, ("train",))
         if found is None:
-            raise UserError(f"task.train={train} holds no train{', train'.join(FORMATS)}: name the training file itself.")
+            raise UserError(f"task.train={train} holds no train{', train'.join(FORMATS)}: name the file itself.")
         file = found
     if val is not None:
         if not storage.is_file(storage.locate(val)):
@@ -217,7 +217,7 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> tuple[np
     for value in np.unique(labels):
         rows = np.flatnonzero(labels == value)
         if len(rows) < 2:
-            raise UserError("a label occurs only once in task.train: a share of it cannot be held out; drop or add to it.")
+            raise UserError("a label occurs only once in task.train, so no share of it can be held out: drop it.")
         count = min(len(rows) - 1, max(1, round(fraction * len(rows))))
         held.append(random.permutation(rows)[:count])
     out = np.sort(np.concatenate(held))
@@ -263,14 +263,16 @@ def _from_hub(source: str, columns: tuple[tuple[str, ...], str | None]) -> dict[
     import datasets
 
     parts = source.removeprefix("hf://").split("/")
-    name, subset = ("nyu-mll/glue", parts[1]) if parts[0] == "glue" else ("/".join(parts[:2]), (parts[2:] or [None])[0])
+    name, subset = (
+        ("nyu-mll/glue", parts[1]) if parts[0] == "glue" else ("/".join(parts[:2]), parts[2] if parts[2:] else None)
+    )
     try:
         splits = datasets.load_dataset(name, subset)
     except Exception as error:  # hub, script and format errors share no base class
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(
-            f"task.train={source} cannot be fetched ({type(error).__name__}: {reason}): check the name and the network, "
-            "or name local files."
+            f"task.train={source} cannot be fetched ({type(error).__name__}: {reason}): check the name and the "
+            "network, or name local files."
         ) from error
     val = next((split for split in ("validation", "validation_matched", "dev") if split in splits), None)
     found = {"train": _examples_of(splits["train"], source, columns)}
@@ -349,7 +351,8 @@ def _label_problems(parts: dict[str, Examples], labels: Sequence[str]) -> list[s
         found.append(f"{parts['train'].uri} has the one label {next(iter(seen))}: a task needs two or more.")
     elif not labels and len(seen) > max(20, len(parts["train"]) // 10):
         found.append(
-            f"{parts['train'].uri} has {len(seen):,} different labels in {len(parts['train']):,} rows: set task.label_column."
+            f"{parts['train'].uri} has {len(seen):,} different labels in {len(parts['train']):,} rows: "
+            "set task.label_column."
         )
     if absent := [label for label in labels if label not in seen]:
         found.append(f"task.labels names {', '.join(absent)}, which {parts['train'].uri} does not have ({_few(seen)}).")
@@ -370,7 +373,11 @@ def _in_order(names: set[str]) -> list[str]:
 def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return str(int(value))
-    return value if isinstance(value, str) else str(int(value) if isinstance(value, float) and value == int(value) else value)
+    return (
+        value
+        if isinstance(value, str)
+        else str(int(value) if isinstance(value, float) and value == int(value) else value)
+    )
 
 
 def _few(names: Counter[str]) -> str:

@@ -1,8 +1,8 @@
 """PURE. GPT-2 with a classification head, as transformers' GPT2ForSequenceClassification computes it.
 
-Shapes: B batch, T tokens, C = n_embd, K labels. The head reads the last real token of a row. Padding has a token of its
-own, one past the old vocabulary, and rows are moved to the left before the trunk sees them: causal attention never looks
-right, so what stands there cannot matter, and a row counts its positions from its own first token.
+Shapes: B batch, T tokens, C = n_embd, K labels. The head reads the last real token of a row. Padding has a token of
+its own, one past the old vocabulary, and rows are moved to the left before the trunk sees them: causal attention never
+looks right, so what stands there cannot matter, and a row counts its positions from its own first token.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ def pad_rows(rows: Sequence[np.ndarray], pad_id: int, left: bool = False) -> Ten
 def classification_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """accuracy, f1 and loss of (N, K) logits for (N,) classes.
 
-    f1 is that of class 1 for two classes (as GLUE scores MRPC and QQP), the mean over classes for more; loss is the mean
-    cross-entropy in nats.
+    f1 is that of class 1 for two classes (as GLUE scores MRPC and QQP), the mean over classes for more; loss is the
+    mean cross-entropy in nats.
     """
     logits = logits.astype(np.float64)
     guesses = logits.argmax(1)

@@ -141,9 +141,7 @@ class Training:
         self.steps_per_epoch = -(-len(task.train) // recipe.batch_size)
         total = recipe.epochs * self.steps_per_epoch
         warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(total * recipe.warmup_fraction)
-        self.schedule = Schedule(
-            recipe.schedule, recipe.lr, total, warmup, recipe.min_lr_ratio, recipe.decay_fraction
-        )
+        self.schedule = Schedule(recipe.schedule, recipe.lr, total, warmup, recipe.min_lr_ratio, recipe.decay_fraction)
         self.progress = Progress()
         self.keep_val = keep_val and task.val is not None
         self.best_val_logits: np.ndarray | None = None

@@ -78,9 +78,7 @@ def final_jobs(plan: SweepPlan, trials: list[TrialRecord]) -> list[dict[str, Any
     ]
 
 
-def judge(
-    plan: SweepPlan, task: EncodedTask, jobs: list[dict[str, Any]], done: list[TrialRecord]
-) -> Verdict | None:
+def judge(plan: SweepPlan, task: EncodedTask, jobs: list[dict[str, Any]], done: list[TrialRecord]) -> Verdict | None:
     """Choose the winner on the selection part and score it and the baseline on the validation split.
 
     None where no candidate finished a single run.

@@ -1,7 +1,7 @@
 """Trials that are training jobs of their own: each starts Ray Train with its workers and resumes from its run folder.
 
-The trial itself holds a tenth of a CPU; its workers' CPUs and GPUs are Ray Train's to ask for, all at once, so two trials
-never hold half of what each needs.
+The trial itself holds a tenth of a CPU; its workers' CPUs and GPUs are Ray Train's to ask for, all at once, so two
+trials never hold half of what each needs.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def training_trial(params: dict[str, Any], settings: dict[str, Any], metric: str
 
 
 def _evaluations(run: Location, metric: str) -> list[dict[str, Any]]:
-    """Records with the metric so far; with train_loss those that were evaluated as well, so that rungs mean the same."""
+    """Evaluations so far, with the metric; train_loss is taken at evaluations too, so that rungs mean the same."""
     where = run / "metrics.jsonl"
     if not storage.exists(where):
         return []

@@ -34,8 +34,8 @@ PAGE = (
 <section>
   <h2>{{ judgement or "Final runs" }}</h2>
   <pre>{{ verdict | join("\n") }}</pre>
-  <p class="sub">Configurations are chosen on a part of the training file; the validation split is looked at once, for the
-  chosen configuration and the baseline. Intervals: paired bootstrap over examples and seeds, 95 %.</p>
+  <p class="sub">Configurations are chosen on a part of the training file; the validation split is looked at once, for
+  the chosen configuration and the baseline. Intervals: paired bootstrap over examples and seeds, 95 %.</p>
 </section>
 {% endif %}
 

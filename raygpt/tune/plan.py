@@ -50,7 +50,9 @@ def make_plan(config: Config) -> SweepPlan:
     space, problems = read_space(config)
     metric = tune.metric or REPORTED[kind][0]
     if metric not in REPORTED[kind]:
-        problems.append(f"tune.metric={metric} is reported by no trial of this sweep: choose {', '.join(REPORTED[kind])}")
+        problems.append(
+            f"tune.metric={metric} is reported by no trial of this sweep: choose {', '.join(REPORTED[kind])}"
+        )
     try:
         for key, value in tune.baseline.items():
             config_with(config, decode({key: encode_value(value)}), "tune.baseline")
@@ -109,7 +111,9 @@ def _scheduler_problems(config: Config, space: Space, kind: str) -> list[str]:
     if tune.scheduler in POPULATION:
         fixed = {"train.epochs", "task.reinit_layers", "optim.betas"} & set(space.dimensions)
         if fixed:
-            found.append(f"{', '.join(sorted(fixed))} cannot change within a trial: use asha instead of {tune.scheduler}")
+            found.append(
+                f"{', '.join(sorted(fixed))} cannot change within a trial: use asha instead of {tune.scheduler}"
+            )
     return found
 
 
@@ -133,7 +137,7 @@ def _longest(config: Config, space: Space, problems: list[str]) -> int:
     if item is None:
         values = [config.train.epochs]
     else:
-        values = [item.low, item.high] if item.is_numeric else list(item.options)  # type: ignore[list-item]
+        values = [item.low, item.high] if item.is_numeric else list(item.options)  # type: ignore[arg-type]
         if item.kind in ("uniform", "loguniform"):
             problems.append("tune.space: train.epochs must be drawn by randint or choice: trials have whole epochs")
             return 0

@@ -73,7 +73,7 @@ def _curves(axes: Axes, ranked: Sequence[TrialRecord], metric: str) -> bool:
 
 
 def _parallel(axes: Axes, ranked: Sequence[TrialRecord], space: Space, metric: str, mode: str) -> bool:
-    """One vertical axis per setting and one for the score, each scaled to [0, 1]; ends and options are written on it."""
+    """One vertical axis per setting and one for the score, each scaled to [0, 1] and labelled."""
     keys = [key for key in space.dimensions if any(key in trial.params for trial in ranked)]
     if len(ranked) < 2 or not keys:
         return False

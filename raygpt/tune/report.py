@@ -108,7 +108,9 @@ def closing_words(
 ) -> list[str]:
     """The last lines on the terminal: leaderboard, verdict, where everything lies."""
     ranked = best_first(trials, plan.mode)
-    lines = [f"Leaderboard ({plan.metric}, {'selection part' if plan.kind == 'classify' else 'validation'}; best epoch):"]
+    lines = [
+        f"Leaderboard ({plan.metric}, {'selection part' if plan.kind == 'classify' else 'validation'}; best epoch):"
+    ]
     lines += [leader_line(rank, trial) for rank, trial in enumerate(ranked[:10], 1)]
     for trial in trials:
         if trial.error:
@@ -135,7 +137,9 @@ def verdict_lines(verdict: Verdict) -> list[str]:
         lines.append(f"  {who}: {item.mean:.4f} ± {item.sd:.4f} {params_text(item.params)}{chosen}")
     if not verdict.validation:
         return [*lines, "  no validation file: set task.val to have the choice scored"]
-    lines.append(f"Validation split, {verdict.examples} examples, looked at once (mean ± sd over seeds [95 % interval]):")
+    lines.append(
+        f"Validation split, {verdict.examples} examples, looked at once (mean ± sd over seeds [95 % interval]):"
+    )
     for metric, figures in verdict.validation.items():
         best, base = Score(**figures["best"]), Score(**figures["baseline"])
         lines.append(f"  {metric}: chosen {best}; baseline {base}; majority class {figures['majority']:.4f}")
@@ -168,7 +172,9 @@ def params_text(params: dict[str, Any]) -> str:
     """`key=value` of every parameter in three figures."""
     if not params:
         return "(the config as it is)"
-    return ", ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items())
+    return ", ".join(
+        f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in params.items()
+    )
 
 
 def render(
@@ -230,12 +236,23 @@ def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
     states = ", ".join(f"{count} {state}" for state, count in summary["states"].items())
     tiles = [("trials", str(summary["trials"]), states), ("epochs", str(summary["epochs"]), "in the search")]
     if "best_search_score" in summary:
-        tiles.append((f"best {summary['metric']}", f"{summary['best_search_score']:.4f}", "of one trial, while searching"))
+        tiles.append(
+            (f"best {summary['metric']}", f"{summary['best_search_score']:.4f}", "of one trial, while searching")
+        )
     validation = summary.get("final", {}).get("validation") or {}
     for metric in validation:
         best = validation[metric]["best"]
-        tiles.insert(0, (f"validation {metric}", f"{best['mean']:.4f}", f"± {best['sd']:.4f} over {summary['final']['seeds']} seeds"))
-    tiles.append(("wall time", human_duration(summary["wall_seconds"]), f"{human_duration(summary['trial_seconds'])} in trials"))
+        tiles.insert(
+            0,
+            (
+                f"validation {metric}",
+                f"{best['mean']:.4f}",
+                f"± {best['sd']:.4f} over {summary['final']['seeds']} seeds",
+            ),
+        )
+    tiles.append(
+        ("wall time", human_duration(summary["wall_seconds"]), f"{human_duration(summary['trial_seconds'])} in trials")
+    )
     if "cost_usd" in summary:
         tiles.append(("cost", f"${summary['cost_usd']:,.2f}", "at track.price_per_hour"))
     return tiles
@@ -244,4 +261,3 @@ def _tiles(summary: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _rungs(plan: SweepPlan, trials: list[TrialRecord]) -> list[int]:
     longest = max((trial.epochs for trial in trials), default=1)
     return rungs(plan.config.tune, longest if plan.kind != "classify" else plan.longest)
-

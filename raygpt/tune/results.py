@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from raygpt import storage
@@ -137,16 +138,28 @@ def _rows(where: Location) -> list[dict[str, Any]]:
 
 
 def _plain(row: dict[str, Any], iteration: int) -> dict[str, Any]:
-    kept = {key: value for key, value in row.items() if isinstance(value, int | float | str) and key not in _NOT_FIGURES}
+    kept = {
+        key: value for key, value in row.items() if isinstance(value, int | float | str) and key not in _NOT_FIGURES
+    }
     return {**kept, "epoch": int(row.get("epoch", iteration))}
 
 
-_NOT_FIGURES = ("trial_id", "date", "timestamp", "pid", "hostname", "node_ip", "done", "checkpoint_dir_name", "experiment_tag")
+_NOT_FIGURES = (
+    "trial_id",
+    "date",
+    "timestamp",
+    "pid",
+    "hostname",
+    "node_ip",
+    "done",
+    "checkpoint_dir_name",
+    "experiment_tag",
+)
 
 
 def _error_text(trial: Any) -> str:
     try:
-        lines = [line for line in open(trial.error_file).read().splitlines() if line.strip()]
+        lines = [line for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
     except (OSError, TypeError):
         return "failed"
     return lines[-1].strip()[:300] if lines else "failed"

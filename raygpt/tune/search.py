@@ -32,7 +32,7 @@ class ListSearch(Searcher):
         self.trials = list(trials)
         self.next = 0
 
-    def suggest(self, trial_id: str) -> dict[str, Value] | str:
+    def suggest(self, trial_id: str) -> dict[str, Value] | str:  # type: ignore[override]
         if self.next >= len(self.trials):
             return Searcher.FINISHED
         self.next += 1
@@ -108,9 +108,11 @@ def record_study(folder: Location, space: Space, mode: str, trials: Sequence[Any
 
     if not folder.is_local:
         return None
-    direction = "maximize" if mode == "max" else "minimize"
     study = optuna.create_study(
-        study_name=folder.name, storage=open_storage(folder), direction=direction, load_if_exists=True
+        study_name=folder.name,
+        storage=open_storage(folder),
+        direction="maximize" if mode == "max" else "minimize",
+        load_if_exists=True,
     )
     known = {trial.user_attrs.get("trial_id") for trial in study.trials}
     same = {_fingerprint(trial.params) for trial in study.trials}

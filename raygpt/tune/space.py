@@ -86,6 +86,13 @@ class Space:
             key: self.dimensions[key].clip(value) if key in self.dimensions else value for key, value in params.items()
         }
 
+    def largest(self, key: str, otherwise: float) -> float:
+        """The largest value a setting may take; `otherwise` where it is not searched."""
+        item = self.dimensions.get(key)
+        if item is None:
+            return otherwise
+        return item.high if item.is_numeric else max(float(option) for option in item.options if option is not None)
+
     def apply(self, config: Config, params: Mapping[str, Any]) -> Config:
         """The config of one trial. Raises UserError for values the settings do not allow."""
         return config_with(config, decode(params), "tune.space")
@@ -119,7 +126,9 @@ def read_space(config: Config) -> tuple[Space, list[str]]:
         except UserError as error:
             problems.append(str(error))
     if not config.tune.space:
-        problems.append("tune.space is empty: name settings to search, such as optim.lr: {loguniform: [1.0e-5, 3.0e-4]}")
+        problems.append(
+            "tune.space is empty: name settings to search, such as optim.lr: {loguniform: [1.0e-5, 3.0e-4]}"
+        )
     return Space(dimensions), problems
 
 
@@ -138,7 +147,9 @@ def _dimension(key: str, spec: Any, grid: bool) -> Dimension:
             raise UserError(f"{where}: {kind} names a value twice")
         return Dimension(key, kind, options)
     if grid:
-        raise UserError(f"{where}: {kind} has no grid: list its values with grid, or set tune.search to random or optuna")
+        raise UserError(
+            f"{where}: {kind} has no grid: list its values with grid, or set tune.search to random or optuna"
+        )
     if len(values) != 2 or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         raise UserError(f"{where}: {kind} takes two numbers, [low, high]")
     low, high = values

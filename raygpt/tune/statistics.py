@@ -1,8 +1,8 @@
 """PURE. How sure a score on a small validation split is: mean and spread over seeds, paired bootstrap over examples.
 
-Both examples and seeds are drawn again with replacement, the same draws for every configuration, so that what is hard in
-an example cancels out of a difference, and the luck of a seed is part of the interval (Efron, 1979; Dror et al., 2018,
-"The Hitchhiker's Guide to Testing Statistical Significance in NLP").
+Both examples and seeds are drawn again with replacement, the same draws for every configuration, so that what is hard
+in an example cancels out of a difference, and the luck of a seed is part of the interval (Efron, 1979; Dror et al.,
+2018, "The Hitchhiker's Guide to Testing Statistical Significance in NLP").
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class PairedBootstrap:
     `labels` is (N,) classes, 0 <= label < num_labels; guesses are (seeds, N) classes.
     """
 
-    def __init__(self, labels: np.ndarray, num_labels: int, seeds: int, *, resamples: int = 5000, seed: int = 0) -> None:
+    def __init__(
+        self, labels: np.ndarray, num_labels: int, seeds: int, *, resamples: int = 5000, seed: int = 0
+    ) -> None:
         random = np.random.default_rng(seed)
         n = len(labels)
         self.labels, self.num_labels, self.seeds = np.asarray(labels), num_labels, seeds

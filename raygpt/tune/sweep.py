@@ -1,10 +1,10 @@
 """The sweep's driver: the search, the final runs over seeds, and what is written about them.
 
-    <run.storage>/<run.name>/
-      config.yaml    sweep.json     the settings, and every trial with its figures
-      search/        finals/        Ray Tune's experiments, which a killed sweep goes on from
-      optuna.db      wandb/         the study; one W&B run per trial
-      best.yaml      report.html    plots/    summary.json
+<run.storage>/<run.name>/
+  config.yaml    sweep.json     the settings, and every trial with its figures
+  search/        finals/        Ray Tune's experiments, which a killed sweep goes on from
+  optuna.db      wandb/         the study; one W&B run per trial
+  best.yaml      report.html    plots/    summary.json
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ray import tune
 
 from raygpt import storage
 from raygpt.config import Config
-from raygpt.data.tasks import encode
+from raygpt.data.tasks import Task, encode
 from raygpt.errors import UserError
 from raygpt.settings import dump
 from raygpt.storage import Location
@@ -74,7 +74,10 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
         say(plan.describe())
         storage.write_text(folder / "config.yaml", dump(config))
         budget = SweepBudget(plan.max_seconds, lambda: _spent(lock))
-        shared = make_shared(plan, folder, say) if plan.kind == "classify" else None
+        shared = None
+        if plan.task is not None:
+            reinit = plan.space.largest("task.reinit_layers", config.task.reinit_layers)
+            shared = make_shared(config, plan.task, folder, say, metric=plan.metric, reinit_layers=int(reinit))
         with _Signals(say) as signals:
             phase = search_phase(plan, shared, folder)
             trials = run_phase(phase, plan, folder, lock, stream)
@@ -101,31 +104,30 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
         lock.release(outcome)
 
 
-def make_shared(plan: SweepPlan, folder: Location, say: Callable[[str], None]) -> Shared:
-    """What the trials share: the encoded task and the exact checkpoint they start from."""
-    config, task = plan.config, plan.task
-    assert task is not None
+def make_shared(
+    config: Config, task: Task, folder: Location, say: Callable[[str], None], *, metric: str, reinit_layers: int
+) -> Shared:
+    """What trials share: the encoded task and the exact checkpoint they start from.
+
+    Raises UserError where the model has fewer blocks than `reinit_layers`, the most that any trial begins anew.
+    """
     tokenizer = None if config.data.tokenizer == "base" else config.data.tokenizer
     loaded = load(config.model.init_from, tokenizer)
-    say(f"Model {loaded.origin}: {loaded.model.config.num_parameters():,} parameters, tokenizer {loaded.tokenizer.name}")
+    shape = loaded.model.config
+    say(f"Model {loaded.origin}: {shape.num_parameters():,} parameters, tokenizer {loaded.tokenizer.name}")
     say(task.describe())
-    blocks = plan.space.dimensions.get("task.reinit_layers")
-    most = config.task.reinit_layers
-    if blocks is not None:
-        most = max(most, int(blocks.high) if blocks.is_numeric else max(int(option) for option in blocks.options))  # type: ignore[arg-type]
-    if most > loaded.model.config.n_layer:
-        raise UserError(f"task.reinit_layers={most} but the model has {loaded.model.config.n_layer} blocks: lower it.")
+    if reinit_layers > shape.n_layer:
+        raise UserError(f"task.reinit_layers={reinit_layers} but the model has {shape.n_layer} blocks: lower it.")
     parts = [encode(part, task.labels, loaded.tokenizer) for part in (task.train, task.selection)]
     val = encode(task.val, task.labels, loaded.tokenizer) if task.val else None
-    gpus = _gpus(config)
     return Shared(
         config=config.to_dict(),
         task=EncodedTask(task.name, task.labels, parts[0], parts[1], val, loaded.tokenizer.eot_id),
         origin=loaded.origin,
-        metric=plan.metric,
+        metric=metric,
         sweep=folder.uri,
         cpus=config.tune.cpus_per_trial,
-        gpus=gpus,
+        gpus=_gpus(config),
         memory_gb=config.tune.memory_gb,
     )
 
@@ -145,7 +147,14 @@ def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Ph
         from raygpt.tune.nested import nested_trainable, resources
 
         return Phase(
-            SEARCH, nested_trainable(plan, folder), resources(), search, count, scheduler, _nested_slots(plan), plan.longest
+            SEARCH,
+            nested_trainable(plan, folder),
+            resources(),
+            search,
+            count,
+            scheduler,
+            _nested_slots(plan),
+            plan.longest,
         )
     keep = 4 if settings.scheduler in POPULATION else 2
     return Phase(
@@ -329,4 +338,3 @@ class _Signals:
     def _term(self, number: int, _: object) -> None:
         self.number = number
         os.kill(os.getpid(), signal.SIGINT)
-

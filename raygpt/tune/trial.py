@@ -83,9 +83,7 @@ def start_training(params: dict[str, Any], shared: Shared) -> Training:
     config = config_with(config_from_dict(shared.config), decode(settings), "trial")
     device = torch.device("cuda" if shared.gpus > 0 and torch.cuda.is_available() else "cpu")
     base = base_model(shared.origin)
-    return Training(
-        base, shared.task, Recipe.from_config(config), device, metric=shared.metric, keep_val=shared.final
-    )
+    return Training(base, shared.task, Recipe.from_config(config), device, metric=shared.metric, keep_val=shared.final)
 
 
 @lru_cache(maxsize=1)

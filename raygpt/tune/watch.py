@@ -124,7 +124,9 @@ def table(
     ended = [trial for trial in trials if trial.status in ("TERMINATED", "ERROR")]
     failed = sum(trial.status == "ERROR" for trial in trials)
     running = [trial for trial in trials if trial.status == "RUNNING"]
-    scored = sorted((t for t in trials if best_key in (t.last_result or {})), key=lambda t: sign * t.last_result[best_key])
+    scored = sorted(
+        (t for t in trials if best_key in (t.last_result or {})), key=lambda t: sign * t.last_result[best_key]
+    )
     epochs = sum(int((t.last_result or {}).get("training_iteration", 0)) for t in trials)
     parts = [f"{title}: {len(ended)}/{total} trials done"]
     if failed:
