@@ -36,3 +36,13 @@ def run(config: Config, call: Call) -> int:
     cpus = workers if nested else config.tune.cpus_per_trial
     print(connect(config.scale, workers_cpus=cpus), flush=True)
     return run_sweep(plan, call.command)
+
+
+def finetune_task(config: Config, command: str) -> int:
+    """`raygpt finetune` where task.name is set: one classifier, trained as the config says."""
+    from raygpt.train.cluster import connect
+    from raygpt.tune.finetune import train_classifier
+
+    storage.check_writable(run_location(config), "run.storage")
+    print(connect(config.scale, workers_cpus=config.tune.cpus_per_trial), flush=True)
+    return train_classifier(config, command)

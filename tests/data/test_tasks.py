@@ -79,7 +79,7 @@ def test_labels_may_be_words_numbers_or_truth_values(tmp_path: Path) -> None:
         ("a.csv", "text,label\na,1\n,0\n", {}, "text is empty in line 3"),
         ("a.csv", "text,label\na,1\nb,1\n", {}, "has the one label 1"),
         ("a.csv", "text,label\na,1\nb,0\nc,1\n", {"labels": ["0", "1", "2"]}, "labels names 2, which .* does not have"),
-        ("a.csv", "text,label\na,1\nb,0\nc,x\n", {"labels": ["0", "1"]}, "the label x, which task.labels does not list"),
+        ("a.csv", "text,label\na,1\nb,0\nc,x\n", {"labels": ["0", "1"]}, "label x, which task.labels does not list"),
         ("a.csv", "text,label\n", {}, "has no examples"),
         ("a.xls", "text,label\n", {}, "no known extension"),
         ("a.csv", "text,label\n" + "".join(f"t,{i}\n" for i in range(60)), {}, "60 different labels in 60 rows"),
