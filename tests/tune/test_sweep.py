@@ -215,8 +215,8 @@ def test_training_jobs_are_swept_with_workers_of_their_own(
         "data.train": shards, "data.val": shards, "data.backend": "mmap", "model.preset": "nano",
         "model.n_layer": 1, "model.n_embd": 16, "model.n_head": 2, "model.seq_len": 16, "scale.num_workers": 2,
         "tune.space": {"optim.lr": {"grid": [1e-5, 1e-2]}}, "train.epochs": None, "train.max_steps": 20,
-        "train.global_batch_tokens": 256, "train.micro_batch_size": 4, "train.log_every": 5, "train.checkpoint_every": 0,
-        "eval.every": 10, "eval.batches": 2,
+        "train.global_batch_tokens": 256, "train.micro_batch_size": 4, "train.log_every": 5,
+        "train.checkpoint_every": 0, "eval.every": 10, "eval.batches": 2,
     }  # fmt: skip
     folder, summary, trials, _ = sweep(sweep_config(change))
     assert summary["kind"] == "pretrain" and summary["best_params"] == {"optim.lr": 1e-2}
