@@ -35,7 +35,12 @@ CAPTIONS = {
 
 
 def write_outcome(
-    plan: SweepPlan, folder: Location, trials: list[TrialRecord], verdict: Verdict | None, wall_seconds: float
+    plan: SweepPlan,
+    folder: Location,
+    trials: list[TrialRecord],
+    verdict: Verdict | None,
+    wall_seconds: float,
+    search_seconds: float,
 ) -> list[str]:
     """Write everything about a finished sweep; returns the sentences that the job ends with."""
     storage.write_text(folder / "sweep.json", json.dumps([trial.to_dict() for trial in trials], indent=1) + "\n")
@@ -44,6 +49,7 @@ def write_outcome(
     weights = importance(study)
     summary = summarise(plan, trials, verdict, wall_seconds)
     summary["importance"] = weights
+    summary["search_seconds"] = search_seconds  # of this start alone
     if ranked:
         chosen = verdict.winner.params if verdict else ranked[0].params
         storage.write_text(folder / "best.yaml", best_config(plan, chosen, folder))

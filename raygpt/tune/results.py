@@ -141,7 +141,8 @@ def _plain(row: dict[str, Any], iteration: int) -> dict[str, Any]:
     kept = {
         key: value for key, value in row.items() if isinstance(value, int | float | str) and key not in _NOT_FIGURES
     }
-    return {**kept, "epoch": int(row.get("epoch", iteration))}
+    # when it ended, in seconds since 1970 UTC
+    return {**kept, "epoch": int(row.get("epoch", iteration)), "timestamp_end": row.get("timestamp", 0)}
 
 
 _NOT_FIGURES = (

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -79,8 +80,10 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
             reinit = plan.space.largest("task.reinit_layers", config.task.reinit_layers)
             shared = make_shared(config, plan.task, folder, say, metric=plan.metric, reinit_layers=int(reinit))
         with _Signals(say) as signals:
+            began = time.monotonic()
             phase = search_phase(plan, shared, folder)
             trials = run_phase(phase, plan, folder, lock, stream)
+            search_seconds = time.monotonic() - began
             if signals.interrupted(trials):
                 outcome = "stopped"
                 say(f"Stopped; every finished epoch is kept. To go on: {again}")
@@ -96,7 +99,7 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
                     return 128 + signals.number
                 verdict = finals.judge(plan, shared.task, jobs, done)
         lock.touch()
-        for line in write_outcome(plan, folder, trials, verdict, lock.wall_seconds):
+        for line in write_outcome(plan, folder, trials, verdict, lock.wall_seconds, search_seconds):
             say(line)
         outcome = "finished"
         return 0
