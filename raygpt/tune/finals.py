@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors.numpy import load
 
+from raygpt import storage
+from raygpt.storage import Location
 from raygpt.tune.classify import EncodedTask
 from raygpt.tune.plan import SweepPlan
 from raygpt.tune.results import TrialRecord, best_first
@@ -78,7 +80,9 @@ def final_jobs(plan: SweepPlan, trials: list[TrialRecord]) -> list[dict[str, Any
     ]
 
 
-def judge(plan: SweepPlan, task: EncodedTask, jobs: list[dict[str, Any]], done: list[TrialRecord]) -> Verdict | None:
+def judge(
+    plan: SweepPlan, folder: Location, task: EncodedTask, jobs: list[dict[str, Any]], done: list[TrialRecord]
+) -> Verdict | None:
     """Choose the winner on the selection part and score it and the baseline on the validation split.
 
     None where no candidate finished a single run.
@@ -104,7 +108,7 @@ def judge(plan: SweepPlan, task: EncodedTask, jobs: list[dict[str, Any]], done: 
     seeds = plan.config.tune.seeds
     if task.val is None:
         return Verdict(winner, baseline, candidates, seeds, trials=done)
-    ours, theirs = (_guesses(done, candidate.number) for candidate in (winner, baseline))
+    ours, theirs = (_guesses(folder, done, candidate.number) for candidate in (winner, baseline))
     validation = compare(
         task.val.labels,
         len(task.labels),
@@ -116,13 +120,11 @@ def judge(plan: SweepPlan, task: EncodedTask, jobs: list[dict[str, Any]], done: 
     return Verdict(winner, baseline, candidates, seeds, validation, len(task.val), done)
 
 
-def _guesses(done: list[TrialRecord], number: int) -> np.ndarray:
+def _guesses(folder: Location, done: list[TrialRecord], number: int) -> np.ndarray:
     """(seeds, N) classes a configuration gave the validation split, at the epoch best on the selection part."""
-    from pathlib import Path
-
     rows = []
     for trial in sorted(done, key=lambda trial: trial.params["seed"]):
         if trial.params["configuration"] == number and trial.checkpoint is not None:
-            with safe_open(Path(trial.checkpoint) / STATE_TENSORS, framework="np") as file:
-                rows.append(file.get_tensor("best_val_logits").argmax(1))
+            state = Location(folder.fs, trial.checkpoint, trial.checkpoint) / STATE_TENSORS
+            rows.append(load(storage.read_bytes(state))["best_val_logits"].argmax(1))
     return np.array(rows)

@@ -45,7 +45,7 @@ class TrialRecord:
 
 
 def read_trials(grid: Any, sweep: Location, metric: str, mode: str, longest: int) -> list[TrialRecord]:
-    """Records of all trials of a Tune ResultGrid, in the order they were started."""
+    """Records of all trials of a Tune ResultGrid, in the order of their first results."""
     records = []
     for trial in grid._experiment_analysis.trials:
         where = Location(trial.storage.storage_filesystem, trial.storage.trial_fs_path, trial.storage.trial_fs_path)
@@ -55,7 +55,8 @@ def read_trials(grid: Any, sweep: Location, metric: str, mode: str, longest: int
         records.append(
             _record(trial.trial_id, dict(trial.config), trial.status, rows, metric, mode, longest, reason, trial, where)
         )
-    return records
+    # Tune lists them in another order after a restore; ties on the leaderboard must not depend on it
+    return sorted(records, key=lambda record: (record.history[0]["timestamp_end"] if record.history else 0, record.id))
 
 
 def _record(

@@ -67,6 +67,13 @@ def mutations(space: Space) -> dict[str, Any]:
     return out
 
 
+def parameter_space(settings: Tune, space: Space) -> dict[str, Any] | None:
+    """What a population is drawn from; None for the other schedulers, whose searchers propose whole configurations."""
+    if settings.scheduler not in ("pbt", "pb2"):
+        return None
+    return {key: tune.choice(item) if isinstance(item, list) else item for key, item in mutations(space).items()}
+
+
 def rungs(settings: Tune, longest: int) -> list[int]:
     """Epochs at which asha looks at trials; for the others the only rung is the end."""
     if settings.scheduler not in ("asha", "hyperband"):

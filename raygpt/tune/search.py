@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray.tune.search import Searcher
+from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raygpt.config import Config
 from raygpt.errors import UserError
@@ -58,8 +59,11 @@ def planned(config: Config, space: Space) -> list[dict[str, Value]]:
     return [space.sample(random) for _ in range(config.tune.trials)]
 
 
-def make_search(config: Config, space: Space, metric: str, mode: str, folder: Location) -> tuple[Searcher, int]:
+def make_search(config: Config, space: Space, metric: str, mode: str, folder: Location) -> tuple[Any, int]:
     """(searcher, number of trials) of a new sweep."""
+    if config.tune.scheduler in ("pbt", "pb2"):
+        # Tune gives these schedulers no searcher: the population is drawn from the parameter space itself
+        return BasicVariantGenerator(random_state=config.run.seed), config.tune.trials
     if config.tune.search != "optuna":
         trials = planned(config, space)
         return ListSearch(trials, metric, mode), len(trials)

@@ -35,7 +35,7 @@ from raygpt.tune.classify import EncodedTask
 from raygpt.tune.plan import POPULATION, SweepPlan
 from raygpt.tune.report import write_outcome
 from raygpt.tune.results import UNFINISHED, TrialRecord, best_first, read_trials
-from raygpt.tune.schedulers import make_scheduler
+from raygpt.tune.schedulers import make_scheduler, parameter_space
 from raygpt.tune.search import ListSearch, make_search
 from raygpt.tune.trial import Shared, classify_trial
 from raygpt.tune.watch import SweepBudget, WandbRuns, Watch
@@ -56,6 +56,7 @@ class Phase:
     concurrent: int | None
     longest: int
     keep_checkpoints: int = 2
+    parameters: dict[str, Any] | None = None  # Tune's parameter space, where no searcher proposes
 
 
 def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
@@ -84,7 +85,7 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
             phase = search_phase(plan, shared, folder)
             trials = run_phase(phase, plan, folder, lock, stream)
             search_seconds = time.monotonic() - began
-            if signals.interrupted(trials):
+            if not budget.spent and signals.interrupted(trials):
                 outcome = "stopped"
                 say(f"Stopped; every finished epoch is kept. To go on: {again}")
                 return 128 + signals.number
@@ -97,7 +98,7 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
                     outcome = "stopped"
                     say(f"Stopped in the final runs. To go on: {again}")
                     return 128 + signals.number
-                verdict = finals.judge(plan, shared.task, jobs, done)
+                verdict = finals.judge(plan, folder, shared.task, jobs, done)
         lock.touch()
         for line in write_outcome(plan, folder, trials, verdict, lock.wall_seconds, search_seconds):
             say(line)
@@ -140,10 +141,6 @@ def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Ph
     config = plan.config
     metric = f"best_{plan.metric}"
     settings = config.tune
-    if settings.scheduler in POPULATION and settings.search == "optuna":
-        # a population is mutated by its scheduler; a searcher on top would fight it
-        settings = settings.model_copy(update={"search": "random"})
-        config = config.model_copy(update={"tune": settings})
     search, count = make_search(config, plan.space, metric, plan.mode, folder)
     scheduler = make_scheduler(settings, plan.space, plan.longest, config.run.seed)
     if shared is None:
@@ -170,6 +167,7 @@ def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Ph
         settings.concurrent,
         plan.longest,
         keep,
+        parameter_space(settings, plan.space),
     )
 
 
@@ -215,11 +213,17 @@ def run_phase(
     trainable = tune.with_resources(phase.trainable, phase.resources)
     if tune.Tuner.can_restore(home.path, storage_filesystem=home.fs):
         tuner = tune.Tuner.restore(
-            home.path, trainable, resume_unfinished=True, resume_errored=False, storage_filesystem=home.fs
+            home.path,
+            trainable,
+            resume_unfinished=True,
+            resume_errored=False,
+            param_space=phase.parameters,
+            storage_filesystem=home.fs,
         )
     else:
         tuner = tune.Tuner(
             trainable,
+            param_space=phase.parameters,
             tune_config=tune.TuneConfig(
                 metric=f"best_{plan.metric}",
                 mode=plan.mode,

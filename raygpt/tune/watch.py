@@ -205,6 +205,8 @@ class WandbRuns:
         self.folder, self.project, self.config, self.job_type = folder, project, config, job_type
         self._runs: dict[str, Any] = {}
         self._given_up = self.mode == "disabled" or not folder.is_local
+        if self.mode != "disabled" and not folder.is_local:
+            self.notes.append(f"W&B: off, since its files need a local folder and the sweep's is {folder.uri}.")
 
     def log(self, trial: Any, result: Mapping[str, Any]) -> None:
         """Log one epoch of a trial; its first call opens the run and logs what earlier drivers saw."""

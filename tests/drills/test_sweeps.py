@@ -1,5 +1,6 @@
 """Kills in the middle of a sweep: the same trials come out, and no more is spent than the interrupted epochs."""
 
+# ruff: noqa: F811 - fixtures of tests/tune are imported by name
 from __future__ import annotations
 
 import json

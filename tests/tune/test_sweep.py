@@ -19,6 +19,7 @@ from raygpt.errors import UserError
 from raygpt.settings import load_config
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep
+from tests.track.test_trackers import offline_runs, wandb_history, wandb_records
 
 prepare_environment()  # before the module's cluster starts
 
@@ -111,10 +112,10 @@ def test_one_wandb_run_per_trial_is_read_back_from_its_offline_files(
     ray_cluster: str, sweep_config: Callable[..., Config]
 ) -> None:
     space = {"optim.lr": {"grid": [1e-5, 3e-3]}}
-    folder, _, trials, _ = sweep(sweep_config({"tune.space": space, "track.wandb": "offline"}))
-    files = list((folder / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2
-    runs = {run["id"]: run for run in map(read_wandb, files)}
+    folder, _, trials, printed = sweep(sweep_config({"tune.space": space, "track.wandb": "offline"}))
+    folders = offline_runs(folder)
+    assert len(folders) == 2, printed
+    runs = {run["id"]: run for run in map(read_wandb, folders)}
     for trial in trials:
         run = runs[f"sweep-{trial['id']}"]
         assert run["group"] == "sweep"
@@ -126,41 +127,33 @@ def test_one_wandb_run_per_trial_is_read_back_from_its_offline_files(
         assert run["summary"]["status"] == "finished"
 
 
-def read_wandb(path: Path) -> dict[str, Any]:
-    """Group, id, config, history and summary of a .wandb file, read with W&B's own format."""
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    store = DataStore()
-    store.open_for_scan(str(path))
-    found: dict[str, Any] = {"rows": [], "summary": {}, "config": {}}
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+def read_wandb(folder: Path) -> dict[str, Any]:
+    """Id, group, config, history and summary of an offline run's file."""
+    found: dict[str, Any] = {"rows": wandb_history(folder), "summary": {}, "config": {}}
+    for record in wandb_records(folder):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             found |= {"id": record.run.run_id, "group": record.run.run_group}
             found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        elif kind == "history":
-            items = record.history.item
-            row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
-            found["rows"].append(row)
         elif kind == "summary":
-            items = record.summary.update
-            found["summary"] |= {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
+            for item in record.summary.update:
+                found["summary"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
     return found
 
 
 def test_a_trial_that_runs_out_of_memory_is_marked_and_the_others_go_on(
-    ray_cluster: str, sweep_config: Callable[..., Config]
+    ray_cluster: str, sweep_config: Callable[..., Config], tmp_path: Path
 ) -> None:
-    # reading the selection part costs little; a batch of all rows at once costs more than a trial may have
-    change = {"tune.space": {"task.batch_size": {"grid": [8, 150]}}, "tune.memory_gb": 0.012, "optim.lr": 1e-3}
+    rows = [f"{'abcdefghij'[i % 10] * 44},{i % 2}" for i in range(1200)]
+    (tmp_path / "long.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    # 1,000 rows at once take half a gigabyte, eight a few megabytes
+    change = {"tune.space": {"task.batch_size": {"grid": [8, 1000]}}, "tune.memory_gb": 0.2, "train.epochs": 1}
+    change |= {"task.train": str(tmp_path / "long.csv")}
     folder, summary, trials, printed = sweep(sweep_config(change))
     by_size = {trial["params"]["task.batch_size"]: trial for trial in trials}
-    assert by_size[150]["status"] == "out of memory" and by_size[150]["error"].startswith("out of memory")
+    assert by_size[1000]["status"] == "out of memory" and by_size[1000]["error"].startswith("out of memory")
     assert by_size[8]["status"] == "finished"
-    assert f"trial {by_size[150]['id']} out of memory" in printed
+    assert f"trial {by_size[1000]['id']} out of memory" in printed
     assert summary["states"] == {"finished": 1, "out of memory": 1}
     assert "task.batch_size" in (folder / "report.html").read_text()
 
