@@ -12,8 +12,15 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from raygpt.config import Config
+from raygpt.data.tasks import encode
+from raygpt.data.tokenizer import byte_tokenizer
+from raygpt.settings import config_with
+from raygpt.tune.classify import EncodedTask, Recipe, Training
+from raygpt.tune.plan import read_task
+from raygpt.tune.trial import base_model
 from tests.drills.program import Program
 from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 
@@ -37,6 +44,19 @@ def outcome(folder: Path) -> tuple[dict[float, list[float]], dict[str, Any]]:
     return curves, json.loads((folder / "summary.json").read_text())
 
 
+def trained_here(config: Config) -> dict[float, list[float]]:
+    """The curves that training without Ray, in this process and in one go, gives."""
+    task = read_task(config)
+    parts = [encode(part, task.labels, byte_tokenizer()) for part in (task.train, task.selection)]
+    encoded = EncodedTask("ends", task.labels, parts[0], parts[1], None, byte_tokenizer().eot_id)
+    curves = {}
+    for lr in SPACE["optim.lr"]["grid"]:
+        recipe = Recipe.from_config(config_with(config, {"optim.lr": lr}, "test"))
+        training = Training(base_model(config.model.init_from), encoded, recipe, torch.device("cpu"))
+        curves[lr] = [record["accuracy"] for record in training.run()]
+    return curves
+
+
 def start(config: Config, name: str) -> tuple[Program, Path]:
     file = Path(config.run.storage) / "sweep.yaml"
     return Program("tune", "--config", str(file), f"--run.name={name}"), Path(config.run.storage) / name
@@ -57,9 +77,6 @@ def check_same(curves: dict[float, list[float]], summary: dict[str, Any], interr
 
 def test_kill_9_of_the_driver_at_half_time_ends_with_the_same_trials(sweep_config: Callable[..., Config]) -> None:
     config = sweep_config(SETTINGS)
-    whole, folder = start(config, "whole")
-    expected, summary = finish(whole, folder)
-    check_same(expected, summary, 0)
     broken, folder = start(config, "broken")
     broken.wait_for("2/4 trials done", 300)
     time.sleep(1)
@@ -70,7 +87,7 @@ def test_kill_9_of_the_driver_at_half_time_ends_with_the_same_trials(sweep_confi
     again, folder = start(config, "broken")
     curves, summary = finish(again, folder)
     check_same(curves, summary, 4)
-    assert curves == expected
+    assert curves == trained_here(config)
     for name, text in finished.items():  # finished trials were never run again
         assert (folder / "search" / name / "result.json").read_text() == text
 
