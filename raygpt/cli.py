@@ -67,6 +67,13 @@ JOBS = {
         ("dry_run", "print_deepspeed"),
         base=str(Path(__file__).parent / "jobs" / "finetune.yaml"),
     ),
+    "tune": Job(
+        "raygpt.jobs.tune",
+        "search hyperparameters: classification, pretraining or fine-tuning",
+        ("run", "scale", "model", "task", "tune", "optim", "train", "data", "prepare", "eval", "track"),
+        ("dry_run",),
+        base=str(Path(__file__).parent / "jobs" / "tune.yaml"),
+    ),
     "plan": Job(
         "raygpt.jobs.plan",
         "what a training run needs and whether it fits, without starting it",

@@ -217,6 +217,79 @@ class Compare(Section):
     output: str | None = Field(None, description="folder of the page; none: comparison/ in the tuned run's folder")
 
 
+class Task(Section):
+    name: str | None = Field(
+        None, description="classification task, such as mrpc; none: no classification, language modelling"
+    )
+    train: str | None = Field(
+        None, description="CSV, TSV or JSONL with text and labels, a folder with train.* and validation.*, or glue/mrpc"
+    )
+    val: str | None = Field(None, description="validation file, scored once; none: the validation.* beside task.train")
+    test: str | None = Field(None, description="labelled file that only `raygpt evaluate` scores")
+    text_columns: list[str] = Field([], description="one text column, or two for pairs; empty: found by their names")
+    label_column: str | None = Field(None, description="column of the labels; none: label (or MRPC's Quality)")
+    labels: list[str] = Field([], description="the labels there may be, in order; empty: those of the training file")
+    selection_fraction: float = Field(
+        0.1, description="share of the training file that hyperparameters and epochs are chosen on", gt=0, lt=1
+    )
+    split_seed: int = Field(0, description="seed of that share; the same for every trial and seed", ge=0)
+    train_examples: int | None = Field(None, description="use only this many training examples; none: all", ge=2)
+    max_tokens: int = Field(256, description="longer texts are cut, the longer one of a pair first", ge=8)
+    batch_size: int = Field(16, description="examples per optimizer step", ge=1)
+    label_smoothing: float = Field(0.0, description="probability spread over the other labels", ge=0, lt=1)
+    layer_decay: float = Field(
+        1.0, description="learning rate of a block over that of the block above it; 1: the same everywhere", gt=0, le=1
+    )
+    reinit_layers: int = Field(0, description="topmost blocks that start from fresh weights", ge=0)
+    swap_train: bool = Field(True, description="training shows a pair in either order, drawn anew each epoch")
+    swap_eval: bool = Field(True, description="evaluation averages the logits of both orders of a pair")
+
+    @field_validator("text_columns", "labels", mode="before")
+    @classmethod
+    def _as_texts(cls, value: Any) -> Any:
+        items = [value] if isinstance(value, str | int) else value
+        return [str(item) for item in items] if isinstance(items, list) else items
+
+
+class Tune(Section):
+    space: dict[str, Any] = Field(
+        {}, description="what to search: any setting -> choice, uniform, loguniform, randint or grid, and its values"
+    )
+    search: Literal["random", "grid", "optuna"] = Field(
+        "optuna", description="how trials are proposed: optuna is multivariate TPE"
+    )
+    scheduler: Literal["asha", "hyperband", "pbt", "pb2", "median", "none"] = Field(
+        "asha", description="how bad trials are stopped early (pbt, pb2: replaced by mutated good ones)"
+    )
+    job: Literal["auto", "classify", "pretrain", "finetune"] = Field(
+        "auto", description="what a trial runs (auto: classify where task.name is set, else pretrain)"
+    )
+    metric: str | None = Field(
+        None, description="what trials are ranked by: accuracy, f1, loss; val_loss or train_loss; none: the usual one"
+    )
+    trials: int = Field(16, description="trials in all; with grid: passes over the grid (1 is usual)", ge=1)
+    concurrent: int | None = Field(None, description="most trials at a time; none: as many as resources allow", ge=1)
+    cpus_per_trial: float = Field(1, description="CPU cores of one classification trial", gt=0)
+    gpus_per_trial: float | Literal["auto"] = Field(
+        "auto", description="GPUs of one classification trial; 0.5 puts two on one GPU (auto: 1 where there are any)"
+    )
+    memory_gb: float | None = Field(
+        None, description="host memory a classification trial may take beside the libraries; more ends it", gt=0
+    )
+    grace: int = Field(1, description="epochs (or evaluations) before asha, hyperband or median may stop a trial", ge=1)
+    reduction_factor: float = Field(3, description="asha, hyperband: one trial in this many goes on at a rung", gt=1)
+    interval: int = Field(2, description="pbt, pb2: epochs between exploits", ge=1)
+    max_seconds: float | None = Field(None, description="stop searching after this long, restarts counted in", gt=0)
+    max_failures: int = Field(2, description="restarts of a trial whose worker or node was lost", ge=0)
+    top: int = Field(3, description="best configurations that are run again over tune.seeds; 0: no final runs", ge=0)
+    seeds: int = Field(5, description="seeds per configuration in the final runs", ge=1)
+    baseline: dict[str, Any] = Field(
+        {}, description="settings of the configuration to beat; empty: this config as it is, without tune.space"
+    )
+    resamples: int = Field(5000, description="bootstrap resamples behind the confidence intervals", ge=100)
+    show_every: float = Field(30, description="seconds between tables in a job log (a terminal: each change)", gt=0)
+
+
 class Config(Section):
     """Every setting of every job."""
 
@@ -233,6 +306,8 @@ class Config(Section):
     export: Export = Field(default_factory=Export, description="`raygpt export`")
     plan: Plan = Field(default_factory=Plan, description="`raygpt plan`: will it fit?")
     compare: Compare = Field(default_factory=Compare, description="`raygpt evaluate --base … --tuned …`")
+    task: Task = Field(default_factory=Task, description="classification of texts or pairs of texts")
+    tune: Tune = Field(default_factory=Tune, description="`raygpt tune`: the search for hyperparameters")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, as saved in config.yaml. Holds no credentials: none can be set here."""
@@ -247,7 +322,9 @@ def problems(config: Config, job: str) -> list[tuple[str, str]]:
             found.append(("prepare.sources", "is not set: name files, folders, s3:// URIs or Hugging Face ids"))
         if not config.prepare.output:
             found.append(("prepare.output", "is not set: name the folder that gets train/ and val/"))
-    if job in ("pretrain", "finetune"):
+    if job == "finetune" and config.task.name:
+        found += _task_problems(config)
+    elif job in ("pretrain", "finetune"):
         if not config.data.train:
             found.append(("data.train", "is not set: name a shard folder or raw text"))
         found += _length_problems(config.train)
@@ -274,6 +351,20 @@ def problems(config: Config, job: str) -> list[tuple[str, str]]:
         found.append(("train.micro_batch_size", "must be at least 1, or auto"))
     if config.track.max_cost_usd is not None and config.track.price_per_hour is None:
         found.append(("track.max_cost_usd", "needs track.price_per_hour"))
+    return found
+
+
+def _task_problems(config: Config) -> list[tuple[str, str]]:
+    found, epochs = [], config.train.epochs
+    if not config.task.train:
+        found.append(("task.train", "is not set: name a CSV, TSV or JSONL file, a folder with train.*, or glue/mrpc"))
+    if len(config.task.text_columns) > 2:
+        found.append(("task.text_columns", "names more than two columns: a task has one text or a pair"))
+    if epochs is None or epochs != int(epochs):
+        found.append(("train.epochs", "must be a whole number: classification trains in whole epochs"))
+    for key in ("max_steps", "max_tokens"):
+        if getattr(config.train, key) is not None:
+            found.append((f"train.{key}", "has no meaning for a classification task: set train.epochs"))
     return found
 
 

@@ -98,6 +98,24 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     return config
 
 
+def config_with(config: Config, values: Mapping[str, Any], origin: str) -> Config:
+    """The config with some settings changed, {dotted key: value}; an alternative that was set before gives way.
+
+    Raises UserError listing every key that is no setting and every value that is not allowed, under `origin`.
+    """
+    settings = Settings()
+    for key, value in _flatten(config.to_dict(), ""):
+        rivals = [group for group in ALTERNATIVES if key in group and set(group) & set(values)]
+        if not rivals:
+            settings.set(key, value, "the sweep's config")
+    for key, value in values.items():
+        settings.set(key, value, origin)
+    changed, errors = _validate(settings)
+    if changed is None or errors:
+        raise UserError("\n".join(errors))
+    return changed
+
+
 def dump(config: Config) -> str:
     """The resolved config as YAML, in the order of the tree."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)

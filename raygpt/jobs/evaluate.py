@@ -26,6 +26,10 @@ from raygpt.track.meter import Meter
 def run(config: Config, call: Call) -> int:
     if config.compare.base is not None:
         return run_comparison(config)
+    if config.task.name:
+        from raygpt.evaluate.classification import run_evaluation
+
+        return run_evaluation(config)
     subject = open_subject(config)
     print(subject.describe(), flush=True)
     held_out = open_held_out(

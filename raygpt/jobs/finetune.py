@@ -1,4 +1,7 @@
-"""`raygpt finetune`: train an existing GPT-2 on one's own documents; pretrain's machinery, finetune.yaml's defaults."""
+"""`raygpt finetune`: an existing GPT-2 and one's own documents, on pretrain's machinery with finetune.yaml's defaults.
+
+With task.name set it trains a classifier instead, as the best.yaml of a sweep asks for.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,10 @@ from raygpt.jobs import pretrain
 
 
 def run(config: Config, call: Call) -> int:
+    if config.task.name:
+        from raygpt.jobs.tune import finetune_task
+
+        return finetune_task(config, call.command)
     status = pretrain.run(config, call)
     if status == 0 and not call.flags & {"dry_run", "print_deepspeed"}:
         place = [f"--run.name={config.run.name}", f"--run.storage={config.run.storage}"]

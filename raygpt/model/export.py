@@ -226,7 +226,7 @@ def _split(specs: list[Spec], shard_bytes: float | None) -> list[_Shard]:
 def _put(file: BinaryIO, place: int, value: Tensor) -> None:
     file.seek(place)
     flat = value.cpu().contiguous().reshape(-1)
-    file.write(memoryview(flat.view(torch.uint8).numpy()))
+    file.write(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
 
 def _theirs(name: str, value: Tensor, config: GPTConfig) -> Tensor:

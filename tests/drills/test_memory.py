@@ -1,18 +1,13 @@
-"""A medium-sized model loaded, saved in parts and exported below a memory limit, and the plan beside what was measured."""
+"""A medium-sized model loaded, saved in parts and exported below a memory limit; the plan beside what was measured."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from bench_memory import drill
-from memory_probe import DEFAULTS, probe
-
+from benchmarks.bench_memory import drill
+from benchmarks.memory_probe import DEFAULTS, probe
 from raygpt.model.gpt import GPTConfig
 from raygpt.train.memory import Setup, needs, per_worker, process
 

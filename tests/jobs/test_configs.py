@@ -12,7 +12,9 @@ from raygpt.model.presets import PRESETS
 from raygpt.settings import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+EVERY = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+SWEEPS = [path for path in EVERY if "\ntune:" in path.read_text()]
+CONFIGS = [path for path in EVERY if path not in SWEEPS]
 # name -> (rows per step, steps, peak, warm-up, parameters), worked out from the recipes by hand
 RECIPES = {
     "gpt2-124m-fineweb": (512, 19_073, 6e-4, 715, 124_439_808),
@@ -34,6 +36,25 @@ def test_each_passes_a_dry_run(path: Path, capsys: pytest.CaptureFixture[str]) -
     more = ["--data.train=text.txt"] if path.stem in {"quickstart", *FINETUNING} else []
     assert main([job, "--config", str(path), "--dry_run", *more]) == 0
     assert "Settings are sound" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_each_sweep_passes_a_dry_run_on_the_real_task(
+    path: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", "--config", str(path), "--dry_run", f"--task.train={shared_data}/mrpc/glue"]) == 0
+    printed = capsys.readouterr().out
+    assert f"Sweep {path.stem}" in printed and "408 to validate once" in printed
+    assert f"raygpt tune --config jobs/configs/{path.name}" in path.read_text()
+
+
+def test_the_study_grid_is_the_published_one() -> None:
+    from raygpt.tune.space import read_space
+
+    config = load_config("tune", str(ROOT / "jobs/configs/mrpc-grid-colossal.yaml"), environ={}, base=JOBS["tune"].base)
+    points = [tuple(point.values()) for point in read_space(config)[0].grid()]
+    assert sorted(points) == sorted((b, lr, w) for b in (16, 32) for lr in (1.2e-5, 2.4e-5) for w in (0.05, 0.1))
+    assert config.train.epochs == 9 and config.tune.scheduler == "none" and config.task.name == "mrpc"
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -156,8 +156,9 @@ def test_states_agree_with_deepspeeds_estimators(strategy: str, offload: str, wo
         # ours besides: gradients flattened once more (up to 4 bytes per value of a part), buckets, gathered weights
         assert 1.0 <= gpu / estimate[1] < 1.12 or gpu - estimate[1] < 1.7e9
     else:
-        # theirs is values times 1.5 for buffers; pinned memory comes in powers of two and makes about that of it
-        assert host == pytest.approx(estimate[0], rel=0.15)
+        # theirs is values times 1.5 for buffers; pinned memory comes in powers of two and makes about that of it, a
+        # little less in stage 3, whose fp32 copies are not pinned
+        assert host == pytest.approx(estimate[0], rel=0.17)
         # ours besides: two copies of the weights until they are flat (2), buckets and gathered weights (3)
         assert estimate[1] <= gpu < estimate[1] + (2 * 2 * 1.6e9 if strategy == "zero2" else 1.7e9)
 

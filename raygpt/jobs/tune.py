@@ -1,0 +1,48 @@
+"""`raygpt tune`: search hyperparameters of classification, pretraining or fine-tuning on a Ray cluster."""
+
+from __future__ import annotations
+
+from raygpt import storage
+from raygpt.cli import Call
+from raygpt.config import Config
+from raygpt.errors import UserError
+from raygpt.track.trackers import choose_wandb_mode
+from raygpt.train.assignment import run_location
+
+
+def run(config: Config, call: Call) -> int:
+    try:
+        import optuna  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"raygpt tune needs {error.name}: install it with pip install 'raygpt[tune]'.") from None
+    from raygpt.tune.plan import make_plan
+
+    plan = make_plan(config)
+    if "dry_run" in call.flags:
+        print(plan.describe())
+        if plan.task is not None:
+            print(plan.task.describe())
+        return 0
+    storage.check_writable(run_location(config), "run.storage")
+    choose_wandb_mode(config.track.wandb)
+    from raygpt.tune.sweep import prepare_environment, run_sweep
+
+    prepare_environment()
+    from raygpt.train.cluster import connect
+
+    nested = plan.kind != "classify"
+    workers = config.scale.worker_range[0] * config.scale.cpus_per_worker
+    cpus = workers if nested else config.tune.cpus_per_trial
+    print(connect(config.scale, workers_cpus=cpus), flush=True)
+    return run_sweep(plan, call.command)
+
+
+def finetune_task(config: Config, command: str) -> int:
+    """`raygpt finetune` where task.name is set: one classifier, trained as the config says."""
+    from raygpt.train.cluster import connect
+    from raygpt.tune.finetune import train_classifier
+
+    storage.check_writable(run_location(config), "run.storage")
+    print(connect(config.scale, workers_cpus=config.tune.cpus_per_trial), flush=True)
+    return train_classifier(config, command)

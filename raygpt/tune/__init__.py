@@ -1,0 +1,1 @@
+"""Classification fine-tuning and the search for hyperparameters (Ray Tune)."""

@@ -1,0 +1,159 @@
+"""`raygpt finetune` on a classification task: one configuration trained to its end, the best epoch exported."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import ray
+import torch
+from safetensors.torch import load, save
+
+from raygpt import storage
+from raygpt.config import Config
+from raygpt.data.tokenizer import load_tokenizer
+from raygpt.model.classifier import classification_metrics
+from raygpt.model.classifier_folder import save_classifier
+from raygpt.settings import dump
+from raygpt.storage import Location
+from raygpt.track.trackers import Trackers
+from raygpt.train.assignment import run_location
+from raygpt.train.runfolder import RunLock
+from raygpt.train.weights import load as load_base
+from raygpt.tune.classify import Training
+from raygpt.tune.plan import read_task
+from raygpt.tune.trial import Shared, start_training
+
+STATE = "checkpoints/state.safetensors"
+STATE_VALUES = "checkpoints/state.json"
+EXPORT = "export"
+
+
+def train_classifier(config: Config, again: str = "", stream: TextIO | None = None) -> int:
+    """Fine-tune `model.init_from` on `task` as the config says, on the connected Ray cluster; exit status 0.
+
+    The run folder gets config.yaml, metrics.jsonl (one record per epoch), the best epoch's classifier in export/ and
+    summary.json with its scores on the selection part and, once, on the validation split. A run that was killed goes on
+    after its last epoch. Raises UserError for what the user can mend.
+    """
+    from raygpt.tune.sweep import make_shared
+
+    stream = stream or sys.stdout
+    say = lambda text: print(text, file=stream, flush=True)  # noqa: E731
+    run, task = run_location(config), read_task(config)
+    lock = RunLock(run)
+    lock.acquire()
+    outcome = "failed"
+    try:
+        storage.write_text(run / "config.yaml", dump(config))
+        shared = make_shared(config, task, run, say, metric="accuracy", reinit_layers=config.task.reinit_layers)
+        done = _epochs_done(run, config)
+        with tempfile.TemporaryDirectory() as scratch:
+            trackers = Trackers(
+                run,
+                config.run.name,
+                config.to_dict(),
+                wandb=config.track.wandb,
+                wandb_project=config.track.wandb_project,
+                tensorboard=config.track.tensorboard,
+                resume_step=done,
+                local_dir=Path(scratch),
+            )
+            for note in trackers.notes:
+                say(note)
+            options = {"num_cpus": shared.cpus, "num_gpus": shared.gpus}
+            stream_of_records = _train.options(**options).remote(shared, run.uri, done, _tokenizer_json(config))
+            last: dict[str, Any] = {}
+            for reference in stream_of_records:  # type: ignore[attr-defined]
+                record = ray.get(reference)
+                if "summary" in record:
+                    last = record["summary"]
+                    continue
+                trackers.log({"step": record["epoch"], "time": time.time(), **record})
+                say(
+                    f"epoch {record['epoch']}/{config.train.epochs:g} | train {record['train_loss']:.4f} | "
+                    f"accuracy {record['accuracy']:.4f} | f1 {record['f1']:.4f} | loss {record['loss']:.4f} | "
+                    f"{record['epoch_seconds']:.1f}s"
+                )
+            lock.touch()
+            price = config.track.price_per_hour
+            last["wall_seconds"] = lock.wall_seconds
+            if price is not None:
+                last["cost_usd"] = price * lock.wall_seconds / 3600
+            trackers.close(last)
+        storage.write_text(run / "summary.json", json.dumps(last, indent=2) + "\n")
+        say(_sentence(last, run))
+        outcome = "finished"
+        return 0
+    finally:
+        lock.release(outcome)
+
+
+@ray.remote
+def _train(shared: Shared, run_uri: str, done: int, tokenizer_json: bytes) -> Iterator[dict[str, Any]]:
+    """The training itself, in a Ray worker: yields a record per epoch, then the summary."""
+    run = storage.locate(run_uri)
+    torch.set_num_threads(max(1, int(shared.cpus)))
+    training = start_training({}, shared)
+    training.keep_best_model = True
+    if done:
+        values = json.loads(storage.read_text(run / STATE_VALUES))
+        training.restore(load(storage.read_bytes(run / STATE)), values)
+    for record in training.run():
+        tensors, values = training.state()
+        # the values name the epoch, so they come last: a kill between the two repeats an epoch
+        storage.write_bytes(run / STATE, save(tensors))
+        storage.write_text(run / STATE_VALUES, json.dumps(values) + "\n")
+        yield record
+    yield {"summary": _finish(training, shared, run, tokenizer_json)}
+
+
+def _finish(training: Training, shared: Shared, run: Location, tokenizer_json: bytes) -> dict[str, Any]:
+    """Export the best epoch and score it."""
+    if training.best_model is not None:
+        training.model.load_state_dict(training.best_model)
+    task, progress = shared.task, training.progress
+    rows = {"max_tokens": training.max_tokens, "swap_eval": training.recipe.swap_eval, "task": task.name}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = save_classifier(
+            training.model,
+            Path(scratch) / EXPORT,
+            labels=task.labels,
+            eot_id=task.eot_id,
+            tokenizer_json=tokenizer_json,
+            rows=rows,
+        )
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
+            storage.write_bytes(run / EXPORT / path.name, path.read_bytes())
+    summary: dict[str, Any] = {"epochs": progress.epoch, "best_epoch": progress.best_epoch}
+    summary["selection"] = classification_metrics(training.predict(task.selection), task.selection.labels)
+    if task.val is not None:
+        summary["validation"] = classification_metrics(training.predict(task.val), task.val.labels)
+        summary["validation_examples"] = len(task.val)
+    return summary
+
+
+def _epochs_done(run: Location, config: Config) -> int:
+    if config.run.resume == "never" or not storage.exists(run / STATE_VALUES):
+        return 0
+    return int(json.loads(storage.read_text(run / STATE_VALUES))["epoch"])
+
+
+def _tokenizer_json(config: Config) -> bytes:
+    if config.data.tokenizer == "base":
+        return load_base(config.model.init_from).tokenizer.to_json()
+    return load_tokenizer(config.data.tokenizer).to_json()
+
+
+def _sentence(summary: dict[str, Any], run: Location) -> str:
+    parts = [f"Best epoch {summary['best_epoch']} of {summary['epochs']}"]
+    for part in ("selection", "validation"):
+        if part in summary:
+            scores = summary[part]
+            parts.append(f"{part} accuracy {scores['accuracy']:.4f}, f1 {scores['f1']:.4f}")
+    return "; ".join(parts) + f". Classifier: {(run / EXPORT).uri}"

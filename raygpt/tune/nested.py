@@ -1,0 +1,96 @@
+"""Trials that are training jobs of their own: each starts Ray Train with its workers and resumes from its run folder.
+
+The trial itself holds a tenth of a CPU; its workers' CPUs and GPUs are Ray Train's to ask for, all at once, so two
+trials never hold half of what each needs.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+
+from raygpt import storage
+from raygpt.settings import config_from_dict, config_with
+from raygpt.storage import Location
+from raygpt.track.jsonl import read_metrics
+from raygpt.tune.plan import SweepPlan
+from raygpt.tune.space import decode
+
+POLL_SECONDS = 0.5
+RUNS = "runs"
+
+
+def resources() -> dict[str, float]:
+    """What the trial itself holds, beside its workers."""
+    return {"cpu": 0.1}
+
+
+def nested_trainable(plan: SweepPlan, folder: Location) -> Callable[[dict[str, Any]], None]:
+    """Tune's trainable for a pretraining or fine-tuning sweep whose runs lie in `folder`/runs."""
+    return tune.with_parameters(training_trial, settings=plan.config.to_dict(), metric=plan.metric, folder=folder.uri)
+
+
+def training_trial(params: dict[str, Any], settings: dict[str, Any], metric: str, folder: str) -> None:
+    """One training job; every evaluation is reported to Tune. A restarted trial goes on from its own checkpoints."""
+    from raygpt.train.assignment import resolve
+    from raygpt.train.cluster import connect
+    from raygpt.train.trainer import run_training
+
+    name = tune.get_context().get_trial_id()
+    config = config_with(config_from_dict(settings), decode(params), "trial")
+    config = config_with(
+        config,
+        {
+            "run.storage": f"{folder}/{RUNS}",
+            "run.name": name,
+            "run.resume": "auto",
+            "track.wandb": "off",  # the sweep's driver logs its trials
+        },
+        "sweep",
+    )
+    connect(config.scale)
+    job = resolve(config)
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            run_training(config, job, "", stream=io.StringIO())
+        except BaseException as error:
+            failure.append(error)
+
+    # in a thread, so that evaluations are reported while training goes on and a scheduler can act on them
+    thread = threading.Thread(target=fit, daemon=True, name="training")
+    thread.start()
+    reported, best = 0, float("inf")
+    while True:
+        running = thread.is_alive()
+        records = _evaluations(job.run, metric)
+        for record in records[reported:]:
+            best = min(best, record[metric])
+            tune.report({**record, "epoch": reported + 1, f"best_{metric}": best})
+            reported += 1
+        if not running:
+            break
+        time.sleep(POLL_SECONDS)
+    if failure:
+        raise failure[0]
+
+
+def _evaluations(run: Location, metric: str) -> list[dict[str, Any]]:
+    """Evaluations so far, with the metric; train_loss is taken at evaluations too, so that rungs mean the same."""
+    where = run / "metrics.jsonl"
+    if not storage.exists(where):
+        return []
+    records = [record for record in read_metrics(where) if "val_loss" in record]
+    last: float | None = None
+    out = []
+    for record in read_metrics(where) if metric != "val_loss" else records:
+        last = record.get(metric, last)
+        if "val_loss" in record and last is not None:
+            out.append({**record, metric: last})
+    return out

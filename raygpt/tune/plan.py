@@ -1,0 +1,158 @@
+"""What a sweep will do, checked as a whole before any trial starts: every mistake comes out in one message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raygpt.config import Config
+from raygpt.data.tasks import Task, load_task
+from raygpt.errors import UserError
+from raygpt.settings import config_with
+from raygpt.track.cost import Cost
+from raygpt.tune.space import Space, decode, encode_value, read_space
+
+# What trials of each kind report, the usual metric first.
+REPORTED = {
+    "classify": ("accuracy", "f1", "loss", "train_loss"),
+    "pretrain": ("val_loss", "train_loss"),
+    "finetune": ("val_loss", "train_loss"),
+}
+POPULATION = ("pbt", "pb2")
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A checked sweep. `longest` is the most epochs (classification) or evaluations (nested) a trial may have."""
+
+    config: Config
+    space: Space
+    kind: str
+    metric: str
+    mode: str
+    longest: int
+    task: Task | None
+    max_seconds: float | None
+
+    def describe(self) -> str:
+        tune = self.config.tune
+        size = f"{len(list(self.space.grid()))} points" if tune.search == "grid" else f"{tune.trials} trials"
+        return (
+            f"Sweep {self.config.run.name}: {size} of {self.kind} by {tune.search} search, scheduler {tune.scheduler}, "
+            f"ranked by {self.metric} ({'highest' if self.mode == 'max' else 'lowest'}), over "
+            + "; ".join(f"{item.key} {item.describe()}" for item in self.space.dimensions.values())
+        )
+
+
+def make_plan(config: Config) -> SweepPlan:
+    """Check a sweep. Raises UserError listing every mistake in the space, the settings and the task's files."""
+    tune = config.tune
+    kind = tune.job if tune.job != "auto" else "classify" if config.task.name else "pretrain"
+    space, problems = read_space(config)
+    metric = tune.metric or REPORTED[kind][0]
+    if metric not in REPORTED[kind]:
+        problems.append(
+            f"tune.metric={metric} is reported by no trial of this sweep: choose {', '.join(REPORTED[kind])}"
+        )
+    try:
+        for key, value in tune.baseline.items():
+            config_with(config, decode({key: encode_value(value)}), "tune.baseline")
+    except UserError as error:
+        problems += str(error).splitlines()
+    problems += _scheduler_problems(config, space, kind)
+    task, longest = None, 0
+    if kind == "classify":
+        problems += _classify_problems(config)
+        longest = _longest(config, space, problems)
+        if config.task.train:
+            try:
+                task = read_task(config)
+            except UserError as error:
+                problems += str(error).splitlines()
+    else:
+        problems += _nested_problems(config)
+        longest = 10**6
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    paid = Cost(config.track.price_per_hour, config.track.max_cost_usd).seconds_left(0.0)
+    limits = [limit for limit in (tune.max_seconds, paid) if limit is not None]
+    mode = "min" if "loss" in metric else "max"
+    return SweepPlan(config, space, kind, metric, mode, longest, task, min(limits, default=None))
+
+
+def read_task(config: Config) -> Task:
+    """The task of a config. Raises UserError listing what is wrong with its files."""
+    task = config.task
+    assert task.train is not None
+    return load_task(
+        task.name or "task",
+        task.train,
+        task.val,
+        text_columns=task.text_columns,
+        label_column=task.label_column,
+        labels=task.labels,
+        selection_fraction=task.selection_fraction,
+        split_seed=task.split_seed,
+        train_examples=task.train_examples,
+    )
+
+
+def _scheduler_problems(config: Config, space: Space, kind: str) -> list[str]:
+    tune, found = config.tune, []
+    if tune.scheduler in POPULATION and kind != "classify":
+        found.append(
+            f"tune.scheduler={tune.scheduler} cannot be used where a trial is a training job of its own ({kind}): it "
+            "replaces a trial by handing it a checkpoint of Tune's, but such a trial resumes from its run folder, so "
+            "nothing would ever be exploited; use asha, hyperband, median or none"
+        )
+    if tune.scheduler in POPULATION and tune.search == "grid":
+        found.append(f"tune.scheduler={tune.scheduler} mutates what a grid fixes: set tune.search to random")
+    if tune.scheduler == "pb2" and (other := [key for key, item in space.dimensions.items() if not item.is_numeric]):
+        found.append(f"tune.scheduler=pb2 searches ranges of numbers only: drop {', '.join(other)} or use pbt")
+    if tune.scheduler in POPULATION:
+        fixed = {"train.epochs", "task.reinit_layers", "optim.betas"} & set(space.dimensions)
+        if fixed:
+            found.append(
+                f"{', '.join(sorted(fixed))} cannot change within a trial: use asha instead of {tune.scheduler}"
+            )
+    return found
+
+
+def _classify_problems(config: Config) -> list[str]:
+    found = []
+    if not config.task.name:
+        found.append("task.name is not set: name the classification task, such as mrpc")
+    if not config.task.train:
+        found.append("task.train is not set: name a CSV, TSV or JSONL file, a folder with train.*, or glue/mrpc")
+    if config.model.init_from == "random":
+        found.append("model.init_from is not set: name the model to classify with (a run, a Hugging Face folder or id)")
+    for key in ("max_steps", "max_tokens"):
+        if getattr(config.train, key) is not None:
+            found.append(f"train.{key} has no meaning for a classification task: set train.epochs")
+    return found
+
+
+def _longest(config: Config, space: Space, problems: list[str]) -> int:
+    """Most epochs a trial may have; 0 after a problem."""
+    item = space.dimensions.get("train.epochs")
+    if item is None:
+        values = [config.train.epochs]
+    else:
+        values = [item.low, item.high] if item.is_numeric else list(item.options)  # type: ignore[arg-type]
+        if item.kind in ("uniform", "loguniform"):
+            problems.append("tune.space: train.epochs must be drawn by randint or choice: trials have whole epochs")
+            return 0
+    if any(value is None or float(value) != int(value) for value in values):
+        problems.append("train.epochs must be a whole number: classification trains in whole epochs")
+        return 0
+    return max(int(value) for value in values if value is not None)
+
+
+def _nested_problems(config: Config) -> list[str]:
+    found = []
+    if not config.data.train:
+        found.append("data.train is not set: name a shard folder or raw text")
+    lengths = [config.train.max_steps, config.train.max_tokens, config.train.epochs]
+    searched = {"train.max_steps", "train.max_tokens", "train.epochs"} & set(config.tune.space)
+    if sum(value is not None for value in lengths) != 1 and not searched:
+        found.append("set exactly one of train.max_steps, train.max_tokens, train.epochs")
+    return found

@@ -1,0 +1,167 @@
+"""Where trials come from: a list made beforehand (grid, random, final runs) or Optuna; and Optuna's own storage.
+
+Every sweep has a study in optuna.db, whoever proposed its trials, so `optuna-dashboard sqlite:///…/optuna.db` opens it
+and parameter importance is Optuna's.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ray.tune.search import Searcher
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from raygpt.config import Config
+from raygpt.errors import UserError
+from raygpt.storage import Location
+from raygpt.tune.space import Dimension, Space, Value
+
+if TYPE_CHECKING:
+    import optuna
+
+DATABASE = "optuna.db"
+
+
+class ListSearch(Searcher):
+    """Proposes given parameters one after the other."""
+
+    def __init__(self, trials: Sequence[dict[str, Value]], metric: str, mode: str) -> None:
+        super().__init__(metric=metric, mode=mode)
+        self.trials = list(trials)
+        self.next = 0
+
+    def suggest(self, trial_id: str) -> dict[str, Value] | str:  # type: ignore[override]
+        if self.next >= len(self.trials):
+            return Searcher.FINISHED
+        self.next += 1
+        return dict(self.trials[self.next - 1])
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        pass
+
+    def save(self, checkpoint_path: str) -> None:
+        with open(checkpoint_path, "wb") as file:
+            pickle.dump((self.trials, self.next), file)
+
+    def restore(self, checkpoint_path: str) -> None:
+        with open(checkpoint_path, "rb") as file:
+            self.trials, self.next = pickle.load(file)
+
+
+def planned(config: Config, space: Space) -> list[dict[str, Value]]:
+    """Parameters of a grid or random sweep, the same for the same seed."""
+    if config.tune.search == "grid":
+        return [params for _ in range(config.tune.trials) for params in space.grid()]
+    random = np.random.default_rng(config.run.seed)
+    return [space.sample(random) for _ in range(config.tune.trials)]
+
+
+def make_search(config: Config, space: Space, metric: str, mode: str, folder: Location) -> tuple[Any, int]:
+    """(searcher, number of trials) of a new sweep."""
+    if config.tune.scheduler in ("pbt", "pb2"):
+        # Tune gives these schedulers no searcher: the population is drawn from the parameter space itself
+        return BasicVariantGenerator(random_state=config.run.seed), config.tune.trials
+    if config.tune.search != "optuna":
+        trials = planned(config, space)
+        return ListSearch(trials, metric, mode), len(trials)
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Optuna's 10 random trials before TPE begins are most of a small sweep
+    startup = max(4, min(10, config.tune.trials // 3))
+    sampler = optuna.samplers.TPESampler(multivariate=True, seed=config.run.seed, n_startup_trials=startup)
+    search = OptunaSearch(
+        distributions(space),
+        metric=metric,
+        mode=mode,
+        sampler=sampler,
+        study_name=folder.name,
+        storage=open_storage(folder),
+    )
+    return search, config.tune.trials
+
+
+def distributions(space: Space) -> dict[str, Any]:
+    """Optuna's distribution of every dimension."""
+    return {key: _distribution(item) for key, item in space.dimensions.items()}
+
+
+def open_storage(folder: Location) -> optuna.storages.RDBStorage:
+    """The study's SQLite file in the sweep's folder. Raises UserError where the folder is not local."""
+    import optuna
+
+    if not folder.is_local:
+        raise UserError(
+            f"run.storage={folder.parent.uri}: Optuna keeps its database in the sweep's folder, which must be on a "
+            "local or shared disk: set run.storage to one, or tune.search to random or grid."
+        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.storages.RDBStorage(f"sqlite:///{folder.path}/{DATABASE}")
+
+
+def record_study(folder: Location, space: Space, mode: str, trials: Sequence[Any]) -> optuna.Study | None:
+    """The sweep's study with every trial in it; trials that Optuna did not propose itself are added.
+
+    `trials` are TrialRecords. None where the folder is not local.
+    """
+    import optuna
+
+    if not folder.is_local:
+        return None
+    study = optuna.create_study(
+        study_name=folder.name,
+        storage=open_storage(folder),
+        direction="maximize" if mode == "max" else "minimize",
+        load_if_exists=True,
+    )
+    known = {trial.user_attrs.get("trial_id") for trial in study.trials}
+    same = {_fingerprint(trial.params) for trial in study.trials}
+    for trial in trials:
+        if trial.id in known or _fingerprint(trial.params) in same:
+            continue
+        state = optuna.trial.TrialState.COMPLETE if trial.score is not None else optuna.trial.TrialState.FAIL
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                value=trial.score,
+                params=trial.params,
+                distributions=distributions(space),
+                user_attrs={"trial_id": trial.id, "status": trial.status},
+                intermediate_values={int(row["epoch"]): row[trial.metric] for row in trial.history},
+            )
+        )
+    return study
+
+
+def importance(study: optuna.Study | None) -> dict[str, float]:
+    """Share of the score's variance that each parameter explains (fANOVA); empty with fewer than four scores."""
+    import optuna
+
+    if study is None:
+        return {}
+    done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    if len(done) < 4 or len({trial.value for trial in done}) < 2:
+        return {}
+    try:
+        found = optuna.importance.get_param_importances(study)
+    except (RuntimeError, ValueError, ImportError):
+        return {}
+    return {key: float(value) for key, value in found.items()}
+
+
+def _distribution(item: Dimension) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if item.kind == "randint":
+        return IntDistribution(int(item.low), int(item.high))
+    if item.is_numeric:
+        return FloatDistribution(item.low, item.high, log=item.kind == "loguniform")
+    return CategoricalDistribution(item.options)
+
+
+def _fingerprint(params: dict[str, Any]) -> str:
+    return repr(sorted(params.items()))

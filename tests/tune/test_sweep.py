@@ -1,0 +1,220 @@
+"""Whole sweeps on a small cluster: searches, schedulers, final runs, trackers, resources, trials that fail."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from raygpt.cli import Call
+from raygpt.config import Config
+from raygpt.errors import UserError
+from raygpt.settings import load_config
+from raygpt.tune.plan import make_plan
+from raygpt.tune.sweep import prepare_environment, run_sweep
+from tests.track.test_trackers import offline_runs, wandb_history, wandb_records
+
+prepare_environment()  # before the module's cluster starts
+
+
+def sweep(config: Config) -> tuple[Path, dict[str, Any], list[dict[str, Any]], str]:
+    """(folder, summary, trials, what was printed) of a sweep that ran to its end."""
+    stream = io.StringIO()
+    assert run_sweep(make_plan(config), "raygpt tune ...", stream) == 0
+    folder = Path(config.run.storage) / config.run.name
+    return folder, read(folder / "summary.json"), read(folder / "sweep.json"), stream.getvalue()
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_a_grid_with_final_runs_ends_in_a_verdict_a_report_and_a_config_that_runs(
+    ray_cluster: str, sweep_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    change = {"tune.top": 1, "tune.scheduler": "asha", "train.epochs": 4, "track.price_per_hour": 1.0}
+    folder, summary, trials, printed = sweep(sweep_config(change))
+    assert len(trials) == 4 and {trial["status"] for trial in trials} <= {"finished", "stopped early"}
+    points = [(trial["params"]["optim.lr"], trial["params"]["task.batch_size"]) for trial in trials]
+    assert sorted(points) == [(1e-5, 8), (1e-5, 16), (3e-3, 8), (3e-3, 16)]
+    assert summary["epochs"] == sum(trial["epochs_spent"] for trial in trials) <= 16
+    assert summary["epochs_by_rung"][0] == {"rung": 1, "trials": 4, "epochs": 4}
+    assert summary["cost_usd"] == pytest.approx(summary["wall_seconds"] / 3600)
+    final = summary["final"]
+    assert len(final["selection"]["0"]["scores"]) == len(final["selection"]["1"]["scores"]) == 2
+    assert final["params"]["optim.lr"] == 3e-3 and final["validation_examples"] == 60
+    for metric in ("accuracy", "f1"):
+        figures = final["validation"][metric]
+        assert figures["best"]["low"] <= figures["best"]["mean"] <= figures["best"]["high"]
+        gap = figures["best"]["mean"] - figures["baseline"]["mean"]
+        assert figures["over_baseline"]["mean"] == pytest.approx(gap, abs=1e-6)
+    assert ("beats the baseline on held-out seeds" in printed) == final["beats_baseline"]
+    # validation is no part of the search: its records know nothing of it
+    assert not any("val" in key for trial in trials for row in trial["history"] for key in row)
+    page = (folder / "report.html").read_text()
+    assert all(word in page for word in ("Leaderboard", "Budget by rung", "held-out seeds", "data:image/png"))
+    assert {path.stem for path in (folder / "plots").iterdir()} >= {"curves", "parallel", "rungs"}
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/optuna.db")
+    assert len(study.trials) == 4 and study.best_value == pytest.approx(summary["best_search_score"])
+
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    assert best["optim"]["lr"] == 3e-3 and "tune" not in best
+    config = load_config("finetune", str(folder / "best.yaml"), {}, {})
+    from raygpt.jobs.tune import finetune_task
+
+    assert finetune_task(config, "again") == 0
+    run = folder.parent / "sweep-best"
+    scores = read(run / "summary.json")
+    assert scores["validation"]["accuracy"] > 0.7 and len((run / "metrics.jsonl").read_text().splitlines()) == 4
+    capsys.readouterr()
+    from raygpt.jobs.evaluate import run as evaluate
+
+    assert evaluate(load_config("evaluate", str(folder / "best.yaml"), {}, {}), Call(frozenset(), "")) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line["accuracy"] == pytest.approx(scores["validation"]["accuracy"]) and line["examples"] == 60
+
+
+def test_optuna_searches_in_its_own_storage_and_knows_what_mattered(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
+    space = {"optim.lr": {"loguniform": [1e-6, 1e-2]}, "optim.weight_decay": {"uniform": [0, 0.1]}}
+    change = {"tune.space": space, "tune.search": "optuna", "tune.trials": 6, "train.epochs": 2}
+    folder, summary, trials, _ = sweep(sweep_config(change))
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/optuna.db")
+    values = sorted(trial.value for trial in study.trials)
+    assert values == pytest.approx(sorted(trial["score"] for trial in trials)) and len(values) == 6
+    assert all(trial.intermediate_values for trial in study.trials)
+    assert set(summary["importance"]) <= set(space)
+
+
+@pytest.mark.parametrize("scheduler", ["hyperband", "median", "pbt", "pb2"])
+def test_every_scheduler_brings_a_sweep_to_its_end(
+    ray_cluster: str, sweep_config: Callable[..., Config], scheduler: str
+) -> None:
+    space = {"optim.lr": {"loguniform": [1e-5, 5e-3]}, "optim.weight_decay": {"uniform": [0.0, 0.1]}}
+    change = {"tune.space": space, "tune.search": "random", "tune.trials": 4, "tune.scheduler": scheduler}
+    change |= {"tune.interval": 1, "train.epochs": 4}
+    _, summary, trials, _ = sweep(sweep_config(change))
+    assert len(trials) == 4 and summary["best_search_score"] > 0.4
+    assert {trial["status"] for trial in trials} <= {"finished", "stopped early"}
+    for trial in trials:
+        assert 1e-5 <= trial["params"]["optim.lr"] <= 5e-3
+
+
+def test_one_wandb_run_per_trial_is_read_back_from_its_offline_files(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
+    space = {"optim.lr": {"grid": [1e-5, 3e-3]}}
+    folder, _, trials, printed = sweep(sweep_config({"tune.space": space, "track.wandb": "offline"}))
+    folders = offline_runs(folder)
+    assert len(folders) == 2, printed
+    runs = {run["id"]: run for run in map(read_wandb, folders)}
+    for trial in trials:
+        run = runs[f"sweep-{trial['id']}"]
+        assert run["group"] == "sweep"
+        assert run["config"]["params"]["optim.lr"] == trial["params"]["optim.lr"]
+        assert [row["epoch"] for row in run["rows"]] == [1, 2, 3]
+        for key in ("accuracy", "f1", "loss", "train_loss"):
+            assert [row[key] for row in run["rows"]] == pytest.approx([row[key] for row in trial["history"]])
+        assert run["summary"]["best_accuracy"] == pytest.approx(trial["score"])
+        assert run["summary"]["status"] == "finished"
+
+
+def read_wandb(folder: Path) -> dict[str, Any]:
+    """Id, group, config, history and summary of an offline run's file."""
+    found: dict[str, Any] = {"rows": wandb_history(folder), "summary": {}, "config": {}}
+    for record in wandb_records(folder):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            found |= {"id": record.run.run_id, "group": record.run.run_group}
+            found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "summary":
+            for item in record.summary.update:
+                found["summary"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    return found
+
+
+def test_a_trial_that_runs_out_of_memory_is_marked_and_the_others_go_on(
+    ray_cluster: str, sweep_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    rows = [f"{'abcdefghij'[i % 10] * 44},{i % 2}" for i in range(1200)]
+    (tmp_path / "long.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    # 1,000 rows at once take half a gigabyte, eight a few megabytes
+    change = {"tune.space": {"task.batch_size": {"grid": [8, 1000]}}, "tune.memory_gb": 0.2, "train.epochs": 1}
+    change |= {"task.train": str(tmp_path / "long.csv")}
+    folder, summary, trials, printed = sweep(sweep_config(change))
+    by_size = {trial["params"]["task.batch_size"]: trial for trial in trials}
+    assert by_size[1000]["status"] == "out of memory" and by_size[1000]["error"].startswith("out of memory")
+    assert by_size[8]["status"] == "finished"
+    assert f"trial {by_size[1000]['id']} out of memory" in printed
+    assert summary["states"] == {"finished": 1, "out of memory": 1}
+    assert "task.batch_size" in (folder / "report.html").read_text()
+
+
+def test_four_trials_share_four_cores_and_never_more_run_at_once(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
+    # six logical CPUs, 1.5 per trial: four at a time
+    space = {"optim.lr": {"grid": [1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 6e-5]}}
+    _, _, trials, printed = sweep(
+        sweep_config({"tune.space": space, "tune.cpus_per_trial": 1.5, "tune.show_every": 0.01})
+    )
+    counts = Counter(
+        int(line.split(" running")[0].split("| ")[-1]) for line in printed.splitlines() if " running |" in line
+    )
+    assert max(counts) <= 4 and len(trials) == 6
+
+
+def test_a_trial_that_fits_no_node_is_refused_instead_of_waiting(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
+    with pytest.raises(UserError, match="tune.cpus_per_trial=64 is more than any node of the cluster has"):
+        run_sweep(make_plan(sweep_config({"tune.cpus_per_trial": 64})), "", io.StringIO())
+
+
+def test_a_finished_sweep_is_not_run_again_and_other_settings_are_refused(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
+    change = {"tune.space": {"optim.lr": {"grid": [1e-5, 3e-3]}}, "train.epochs": 1}
+    _, before, trials, _ = sweep(sweep_config(change))
+    _, after, again, _ = sweep(sweep_config(change))
+    assert again == trials and after["epochs"] == before["epochs"] == 2
+    other = sweep_config({**change, "tune.space": {"optim.lr": {"grid": [1e-5, 4e-3]}}})
+    with pytest.raises(UserError, match="was begun with other settings .tune.space."):
+        run_sweep(make_plan(other), "", io.StringIO())
+
+
+def test_a_spent_time_budget_ends_the_search(ray_cluster: str, sweep_config: Callable[..., Config]) -> None:
+    space = {"optim.lr": {"grid": [1e-5, 2e-5, 3e-5]}}
+    change = {"tune.space": space, "train.epochs": 1000, "tune.max_seconds": 12.0, "tune.concurrent": 1}
+    _, summary, trials, _ = sweep(sweep_config(change))
+    assert summary["epochs"] < 3000 and trials[0]["status"] == "stopped early"
+    assert summary["wall_seconds"] < 120
+
+
+def test_training_jobs_are_swept_with_workers_of_their_own(
+    ray_cluster: str, sweep_config: Callable[..., Config], make_shards: Callable[..., str], tmp_path: Path
+) -> None:
+    shards = make_shards(20_000)
+    change = {
+        "task.name": None, "task.train": None, "model.init_from": "random", "data.tokenizer": "bytes",
+        "data.train": shards, "data.val": shards, "data.backend": "mmap", "model.preset": "nano",
+        "model.n_layer": 1, "model.n_embd": 16, "model.n_head": 2, "model.seq_len": 16, "scale.num_workers": 2,
+        "tune.space": {"optim.lr": {"grid": [1e-5, 1e-2]}}, "train.epochs": None, "train.max_steps": 20,
+        "train.global_batch_tokens": 256, "train.micro_batch_size": 4, "train.log_every": 5,
+        "train.checkpoint_every": 0, "eval.every": 10, "eval.batches": 2,
+    }  # fmt: skip
+    folder, summary, trials, _ = sweep(sweep_config(change))
+    assert summary["kind"] == "pretrain" and summary["best_params"] == {"optim.lr": 1e-2}
+    for trial in trials:
+        assert [row["step"] for row in trial["history"]] == [10, 20]
+        own = read(folder / "runs" / trial["id"] / "summary.json")
+        assert trial["history"][-1]["val_loss"] == pytest.approx(own["val_loss"])
+    assert "raygpt pretrain --config" in (folder / "best.yaml").read_text()
