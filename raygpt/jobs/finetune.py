@@ -10,6 +10,8 @@ import shlex
 from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.jobs import pretrain
+from raygpt.train import checkpoint
+from raygpt.train.assignment import run_location
 
 
 def run(config: Config, call: Call) -> int:
@@ -19,8 +21,22 @@ def run(config: Config, call: Call) -> int:
         return finetune_task(config, call.command)
     status = pretrain.run(config, call)
     if status == 0 and not call.flags & {"dry_run", "print_deepspeed"}:
-        place = [f"--run.name={config.run.name}", f"--run.storage={config.run.storage}"]
-        pair = [f"--base={config.model.init_from}", f"--tuned={config.run.name}", place[1]]
+        tuned = _best_or_newest(config)
+        pair = [f"--base={config.model.init_from}", f"--tuned={tuned}"]
         print(f"What it bought: {shlex.join(['raygpt', 'evaluate', *pair])}")
-        print(f"Hugging Face folder: {shlex.join(['raygpt', 'export', *place])}", flush=True)
+        output = f"--export.output={(run_location(config) / 'export').uri}"
+        print(
+            f"Hugging Face folder: {shlex.join(['raygpt', 'export', f'--model.init_from={tuned}', output])}", flush=True
+        )
     return status
+
+
+def _best_or_newest(config: Config) -> str:
+    """The checkpoint of the best evaluation where training went on past it, else the run."""
+    run = run_location(config)
+    found = checkpoint.complete_checkpoints(run)
+    best = checkpoint.read_state(found[0]).best_step if found else None
+    steps = [checkpoint.step_of(where.name) for where in found]
+    if best in steps[1:]:
+        return (run / checkpoint.FOLDER / checkpoint.BEST).uri
+    return run.uri

@@ -37,6 +37,7 @@ from raygpt.storage import Location
 from raygpt.train.pieces import CheckpointTensors
 
 FOLDER = "checkpoints"
+BEST = "best"  # stands in for the name of a step's folder
 VERSION = 1
 _verified: dict[str, str] = {}  # URI -> sizes and times of its files when their contents were found right
 _STEP = re.compile(r"step_(\d{8,})$")
@@ -294,8 +295,11 @@ def rank_file(rank: int) -> str:
 
 
 def locate_checkpoint(uri: str) -> Location | None:
-    """Checkpoint a URI means: a step folder itself, or the newest usable one of a run folder. None for neither."""
+    """Checkpoint a URI means: a step folder itself, `…/checkpoints/best` for the one of the best evaluation, or the
+    newest usable one of a run folder. None for neither."""
     where = storage.locate(uri)
+    if where.name == BEST and where.parent.name == FOLDER:
+        where = _best(where.parent.parent)
     if step_of(where.name) is not None and storage.exists(where / _manifest_name(0)):
         problem = verify(where)
         if problem:
@@ -307,6 +311,18 @@ def locate_checkpoint(uri: str) -> Location | None:
     if found is None and notes:
         raise UserError(f"{where.uri} has no usable checkpoint: {notes[0]}.")
     return found
+
+
+def _best(run: Location) -> Location:
+    """Folder of the best evaluation's checkpoint. Raises UserError where there is none."""
+    found = complete_checkpoints(run)
+    step = read_state(found[0]).best_step if found else None
+    if step is None or run / FOLDER / folder_name(step) not in found:
+        raise UserError(
+            f"{run.uri} keeps no checkpoint of its best evaluation: set train.save_best=true from its start, or name "
+            "the run for its newest one."
+        )
+    return run / FOLDER / folder_name(step)
 
 
 def _rank_name(rank: int) -> str:

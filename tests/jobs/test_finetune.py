@@ -79,7 +79,8 @@ def test_a_csv_is_fine_tuned_on_and_every_row_is_accounted_for(
     assert status == 0, output
     record = json.loads(next((tmp_path / "prepared").glob("*/prepare.json")).read_text())
     assert (record["documents"], record["empty_documents"]) == (60, 1)
-    assert f"raygpt evaluate --base={base} --tuned=p" in output and "raygpt export --run.name=p" in output
+    assert f"raygpt evaluate --base={base} --tuned={tmp_path / 'p'}" in output
+    assert f"raygpt export --model.init_from={tmp_path / 'p'}" in output
     assert "Plan: " in output and "GiB per host" in output
     steps = [json.loads(line) for line in (tmp_path / "p" / "metrics.jsonl").read_text().splitlines()]
     assert steps[0]["step"] == 0 and "val_loss" in steps[0]

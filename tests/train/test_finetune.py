@@ -117,6 +117,9 @@ def test_the_best_evaluation_is_kept_though_no_checkpoint_was_due(base: str, sha
     best = min(losses, key=losses.__getitem__)  # type: ignore[arg-type]
     kept = {checkpoint.step_of(where.name) for where in checkpoint.complete_checkpoints(locate(tmp_path / "r"))}
     assert kept == {best, 12}
+    found = checkpoint.locate_checkpoint(str(tmp_path / "r" / "checkpoints" / "best"))
+    assert found is not None and checkpoint.step_of(found.name) == best
+    assert load_weights(str(tmp_path / "r" / "checkpoints" / "best"))[2] == found.uri
 
 
 def test_steps_that_fp16_skips_are_counted_and_left_out_of_the_schedule(
