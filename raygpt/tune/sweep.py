@@ -88,7 +88,7 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
             if not budget.spent and signals.interrupted(trials):
                 outcome = "stopped"
                 say(f"Stopped; every finished epoch is kept. To go on: {again}")
-                return 128 + signals.number
+                return 128 + (signals.number or signal.SIGINT)
             verdict = None
             if shared is not None and config.tune.top and best_first(trials, plan.mode):
                 budget.max_seconds = None  # what has been searched is worth its final runs
@@ -97,7 +97,7 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
                 if signals.interrupted(done):
                     outcome = "stopped"
                     say(f"Stopped in the final runs. To go on: {again}")
-                    return 128 + signals.number
+                    return 128 + (signals.number or signal.SIGINT)
                 verdict = finals.judge(plan, folder, shared.task, jobs, done)
         lock.touch()
         for line in write_outcome(plan, folder, trials, verdict, lock.wall_seconds, search_seconds):
@@ -254,6 +254,7 @@ def run_phase(
 def prepare_environment() -> None:
     """Tune's switches, to be set before Ray starts: quiet, snapshots every second, no loggers of its own but JSON."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see _Signals
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")
@@ -321,7 +322,10 @@ def _nested_slots(plan: SweepPlan) -> int:
 
 
 class _Signals:
-    """SIGTERM as Ctrl-C: Tune saves the experiment and stops; `number` says that somebody asked."""
+    """Ctrl-C and SIGTERM: the first has Tune save the experiment and stop, a second Ctrl-C leaves at once.
+
+    Tune would take Ctrl-C for itself and not say so afterwards; it listens to SIGUSR1 as well, so that is what it gets.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say, self.number = say, 0
@@ -329,19 +333,21 @@ class _Signals:
 
     def __enter__(self) -> _Signals:
         if threading.current_thread() is threading.main_thread():
-            self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._term)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
         return self
-
-    def interrupted(self, trials: list[TrialRecord]) -> bool:
-        """Whether somebody stopped the sweep. Tune takes Ctrl-C for itself and leaves trials unfinished."""
-        if not self.number and any(trial.status == UNFINISHED for trial in trials):
-            self.number = signal.SIGINT
-        return bool(self.number)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _term(self, number: int, _: object) -> None:
-        self.number = number
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupted(self, trials: list[TrialRecord]) -> bool:
+        """Whether somebody stopped the sweep."""
+        return bool(self.number) or any(trial.status == UNFINISHED for trial in trials)
+
+    def _handle(self, number: int, _: object) -> None:
+        again, self.number = bool(self.number), signal.Signals(number)
+        if again or not callable(signal.getsignal(signal.SIGUSR1)):
+            raise KeyboardInterrupt
+        self.say("Stopping: saving the sweep (Ctrl-C again leaves at once).")
+        os.kill(os.getpid(), signal.SIGUSR1)

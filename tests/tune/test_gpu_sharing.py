@@ -40,7 +40,7 @@ def test_halves_of_a_gpu_run_two_trials_at_a_time(one_gpu: None, sweep_config: C
             "tune.space": {"optim.lr": {"grid": [1e-5, 2e-5, 3e-5]}},
             "tune.gpus_per_trial": 0.5,
             "tune.show_every": 0.01,
-            "train.epochs": 4,
+            "train.epochs": 60,  # long enough for the second worker to have started
         }
     )
     stream = io.StringIO()
