@@ -101,6 +101,8 @@ def test_the_walk_through_runs_from_beginning_to_end(
         if "--data.tokenizer=gpt2" in arguments or (job == "prepare" and "s3" in " ".join(words)):
             arguments = [word for word in arguments if not word.startswith("--data.tokenizer")]
             arguments.append(f"--data.tokenizer={shared_data / 'gpt2_bpe'}")
+        if job == "tune":
+            arguments += ["--dry_run", f"--task.train={shared_data / 'mrpc' / 'glue'}"]
         if "--base=runs/mine" in arguments:
             arguments += ["--compare.documents=8", "--compare.samples=1", "--compare.sample_tokens=10"]
         if any("gpt2-" in word for word in arguments) and job != "plan":
@@ -113,4 +115,4 @@ def test_the_walk_through_runs_from_beginning_to_end(
         program = Program(*arguments)
         assert program.finish(300) == 0, (words, program.output)
         ran.add(job)
-    assert ran >= {"prepare", "pretrain", "finetune", "plan", "evaluate", "sample", "export", "report"}
+    assert ran >= {"prepare", "pretrain", "finetune", "plan", "tune", "evaluate", "sample", "export", "report"}
