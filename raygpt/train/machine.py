@@ -38,9 +38,10 @@ def host_memory() -> int:
     return total
 
 
-def free_disk(where: Location) -> int:
-    """Bytes free where a folder is or will be."""
-    path = Path(where.path)
+def free_disk(run: Location) -> int:
+    """Bytes that a run's checkpoints may take: what is free where its folder is or will be, and what they take now."""
+    path = Path(run.path)
+    there = sum(file.stat().st_size for file in (path / "checkpoints").rglob("*") if file.is_file())
     while not path.exists() and path != path.parent:
         path = path.parent
-    return shutil.disk_usage(path).free
+    return shutil.disk_usage(path).free + there

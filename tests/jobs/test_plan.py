@@ -17,7 +17,7 @@ from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.settings import load_config
 from raygpt.train.fit import Hardware
 from raygpt.train.forecast import deepspeed_estimate, plan_for, states
-from raygpt.train.machine import probe
+from raygpt.train.machine import free_disk, probe
 from raygpt.train.memory import Setup, needs
 
 XL = ["--model.init_from=gpt2-xl", "--data.seq_len=1024", "--train.global_batch_tokens=16384", "--plan.disk_gb=500"]
@@ -134,6 +134,17 @@ def test_the_machine_is_measured_where_the_plan_says_nothing(tmp_path: Path) -> 
     assert tight.refusal is not None and "the machine has 1.0 GB" in tight.refusal
 
 
+def test_checkpoints_that_are_there_take_no_room_from_their_own_run(tmp_path: Path) -> None:
+    from raygpt.storage import locate
+
+    step = tmp_path / "run" / "checkpoints" / "step_00000010"
+    step.mkdir(parents=True)
+    before = free_disk(locate(tmp_path / "run"))
+    with open(step / "model.safetensors", "wb") as file:
+        file.truncate(10**12)  # all of it holes: no room is taken
+    assert free_disk(locate(tmp_path / "run")) == pytest.approx(before + 10**12, abs=10**11)
+
+
 @pytest.mark.parametrize(
     ("strategy", "offload", "workers"),
     [
@@ -153,8 +164,9 @@ def test_states_agree_with_deepspeeds_estimators(strategy: str, offload: str, wo
     assert estimate is not None
     host, gpu = states(needs(model, setup))
     if offload == "none":
-        # ours besides: gradients flattened once more (up to 4 bytes per value of a part), buckets, gathered weights
-        assert 1.0 <= gpu / estimate[1] < 1.12 or gpu - estimate[1] < 1.7e9
+        # ours besides: gradients flattened once more (stage 2), buckets and gathered weights; theirs: fp32 gradients of
+        # all values at once in stage 3, where they are made for 200M at a time
+        assert 0.9 < gpu / estimate[1] < 1.2
     else:
         # theirs is values times 1.5 for buffers; pinned memory comes in powers of two and makes about that of it, a
         # little less in stage 3, whose fp32 copies are not pinned
