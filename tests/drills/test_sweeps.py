@@ -92,6 +92,7 @@ def test_kill_9_of_the_driver_at_half_time_ends_with_the_same_trials(sweep_confi
         assert (folder / "search" / name / "result.json").read_text() == text
 
 
+@pytest.mark.long
 def test_kill_9_of_a_trial_repeats_only_the_epoch_it_was_in(sweep_config: Callable[..., Config]) -> None:
     config = sweep_config({**SETTINGS, "tune.concurrent": 1})
     program, folder = start(config, "trial")
@@ -131,6 +132,7 @@ def test_a_lost_node_costs_no_trial(sweep_config: Callable[..., Config]) -> None
         cluster.shutdown()
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_and_the_same_command_goes_on(sweep_config: Callable[..., Config]) -> None:
     config = sweep_config(SETTINGS)
     program, folder = start(config, "ctrl-c")
