@@ -39,7 +39,9 @@ def test_losses_are_those_of_ddp_for_50_steps(
     assert_same_training(rows, ddp, 2e-4)
 
 
-@pytest.mark.parametrize(("strategy", "offload"), [("zero3", "all"), ("zero2", "optimizer")])
+@pytest.mark.parametrize(
+    ("strategy", "offload"), [("zero3", "all"), pytest.param("zero2", "optimizer", marks=pytest.mark.long)]
+)
 def test_a_lost_worker_costs_nothing_and_the_losses_repeat(
     ray_cluster: object, shards: str, tmp_path: Path, strategy: str, offload: str
 ) -> None:
