@@ -15,9 +15,15 @@ QUOTES_HELP = 'mend the quotes (one inside a quoted field is written twice, "")'
 
 
 def rows(
-    where: Location, compression: str | None, delimiter: str, errors: Errors, limit: float
+    where: Location,
+    compression: str | None,
+    delimiter: str,
+    errors: Errors = "strict",
+    limit: float = float("inf"),
+    quoted: bool = True,
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line it begins in, fields) of every row, header first; empty lines are no rows.
+    """(line it begins in, fields) of every row, header first; empty lines are no rows. Without `quoted` a
+    quote is a character like others, as in GLUE's TSV files.
 
     Raises UserError for quotes that do not match and for a row with more or fewer fields than the header; TooLong for
     a row of more than `limit` characters, before it is read to its end.
@@ -25,7 +31,11 @@ def rows(
     # the default limit of 128 KB is less than a novel; the setting is the process's, so the limit is kept by `growth`
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     growth = Growth(limit)
-    reader = csv.reader(text_lines(where, compression, errors, growth), delimiter=delimiter, strict=True)
+    lines = text_lines(where, compression, errors, growth)
+    if quoted:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
     begin, width = 1, 0
     while True:
         growth.size = 0
@@ -44,14 +54,14 @@ def rows(
         if row:
             width = width or len(row)
             if len(row) != width:
-                raise UserError(_ragged(where, begin, len(row), width, delimiter))
+                raise UserError(_ragged(where, begin, len(row), width, delimiter, quoted))
             yield begin, row
         begin = reader.line_num + 1
 
 
-def _ragged(where: Location, line: int, found: int, width: int, delimiter: str) -> str:
+def _ragged(where: Location, line: int, found: int, width: int, delimiter: str, quoted: bool) -> str:
     name = {"\t": "tab", ",": "comma"}[delimiter]
-    way_out = "mend the row (is a quote missing?)"
-    if found > width:
+    way_out = "mend the row (is a quote missing?)" if quoted else "mend the row"
+    if quoted and found > width:
         way_out = f"put the text in quotes if it holds a {name}, or mend the row"
     return f"{where.uri}, line {line} has {found} fields where the header has {width}: {way_out}."

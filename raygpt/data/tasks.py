@@ -7,8 +7,7 @@ pair as `first <eot> second <eot>`: the classifier reads the position of the las
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
 import json
 import re
 from collections import Counter
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from raygpt import storage
+from raygpt.data import csvfile
+from raygpt.data.decoding import byte_lines, decode, one_line
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.storage import Location
@@ -165,11 +166,11 @@ def read_examples(
     TSV follows GLUE: no quoting. Raises UserError naming the file and, where it is one, the line.
     """
     where = storage.locate(uri)
-    text_in = _read_text(where, setting)
-    if where.name.endswith(".jsonl"):
-        columns, rows = _jsonl(text_in, uri)
-    else:
-        columns, rows = _table(text_in, uri, tabs=not where.name.endswith(".csv"))
+    if not where.name.endswith(FORMATS):
+        raise UserError(f"{setting}={where.uri} has no known extension: {', '.join(FORMATS)} are read.")
+    if not storage.is_file(where):
+        raise UserError(f"{setting}={where.uri} does not exist.")
+    columns, rows = _jsonl(where) if where.name.endswith(".jsonl") else _table(where)
     if not rows:
         raise UserError(f"{setting}: {uri} has no examples: name another file.")
     texts, label = choose_columns(columns, text_columns, label_column, uri)
@@ -296,51 +297,31 @@ def _named(folder: Location, names: Sequence[str]) -> Location | None:
     return None
 
 
-def _read_text(where: Location, setting: str) -> str:
-    if not where.name.endswith(FORMATS):
-        raise UserError(f"{setting}={where.uri} has no known extension: {', '.join(FORMATS)} are read.")
-    try:
-        return storage.read_bytes(where).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{setting}={where.uri} does not exist.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where.uri} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
-
-
-def _jsonl(text: str, uri: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+def _jsonl(where: Location) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     rows: list[tuple[int, dict[str, str]]] = []
     columns: list[str] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+    for number, line in enumerate(byte_lines(where, None, float("inf")), 1):
+        place = f"{where.uri}, line {number}"
+        text = decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, "strict", place)
+        if not text.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(text)
         except ValueError as error:
-            raise UserError(f"{uri}: line {number} is not JSON ({error}): mend it.") from None
+            raise UserError(f"{place} is not JSON ({one_line(error)}): mend it.") from None
         if not isinstance(row, dict):
-            raise UserError(f"{uri}: line {number} is no JSON object: write one with text and label keys per line.")
+            raise UserError(f"{place} is no JSON object: write one with text and label keys per line.")
         columns = columns or list(row)
         if set(row) != set(columns):
-            raise UserError(f"{uri}: line {number} has the keys {', '.join(row)} instead of {', '.join(columns)}.")
+            raise UserError(f"{place} has the keys {', '.join(row)} instead of {', '.join(columns)}.")
         rows.append((number, {key: "" if value is None else _plain(value) for key, value in row.items()}))
     return columns, rows
 
 
-def _table(text: str, uri: str, tabs: bool) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    options: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-    reader = csv.reader(io.StringIO(text, newline=""), **options)
-    columns: list[str] = []
-    rows: list[tuple[int, dict[str, str]]] = []
-    for cells in reader:
-        if not columns:
-            columns = cells
-        elif cells and len(cells) != len(columns):
-            raise UserError(
-                f"{uri}: line {reader.line_num} has {len(cells)} columns instead of {len(columns)}: mend that line."
-            )
-        elif cells:
-            rows.append((reader.line_num, dict(zip(columns, cells))))
-    return columns, rows
+def _table(where: Location) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    comma = where.name.endswith(".csv")
+    (_, columns), *rows = list(csvfile.rows(where, None, "," if comma else "\t", quoted=comma)) or [(1, [])]
+    return columns, [(line, dict(zip(columns, cells))) for line, cells in rows]
 
 
 def _label_problems(parts: dict[str, Examples], labels: Sequence[str]) -> list[str]:

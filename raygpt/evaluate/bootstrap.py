@@ -61,16 +61,16 @@ def ratio_intervals(
         raise ValueError(f"{documents} documents: a bootstrap needs at least 2")
     if not (bottom > 0).all():
         raise ValueError("every document needs a positive denominator")
-    draws = np.concatenate([counts @ np.concatenate([top, bottom]).T for counts in _draws(documents, resamples, seed)])
-    ratios = draws[:, : len(top)] / draws[:, len(top) :]
+    drawn = np.concatenate([counts @ np.concatenate([top, bottom]).T for counts in draws(documents, resamples, seed)])
+    ratios = drawn[:, : len(top)] / drawn[:, len(top) :]
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(ratios, [tail, 100 - tail], axis=0)
     values = top.sum(axis=1) / bottom.sum(axis=1)
     return [Interval(float(value), float(a), float(b)) for value, a, b in zip(values, low, high)]
 
 
-def _draws(documents: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """(some, documents) float64: how often each document was drawn, until there are `resamples` rows."""
+def draws(documents: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """(some, documents) float64: how often each document (or example) was drawn, until there are `resamples` rows."""
     generator = np.random.default_rng(seed)
     even = np.full(documents, 1 / documents)
     step = max(1, CHUNK // documents)

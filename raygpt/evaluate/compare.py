@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -228,11 +229,15 @@ def _losses(subject: Subject, ids: Sequence[np.ndarray], seq_len: int, label: st
             ids,
             subject.tokenizer.eot_id,
             seq_len,
-            batch_tokens=BATCH_TOKENS[subject.device.type],
-            device=subject.device,
-            autocast=subject.precision.autocast,
             on_progress=show,
+            **_where(subject),
         )
+
+
+def _where(subject: Subject) -> dict[str, Any]:
+    """How a subject's model is run."""
+    kind = subject.device.type
+    return {"batch_tokens": BATCH_TOKENS[kind], "device": subject.device, "autocast": subject.precision.autocast}
 
 
 def _text_losses(subject: Subject, documents: Documents, seq_len: int, label: str) -> DocumentLosses:
@@ -270,10 +275,8 @@ def _probe(
             stretches,
             subject.tokenizer.eot_id,
             seq_len,
-            batch_tokens=BATCH_TOKENS[subject.device.type],
-            device=subject.device,
-            autocast=subject.precision.autocast,
             on_progress=show,
+            **_where(subject),
         )
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from raygpt.errors import UserError
 from raygpt.model.classifier import Classifier
+from raygpt.model.export import CONV1D, missing_biases, their_config, their_value
 from raygpt.model.gpt import GPT, GPTConfig
 
 ARCHITECTURE = "GPT2ForSequenceClassification"
 PAD_TOKEN = "<|pad|>"
-CONV1D = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
 def save_classifier(
@@ -96,44 +96,24 @@ def is_classifier(folder: Path) -> bool:
 
 
 def _their_weights(model: Classifier) -> dict[str, Tensor]:
+    config = model.trunk.config
     out = {}
     for name, parameter in model.named_parameters():
-        value = parameter.detach().cpu()
-        if name == "trunk.wte.weight":
-            value = value[: model.trunk.config.vocab_size]
-        elif name.endswith(CONV1D):
-            value = value.t()
+        value = their_value(name.removeprefix("trunk."), parameter.detach().cpu(), config)
         out[name.replace("trunk.", "transformer.", 1)] = value.contiguous()
-    if not model.trunk.config.bias:
-        for name, module in model.trunk.named_modules():
-            if getattr(module, "bias", 0) is None:
-                out[f"transformer.{name}.bias"] = torch.zeros(module.weight.shape[0])  # type: ignore[union-attr, operator, index]
+    if not config.bias:
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.trunk.named_parameters()}
+        out |= {name: torch.zeros(size) for name, size in missing_biases(shapes)}
     return out
 
 
 def _their_config(config: GPTConfig, labels: list[str], eot_id: int, pad_id: int) -> dict[str, Any]:
-    return {
+    return their_config(config, eot_id, "float32") | {
         "architectures": [ARCHITECTURE],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.seq_len,
-        "n_ctx": config.seq_len,
-        "n_embd": config.n_embd,
-        "n_layer": config.n_layer,
-        "n_head": config.n_head,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
-        "layer_norm_epsilon": 1e-5,
-        "bos_token_id": eot_id,
-        "eos_token_id": eot_id,
         "pad_token_id": pad_id,
         "id2label": {str(index): label for index, label in enumerate(labels)},
         "label2id": {label: index for index, label in enumerate(labels)},
         "problem_type": "single_label_classification",
-        "torch_dtype": "float32",
     }
 
 

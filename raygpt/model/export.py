@@ -67,14 +67,14 @@ def export_weights(
     aside.mkdir()
     try:
         _write_weights(aside, config, weights, DTYPES[dtype], shard_bytes)
-        _write_json(aside / "config.json", _their_config(config, eot_id, dtype))
-        _write_json(
+        write_json(aside / "config.json", their_config(config, eot_id, dtype))
+        write_json(
             aside / "generation_config.json",
             {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id},
         )
         if tokenizer_json is not None:
             (aside / "tokenizer.json").write_bytes(tokenizer_json)
-            _write_json(aside / "tokenizer_config.json", _tokenizer_config(tokenizer_json, eot_id, config))
+            write_json(aside / "tokenizer_config.json", _tokenizer_config(tokenizer_json, eot_id, config))
         (aside / "README.md").write_text(card or _plain_card(config), encoding="utf-8")
         if folder.exists():
             folder.rename(old)
@@ -85,27 +85,9 @@ def export_weights(
     return folder
 
 
-def export_huggingface(
-    model: GPT,
-    folder: Path,
-    *,
-    tokenizer_json: bytes | None,
-    eot_id: int,
-    card: str = "",
-    dtype: str = "float32",
-    shard_bytes: float | None = None,
-) -> Path:
-    """`export_weights` of a model, on any device."""
-    return export_weights(
-        model.config,
-        model.named_parameters(),
-        folder,
-        tokenizer_json=tokenizer_json,
-        eot_id=eot_id,
-        card=card,
-        dtype=dtype,
-        shard_bytes=shard_bytes,
-    )
+def export_huggingface(model: GPT, folder: Path, **options: Any) -> Path:
+    """`export_weights` of a model on any device, with the same options."""
+    return export_weights(model.config, model.named_parameters(), folder, **options)
 
 
 def export_to(config: GPTConfig, weights: Iterable[tuple[str, Tensor]], target: Location, **options: Any) -> Location:
@@ -187,7 +169,7 @@ def _write_weights(
 ) -> None:
     ours = parameter_shapes(config)
     specs = [Spec(_their_name(name), dtype, _their_shape(name, shape, config)) for name, shape in ours.items()]
-    zeros = [] if config.bias else [Spec(name, dtype, (width,)) for name, width in _missing_biases(ours)]
+    zeros = [] if config.bias else [Spec(name, dtype, (width,)) for name, width in missing_biases(ours)]
     shards = _split([*specs, *zeros], shard_bytes)
     with ExitStack() as stack:
         files: dict[str, BinaryIO] = {}
@@ -201,13 +183,13 @@ def _write_weights(
         for name, value in weights:
             if missing.pop(name, None) != tuple(value.shape):
                 raise UserError(f"the weights are not those of this model ({name} {tuple(value.shape)}).")
-            _put(*where[_their_name(name)], _theirs(name, value.detach(), config).to(dtype))
+            _put(*where[_their_name(name)], their_value(name, value.detach(), config).to(dtype))
         if missing:
             raise UserError(f"the weights are not those of this model ({', '.join(sorted(missing)[:3])} missing).")
     if len(shards) > 1:
         total = {"total_size": sum(shard.nbytes for shard in shards)}
         names = {spec.name: shard.name for shard in shards for spec in shard.specs}
-        _write_json(folder / INDEX, {"metadata": total, "weight_map": names})
+        write_json(folder / INDEX, {"metadata": total, "weight_map": names})
 
 
 def _split(specs: list[Spec], shard_bytes: float | None) -> list[_Shard]:
@@ -229,7 +211,8 @@ def _put(file: BinaryIO, place: int, value: Tensor) -> None:
     file.write(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
 
-def _theirs(name: str, value: Tensor, config: GPTConfig) -> Tensor:
+def their_value(name: str, value: Tensor, config: GPTConfig) -> Tensor:
+    """A parameter as transformers keeps it: Conv1D matrices turned, the vocabulary without its padding rows."""
     if name in VOCABULARY:
         value = value[: config.vocab_size]
     return value.t() if name.endswith(CONV1D) else value
@@ -245,7 +228,8 @@ def _their_shape(name: str, shape: tuple[int, ...], config: GPTConfig) -> tuple[
     return shape[::-1] if name.endswith(CONV1D) else shape
 
 
-def _missing_biases(ours: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+def missing_biases(ours: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+    """(transformers' name, size) of the biases that a model without any (`ours`: its shapes) has to be given."""
     return [
         (f"transformer.{name.removesuffix('weight')}bias", shape[0])
         for name, shape in ours.items()
@@ -256,7 +240,8 @@ def _missing_biases(ours: dict[str, tuple[int, ...]]) -> list[tuple[str, int]]:
 # --- the other files ---------------------------------------------------------------------------------------
 
 
-def _their_config(config: GPTConfig, eot_id: int, dtype: str) -> dict[str, Any]:
+def their_config(config: GPTConfig, eot_id: int, dtype: str) -> dict[str, Any]:
+    """transformers' config.json of the architecture."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -307,5 +292,5 @@ def _plain_card(config: GPTConfig) -> str:
     )
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

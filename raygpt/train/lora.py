@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al., 2021) through peft: fine-tuning for those with less memory.
 
-The base stays frozen and is not part of the checkpoint, which is a hundredth of the size; whoever reads weights from
-such a run gets them merged: W + alpha / rank * B A.
+The base stays frozen and is not part of the checkpoint; whoever reads weights from such a run gets
+them merged: W + alpha / rank * B A.
 """
 
 from __future__ import annotations

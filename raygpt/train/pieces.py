@@ -96,9 +96,13 @@ class CheckpointTensors:
 
         Raises KeyError for what the checkpoint does not hold.
         """
+        parts = self._parts[name, kind]
+        for first, last, file, key in parts:
+            if first <= start and stop <= last:  # one file has it all: no second copy
+                return file.read(key, start - first, stop - first)
         out = torch.empty(stop - start)
         found = 0
-        for first, last, file, key in self._parts[name, kind]:
+        for first, last, file, key in parts:
             low, high = max(first, start), min(last, stop)
             if low < high:
                 out[low - start : high - start] = file.read(key, low - first, high - first)

@@ -228,7 +228,7 @@ def _closing_words(
     if outcome == "diverged":
         raise UserError(
             f"The loss of run {job.run.uri} stopped being a number at step {step}: lower optim.lr or lengthen "
-            "optim.warmup_steps; the checkpoint before it is untouched."
+            "optim.warmup_steps, or leave fp16 for bf16 or fp32; the checkpoint before it is untouched."
         )
     if outcome == "early":
         best = end["state"]["best_step"]

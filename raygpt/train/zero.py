@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
@@ -209,7 +209,6 @@ class ZeroStep:
         self.engine = engine
         self.micro_batch_size = micro_batch_size
         self.precision_name = engine.precision_name
-        self.model: nn.Module = engine.model
 
     def __call__(self, rows: Tensor, lr: float) -> StepResult:
         loss, norm, skipped = self.engine.step(rows.split(self.micro_batch_size), lr)

@@ -30,7 +30,9 @@ from raygpt.tune.plan import read_task
 from raygpt.tune.trial import Shared, start_training
 
 STATE = "checkpoints/state.safetensors"
-STATE_VALUES = "checkpoints/state.json"
+VALUES = (
+    "values"  # in that file: JSON, as bytes; weights and the epoch they belong to are written at once or not at all
+)
 EXPORT = "export"
 
 
@@ -102,13 +104,12 @@ def _train(shared: Shared, run_uri: str, done: int, tokenizer_json: bytes) -> It
     training = start_training({}, shared)
     training.keep_best_model = True
     if done:
-        values = json.loads(storage.read_text(run / STATE_VALUES))
-        training.restore(load(storage.read_bytes(run / STATE)), values)
+        tensors, values = _read_state(run)
+        training.restore(tensors, values)
     for record in training.run():
         tensors, values = training.state()
-        # the values name the epoch, so they come last: a kill between the two repeats an epoch
-        storage.write_bytes(run / STATE, save(tensors))
-        storage.write_text(run / STATE_VALUES, json.dumps(values) + "\n")
+        packed = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
+        storage.write_bytes(run / STATE, save({**tensors, VALUES: packed}))
         yield record
     yield {"summary": _finish(training, shared, run, tokenizer_json)}
 
@@ -139,9 +140,14 @@ def _finish(training: Training, shared: Shared, run: Location, tokenizer_json: b
 
 
 def _epochs_done(run: Location, config: Config) -> int:
-    if config.run.resume == "never" or not storage.exists(run / STATE_VALUES):
+    if config.run.resume == "never" or not storage.exists(run / STATE):
         return 0
-    return int(json.loads(storage.read_text(run / STATE_VALUES))["epoch"])
+    return int(_read_state(run)[1]["epoch"])
+
+
+def _read_state(run: Location) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    tensors = load(storage.read_bytes(run / STATE))
+    return tensors, json.loads(tensors.pop(VALUES).numpy().tobytes())
 
 
 def _tokenizer_json(config: Config) -> bytes:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from raygpt.track.page import PAGE as RUN_PAGE
-
-# the look of a run's report
-STYLE = RUN_PAGE[RUN_PAGE.index("<style>") : RUN_PAGE.index("</style>") + len("</style>")]
+from raygpt.track.page import STYLE
 
 PAGE = (
     """<!doctype html>
@@ -14,9 +11,11 @@ PAGE = (
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ name }} · raygpt sweep</title>
+<style>
 """
     + STYLE
     + """
+</style>
 </head>
 <body>
 <h1>{{ name }}</h1>

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-LEVEL = 0.95
+from raygpt.evaluate.bootstrap import LEVEL, draws
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,10 @@ class PairedBootstrap:
     def __init__(
         self, labels: np.ndarray, num_labels: int, seeds: int, *, resamples: int = 5000, seed: int = 0
     ) -> None:
-        random = np.random.default_rng(seed)
-        n = len(labels)
         self.labels, self.num_labels, self.seeds = np.asarray(labels), num_labels, seeds
         # how often each example is in each draw
-        self.weights = random.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32)
-        self.drawn_seeds = random.integers(seeds, size=(resamples, seeds))
+        self.weights = np.concatenate([part.astype(np.float32) for part in draws(len(labels), resamples, seed)])
+        self.drawn_seeds = np.random.default_rng((seed, 1)).integers(seeds, size=(resamples, seeds))
 
     def score(self, guesses: np.ndarray, metric: str) -> Score:
         """accuracy or f1 of one configuration."""
@@ -78,8 +76,8 @@ class PairedBootstrap:
         """accuracy or f1 of ours less that of theirs, on the same draws."""
         whole = np.ones((1, len(self.labels)), np.float32)
         mean = self._values(whole, ours, metric).mean() - self._values(whole, theirs, metric).mean()
-        draws = self._draws(ours, metric) - self._draws(theirs, metric)
-        return Difference(float(mean), *_ends(draws), float((draws > 0).mean() + 0.5 * (draws == 0).mean()))
+        drawn = self._draws(ours, metric) - self._draws(theirs, metric)
+        return Difference(float(mean), *_ends(drawn), float((drawn > 0).mean() + 0.5 * (drawn == 0).mean()))
 
     def _draws(self, guesses: np.ndarray, metric: str) -> np.ndarray:
         values = self._values(self.weights, guesses, metric)
@@ -116,20 +114,20 @@ def compare(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Scores of ours, theirs and the majority class, and ours less the other two, for accuracy and f1."""
-    draws = PairedBootstrap(labels, num_labels, len(ours), resamples=resamples, seed=seed)
+    drawn = PairedBootstrap(labels, num_labels, len(ours), resamples=resamples, seed=seed)
     nobody = majority(labels, num_labels, train_labels)
     out: dict[str, Any] = {}
     for metric in ("accuracy", "f1"):
         out[metric] = {
-            "best": draws.score(ours, metric).to_dict(),
-            "baseline": draws.score(theirs, metric).to_dict(),
-            "majority": draws.score(nobody, metric).mean,
-            "over_baseline": draws.difference(ours, theirs, metric).to_dict(),
-            "over_majority": draws.difference(ours, nobody, metric).to_dict(),
+            "best": drawn.score(ours, metric).to_dict(),
+            "baseline": drawn.score(theirs, metric).to_dict(),
+            "majority": drawn.score(nobody, metric).mean,
+            "over_baseline": drawn.difference(ours, theirs, metric).to_dict(),
+            "over_majority": drawn.difference(ours, nobody, metric).to_dict(),
         }
     return out
 
 
-def _ends(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _ends(drawn: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from raygpt.cli import main, parse
-from raygpt.config import problems
 from raygpt.errors import UserError
+from raygpt.problems import problems
 from raygpt.settings import load_config
 from tests.train.running import letters
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPT, GPTConfig, KVCache
+from raygpt.model.gpt import GPT, Attention, GPTConfig, KVCache
 from raygpt.model.presets import PRESETS
 from tests.model.reference import loss_by_hand, transformers_gpt2
 
@@ -115,6 +115,22 @@ def test_a_padded_and_an_exact_vocabulary_give_the_same_loss() -> None:
     tokens, targets = batch()
     by_cut = torch.nn.functional.cross_entropy(exact(tokens)[..., :65].flatten(0, 1), targets.flatten())
     assert padded(tokens, targets).item() == pytest.approx(by_cut.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_attention_scores_beyond_half_precision_stay_finite(dtype: torch.dtype) -> None:
+    # a plain float16 product of these queries and keys is inf, and its softmax is not a number
+    torch.manual_seed(3)
+    exact = Attention(SMALL, layer=0).double()
+    with torch.no_grad():
+        for parameter in exact.parameters():
+            parameter.copy_(torch.randn_like(parameter).to(dtype))
+        exact.c_attn.weight.mul_(16)
+    x = torch.randn(2, 16, 32).to(dtype)
+    query, key, _ = exact.c_attn(x.double()).split(32, dim=2)
+    assert (query @ key.transpose(1, 2)).abs().max() > 65504
+    half = copy.deepcopy(exact).to(dtype)
+    torch.testing.assert_close(half(x).double(), exact(x.double()), rtol=0.02, atol=8)
 
 
 def test_the_future_does_not_reach_the_past(model: GPT) -> None:

@@ -201,7 +201,7 @@ def test_an_interrupted_export_leaves_the_old_one(tmp_path: Path, monkeypatch: p
     def full_disk(*_: Any, **__: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("raygpt.model.export._write_json", full_disk)
+    monkeypatch.setattr("raygpt.model.export.write_json", full_disk)
     with pytest.raises(OSError, match="No space"):
         export_huggingface(random_model(2), folder, tokenizer_json=None, eot_id=0)
     assert (folder / "model.safetensors").read_bytes() == before
