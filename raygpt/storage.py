@@ -189,6 +189,13 @@ def write_text(where: Location, text: str) -> None:
     write_bytes(where, text.encode("utf-8"))
 
 
+def upload_folder(folder: Path, where: Location) -> None:
+    """Copy the files below a local folder (links left out) to `where`, under the same names. Raises as write_bytes."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            write_bytes(where / path.relative_to(folder).as_posix(), path.read_bytes())
+
+
 def list_folder(where: Location, recursive: bool = False) -> list[pafs.FileInfo]:
     """Entries of a folder sorted by path; empty where the folder does not exist."""
     selector = pafs.FileSelector(where.path, recursive=recursive, allow_not_found=True)

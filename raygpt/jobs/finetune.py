@@ -18,7 +18,7 @@ def run(config: Config, call: Call) -> int:
     if config.task.name:
         from raygpt.jobs.tune import finetune_task
 
-        return finetune_task(config, call.command)
+        return finetune_task(config, call)
     status = pretrain.run(config, call)
     if status == 0 and not call.flags & {"dry_run", "print_deepspeed"}:
         tuned = _best_or_newest(config)

@@ -38,11 +38,33 @@ def run(config: Config, call: Call) -> int:
     return run_sweep(plan, call.command)
 
 
-def finetune_task(config: Config, command: str) -> int:
+def finetune_task(config: Config, call: Call) -> int:
     """`raygpt finetune` where task.name is set: one classifier, trained as the config says."""
+    if "print_deepspeed" in call.flags:
+        raise UserError("--print_deepspeed has nothing to print for a classifier (task.name): it trains on one device.")
+    if "dry_run" in call.flags:
+        return _dry_run_task(config)
     from raygpt.train.cluster import connect
     from raygpt.tune.finetune import train_classifier
 
     storage.check_writable(run_location(config), "run.storage")
     print(connect(config.scale, workers_cpus=config.tune.cpus_per_trial), flush=True)
-    return train_classifier(config, command)
+    return train_classifier(config, call.command)
+
+
+def _dry_run_task(config: Config) -> int:
+    """Read the task and the model and say what would be trained."""
+    from raygpt.train.weights import load
+    from raygpt.tune.plan import read_task
+
+    task = read_task(config)
+    print(task.describe())
+    loaded = load(config.model.init_from, None if config.data.tokenizer == "base" else config.data.tokenizer)
+    assert config.train.epochs is not None
+    steps = int(config.train.epochs) * -(-len(task.train) // config.task.batch_size)
+    print(
+        f"{loaded.origin}: {loaded.model.config.num_parameters():,} parameters, tokenizer {loaded.tokenizer.name}; "
+        f"{config.train.epochs:g} epochs, {steps:,} steps of {config.task.batch_size} examples into "
+        f"{run_location(config).uri}"
+    )
+    return 0

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from raygpt.errors import UserError
-from raygpt.storage import Location, write_bytes
+from raygpt.storage import Location, upload_folder
 from raygpt.track.jsonl import MetricsLog
 from raygpt.track.record import Record
 
@@ -202,10 +202,7 @@ class Trackers:
         """Copy the files of one tracker from the local folder to the run's; whether that succeeded."""
         folder = self._folder / name
         try:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file() and not path.is_symlink():
-                    target = self._run_location / f"{name}/{path.relative_to(folder).as_posix()}"
-                    write_bytes(target, path.read_bytes())
+            upload_folder(folder, self._run_location / name)
         except (UserError, OSError) as error:
             self.notes.append(f"{folder} was not copied to {self._run_location.uri}: {_short(error)}.")
             return False

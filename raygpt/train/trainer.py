@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -73,6 +74,7 @@ def run_training(
                 progress.note(
                     f"Run {job.run.uri} stopped early at step {job.done_steps}: set eval.patience=none to train on."
                 )
+            _catch_up(config, job, lock)
             return Outcome(outcome)
         checkpoint.delete_leftovers(job.run)
         storage.write_text(job.run / "config.yaml", dump(config))
@@ -196,6 +198,16 @@ def _show(events: list[tuple[str, Any]], progress: Progress) -> dict[str, Any] |
         elif kind == "refused":
             raise UserError(value)
     return end
+
+
+def _catch_up(config: Config, job: Resolved, lock: RunLock) -> None:
+    """Write summary and report of a whole run whose driver was killed after the last checkpoint and before them."""
+    where = job.run / "summary.json"
+    if storage.exists(where) and json.loads(storage.read_text(where))["steps"] == job.done_steps:
+        return
+    state = checkpoint.read_state(checkpoint.complete_checkpoints(job.run)[0])
+    lock.touch()
+    _close(config, job, lock, {"state": dataclasses.asdict(state)}, "early" if job.stopped_early else "finished")
 
 
 def _close(config: Config, job: Resolved, lock: RunLock, end: dict[str, Any], outcome: str) -> dict[str, Any]:

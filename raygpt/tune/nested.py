@@ -7,9 +7,12 @@ trials never hold half of what each needs.
 from __future__ import annotations
 
 import io
+import json
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -19,10 +22,11 @@ from raygpt.settings import config_from_dict, config_with
 from raygpt.storage import Location
 from raygpt.track.jsonl import read_metrics
 from raygpt.tune.plan import SweepPlan
+from raygpt.tune.results import RUNS
 from raygpt.tune.space import decode
 
 POLL_SECONDS = 0.5
-RUNS = "runs"
+REPORTED = "reported.json"
 
 
 def resources() -> dict[str, float]:
@@ -36,7 +40,8 @@ def nested_trainable(plan: SweepPlan, folder: Location) -> Callable[[dict[str, A
 
 
 def training_trial(params: dict[str, Any], settings: dict[str, Any], metric: str, folder: str) -> None:
-    """One training job; every evaluation is reported to Tune. A restarted trial goes on from its own checkpoints."""
+    """One training job; every evaluation is reported to Tune, once. A restarted trial goes on from its run's own
+    checkpoints; Tune's hold only how many evaluations it has been told."""
     from raygpt.train.assignment import resolve
     from raygpt.train.cluster import connect
     from raygpt.train.trainer import run_training
@@ -66,19 +71,34 @@ def training_trial(params: dict[str, Any], settings: dict[str, Any], metric: str
     # in a thread, so that evaluations are reported while training goes on and a scheduler can act on them
     thread = threading.Thread(target=fit, daemon=True, name="training")
     thread.start()
-    reported, best = 0, float("inf")
+    reported = _told()
     while True:
         running = thread.is_alive()
         records = _evaluations(job.run, metric)
-        for record in records[reported:]:
-            best = min(best, record[metric])
-            tune.report({**record, "epoch": reported + 1, f"best_{metric}": best})
-            reported += 1
+        for count in range(reported + 1, len(records) + 1):
+            best = min(record[metric] for record in records[:count])
+            _tell({**records[count - 1], "epoch": count, f"best_{metric}": best}, count)
+            reported = count
         if not running:
             break
         time.sleep(POLL_SECONDS)
     if failure:
         raise failure[0]
+
+
+def _told() -> int:
+    """How many evaluations Tune has been told before a restart."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return int(json.loads((Path(folder) / REPORTED).read_text())["evaluations"])
+
+
+def _tell(record: dict[str, Any], count: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / REPORTED).write_text(json.dumps({"evaluations": count}))
+        tune.report(record, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
 def _evaluations(run: Location, metric: str) -> list[dict[str, Any]]:

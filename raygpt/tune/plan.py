@@ -106,6 +106,11 @@ def _scheduler_problems(config: Config, space: Space, kind: str) -> list[str]:
         )
     if tune.scheduler in POPULATION and tune.search == "grid":
         found.append(f"tune.scheduler={tune.scheduler} mutates what a grid fixes: set tune.search to random")
+    if tune.scheduler in POPULATION and tune.concurrent is not None:
+        found.append(
+            f"tune.concurrent={tune.concurrent} cannot hold back {tune.scheduler}, whose trials take turns: set "
+            "tune.cpus_per_trial or tune.gpus_per_trial so that as many fit as shall run at once"
+        )
     if tune.scheduler == "pb2" and (other := [key for key, item in space.dimensions.items() if not item.is_numeric]):
         found.append(f"tune.scheduler=pb2 searches ranges of numbers only: drop {', '.join(other)} or use pbt")
     if tune.scheduler in POPULATION:

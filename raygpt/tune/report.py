@@ -22,7 +22,7 @@ from raygpt.tune.plan import SweepPlan
 from raygpt.tune.plots import make_plots
 from raygpt.tune.results import TrialRecord, best_first, epochs_by_rung
 from raygpt.tune.schedulers import rungs
-from raygpt.tune.search import importance, record_study
+from raygpt.tune.search import DATABASE, importance, record_study
 from raygpt.tune.space import decode
 from raygpt.tune.statistics import Difference, Score
 
@@ -129,8 +129,8 @@ def closing_words(
     if "cost_usd" in summary:
         spent += f", ${summary['cost_usd']:.2f}"
     lines.append(f"{len(trials)} trials, {spent}. Report: {folder.uri}/report.html; settings: {folder.uri}/best.yaml")
-    if folder.is_local:
-        lines.append(f"Study: optuna-dashboard sqlite:///{folder.path}/optuna.db")
+    database = f"{folder.path}/{DATABASE}" if folder.is_local else f"{DATABASE} (copy of {folder.uri}/{DATABASE})"
+    lines.append(f"Study: optuna-dashboard sqlite:///{database}")
     return lines
 
 

@@ -13,6 +13,8 @@ from raygpt import storage
 from raygpt.storage import Location
 from raygpt.tune.trial import FAILURES, OUT_OF_MEMORY
 
+RUNS = "runs"  # in a sweep's folder: the runs of trials that are training jobs of their own
+
 # How a trial ended.
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
 
@@ -44,16 +46,24 @@ class TrialRecord:
         return asdict(self)
 
 
-def read_trials(grid: Any, sweep: Location, metric: str, mode: str, longest: int) -> list[TrialRecord]:
-    """Records of all trials of a Tune ResultGrid, in the order of their first results."""
+def read_trials(grid: Any, sweep: Location, metric: str, mode: str, longest: int | None) -> list[TrialRecord]:
+    """Records of all trials of a Tune ResultGrid, in the order of their first results.
+
+    A trial is finished after `longest` epochs (or its own train.epochs); without `longest`, when its run below
+    `sweep`/runs has a summary.
+    """
     records = []
     for trial in grid._experiment_analysis.trials:
         where = Location(trial.storage.storage_filesystem, trial.storage.trial_fs_path, trial.storage.trial_fs_path)
         rows = _rows(where / "result.json")
         mark = sweep / FAILURES / f"{trial.trial_id}.json"
         reason = json.loads(storage.read_text(mark))["reason"] if storage.exists(mark) else None
+        if longest is None:
+            whole = storage.exists(sweep / RUNS / trial.trial_id / "summary.json")
+        else:
+            whole = len({row["training_iteration"] for row in rows}) >= float(trial.config.get("train.epochs", longest))
         records.append(
-            _record(trial.trial_id, dict(trial.config), trial.status, rows, metric, mode, longest, reason, trial, where)
+            _record(trial.trial_id, dict(trial.config), trial.status, rows, metric, mode, whole, reason, trial)
         )
     # Tune lists them in another order after a restore; ties on the leaderboard must not depend on it
     return sorted(records, key=lambda record: (record.history[0]["timestamp_end"] if record.history else 0, record.id))
@@ -66,25 +76,26 @@ def _record(
     rows: Sequence[dict[str, Any]],
     metric: str,
     mode: str,
-    longest: int,
+    whole: bool,
     reason: str | None,
     trial: Any,
-    where: Location,
 ) -> TrialRecord:
-    byepoch = {int(row["training_iteration"]): row for row in rows}
-    history = [_plain(byepoch[number], number) for number in sorted(byepoch)]
+    by_epoch = {int(row["training_iteration"]): row for row in rows}
+    numbers = sorted(by_epoch)
+    history = [_plain(by_epoch[number], number) for number in numbers]
     scored = [row for row in history if isinstance(row.get(metric), int | float) and math.isfinite(row[metric])]
     best = None
     if scored:
         best = (max if mode == "max" else min)(scored, key=lambda row: row[metric])
+        # a population changes its trials' configurations: this is the one that the score was reached with
+        params = dict(by_epoch[numbers[history.index(best)]].get("config", params))
     error = reason
     if status == "ERROR":
         text = _error_text(trial) if reason is None else reason
         out_of_memory = reason is not None or "OutOfMemory" in text or OUT_OF_MEMORY in text.lower()
         ending, error = (OUT_OF_MEMORY if out_of_memory else FAILED), text
     elif status == "TERMINATED":
-        wanted = int(float(params.get("train.epochs", longest)))
-        ending = FINISHED if len(history) >= wanted else STOPPED
+        ending = FINISHED if whole else STOPPED
     else:
         ending = UNFINISHED
     return TrialRecord(

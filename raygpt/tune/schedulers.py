@@ -31,21 +31,25 @@ def make_scheduler(settings: Tune, space: Space, longest: int, seed: int) -> Any
     if name == "median":
         return schedulers.MedianStoppingRule(TIME, grace_period=settings.grace, min_samples_required=3)
     if name == "pbt":
-        return schedulers.PopulationBasedTraining(
+        from raygpt.tune.population import PopulationInStep
+
+        return PopulationInStep(
             TIME,
+            longest=longest,
             perturbation_interval=settings.interval,
             hyperparam_mutations=mutations(space),
             custom_explore_fn=space.clip,
             log_config=False,
         )
     if name == "pb2":
-        from ray.tune.schedulers.pb2 import PB2
+        from raygpt.tune.population import PB2InStep
 
         bounds = {key: [item.low, item.high] for key, item in space.dimensions.items() if item.is_numeric}
-        return PB2(
+        return PB2InStep(
             TIME,
+            longest=longest,
             perturbation_interval=settings.interval,
-            hyperparam_bounds=bounds,  # type: ignore[arg-type]
+            hyperparam_bounds=bounds,
             custom_explore_fn=space.clip,
             log_config=False,
         )

@@ -1,21 +1,24 @@
 """Where trials come from: a list made beforehand (grid, random, final runs) or Optuna; and Optuna's own storage.
 
-Every sweep has a study in optuna.db, whoever proposed its trials, so `optuna-dashboard sqlite:///…/optuna.db` opens it
-and parameter importance is Optuna's.
+Every sweep leaves a study in optuna.db, whoever proposed its trials, so `optuna-dashboard sqlite:///…/optuna.db` opens
+it and parameter importance is Optuna's. While the search runs, the study is part of Tune's snapshots and nothing else:
+a database beside them would know of trials that a killed driver's last snapshot has never heard of.
 """
 
 from __future__ import annotations
 
 import pickle
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
+from raygpt import storage
 from raygpt.config import Config
-from raygpt.errors import UserError
 from raygpt.storage import Location
 from raygpt.tune.space import Dimension, Space, Value
 
@@ -59,7 +62,7 @@ def planned(config: Config, space: Space) -> list[dict[str, Value]]:
     return [space.sample(random) for _ in range(config.tune.trials)]
 
 
-def make_search(config: Config, space: Space, metric: str, mode: str, folder: Location) -> tuple[Any, int]:
+def make_search(config: Config, space: Space, metric: str, mode: str) -> tuple[Any, int]:
     """(searcher, number of trials) of a new sweep."""
     if config.tune.scheduler in ("pbt", "pb2"):
         # Tune gives these schedulers no searcher: the population is drawn from the parameter space itself
@@ -79,8 +82,6 @@ def make_search(config: Config, space: Space, metric: str, mode: str, folder: Lo
         metric=metric,
         mode=mode,
         sampler=sampler,
-        study_name=folder.name,
-        storage=open_storage(folder),
     )
     return search, config.tune.trials
 
@@ -90,59 +91,45 @@ def distributions(space: Space) -> dict[str, Any]:
     return {key: _distribution(item) for key, item in space.dimensions.items()}
 
 
-def open_storage(folder: Location) -> optuna.storages.RDBStorage:
-    """The study's SQLite file in the sweep's folder. Raises UserError where the folder is not local."""
-    import optuna
+def record_study(folder: Location, space: Space, mode: str, trials: Sequence[Any]) -> optuna.Study:
+    """Write `folder`/optuna.db, a study named after the sweep with every trial in it, and return the study.
 
-    if not folder.is_local:
-        raise UserError(
-            f"run.storage={folder.parent.uri}: Optuna keeps its database in the sweep's folder, which must be on a "
-            "local or shared disk: set run.storage to one, or tune.search to random or grid."
-        )
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.storages.RDBStorage(f"sqlite:///{folder.path}/{DATABASE}")
-
-
-def record_study(folder: Location, space: Space, mode: str, trials: Sequence[Any]) -> optuna.Study | None:
-    """The sweep's study with every trial in it; trials that Optuna did not propose itself are added.
-
-    `trials` are TrialRecords. None where the folder is not local.
+    `trials` are TrialRecords. A trial that reported nothing is a failed one.
     """
     import optuna
 
-    if not folder.is_local:
-        return None
-    study = optuna.create_study(
-        study_name=folder.name,
-        storage=open_storage(folder),
-        direction="maximize" if mode == "max" else "minimize",
-        load_if_exists=True,
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    direction = optuna.study.StudyDirection.MAXIMIZE if mode == "max" else optuna.study.StudyDirection.MINIMIZE
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / DATABASE
+        database = optuna.storages.RDBStorage(f"sqlite:///{file}")
+        study = optuna.create_study(study_name=folder.name, storage=database, direction=direction)
+        study.add_trials([_frozen(trial, space) for trial in trials])
+        database.engine.dispose()
+        storage.write_bytes(folder / DATABASE, file.read_bytes())
+    kept = optuna.create_study(study_name=folder.name, direction=direction)
+    kept.add_trials([_frozen(trial, space) for trial in trials])
+    return kept
+
+
+def _frozen(trial: Any, space: Space) -> optuna.trial.FrozenTrial:
+    import optuna
+
+    state = optuna.trial.TrialState.COMPLETE if trial.score is not None else optuna.trial.TrialState.FAIL
+    return optuna.trial.create_trial(
+        state=state,
+        value=trial.score,
+        params=trial.params,
+        distributions=distributions(space),
+        user_attrs={"trial_id": trial.id, "status": trial.status},
+        intermediate_values={int(row["epoch"]): row[trial.metric] for row in trial.history if trial.metric in row},
     )
-    known = {trial.user_attrs.get("trial_id") for trial in study.trials}
-    same = {_fingerprint(trial.params) for trial in study.trials}
-    for trial in trials:
-        if trial.id in known or _fingerprint(trial.params) in same:
-            continue
-        state = optuna.trial.TrialState.COMPLETE if trial.score is not None else optuna.trial.TrialState.FAIL
-        study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                value=trial.score,
-                params=trial.params,
-                distributions=distributions(space),
-                user_attrs={"trial_id": trial.id, "status": trial.status},
-                intermediate_values={int(row["epoch"]): row[trial.metric] for row in trial.history},
-            )
-        )
-    return study
 
 
-def importance(study: optuna.Study | None) -> dict[str, float]:
+def importance(study: optuna.Study) -> dict[str, float]:
     """Share of the score's variance that each parameter explains (fANOVA); empty with fewer than four scores."""
     import optuna
 
-    if study is None:
-        return {}
     done = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.COMPLETE]
     if len(done) < 4 or len({trial.value for trial in done}) < 2:
         return {}
@@ -161,7 +148,3 @@ def _distribution(item: Dimension) -> Any:
     if item.is_numeric:
         return FloatDistribution(item.low, item.high, log=item.kind == "loguniform")
     return CategoricalDistribution(item.options)
-
-
-def _fingerprint(params: dict[str, Any]) -> str:
-    return repr(sorted(params.items()))

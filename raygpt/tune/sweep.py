@@ -54,7 +54,7 @@ class Phase:
     trials: int
     scheduler: Any
     concurrent: int | None
-    longest: int
+    longest: int | None  # epochs of a trial that was not stopped early; None where trials have runs of their own
     keep_checkpoints: int = 2
     parameters: dict[str, Any] | None = None  # Tune's parameter space, where no searcher proposes
 
@@ -141,7 +141,7 @@ def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Ph
     config = plan.config
     metric = f"best_{plan.metric}"
     settings = config.tune
-    search, count = make_search(config, plan.space, metric, plan.mode, folder)
+    search, count = make_search(config, plan.space, metric, plan.mode)
     scheduler = make_scheduler(settings, plan.space, plan.longest, config.run.seed)
     if shared is None:
         from raygpt.tune.nested import nested_trainable, resources
@@ -154,7 +154,7 @@ def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Ph
             count,
             scheduler,
             _nested_slots(plan),
-            plan.longest,
+            None,
         )
     keep = 4 if settings.scheduler in POPULATION else 2
     return Phase(

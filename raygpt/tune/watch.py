@@ -7,6 +7,8 @@ and connections, so what travels is a reference: the next driver's own instance 
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from ray.tune.stopper import Stopper
 from raygpt import storage
 from raygpt.storage import Location
 from raygpt.track.progress import human_duration
-from raygpt.track.trackers import choose_wandb_mode, public_config
+from raygpt.track.trackers import WANDB_FINISH_SECONDS, WANDB_INIT_SECONDS, choose_wandb_mode, public_config
 from raygpt.tune.trial import FAILURES
 
 ROWS = 12
@@ -197,16 +199,20 @@ def _current_budget() -> SweepBudget:
 
 
 class WandbRuns:
-    """One W&B run per trial, grouped by sweep. Trouble is told once in `notes` and never stops the sweep."""
+    """One W&B run per trial, grouped by sweep. Trouble is told once in `notes` and never stops the sweep.
+
+    Offline runs are kept in `folder`/wandb; where that is not local, they are written aside and copied at the end.
+    """
 
     def __init__(self, folder: Location, setting: str, project: str, config: Mapping[str, Any], job_type: str) -> None:
         self.mode, note = choose_wandb_mode(setting)
         self.notes = [note]
         self.folder, self.project, self.config, self.job_type = folder, project, config, job_type
         self._runs: dict[str, Any] = {}
-        self._given_up = self.mode == "disabled" or not folder.is_local
-        if self.mode != "disabled" and not folder.is_local:
-            self.notes.append(f"W&B: off, since its files need a local folder and the sweep's is {folder.uri}.")
+        self._given_up = self.mode == "disabled"
+        self._local = Path(folder.path)
+        if not folder.is_local and not self._given_up:
+            self._local = Path(tempfile.mkdtemp(prefix="raygpt-wandb-"))
 
     def log(self, trial: Any, result: Mapping[str, Any]) -> None:
         """Log one epoch of a trial; its first call opens the run and logs what earlier drivers saw."""
@@ -245,13 +251,16 @@ class WandbRuns:
                 run.finish()
             self._runs = {}
             wandb.teardown()
+            if not self.folder.is_local:
+                storage.upload_folder(self._local / "wandb", self.folder / "wandb")
+                shutil.rmtree(self._local, ignore_errors=True)
         except Exception as error:
             self._give_up(error)
 
     def _open(self, trial: Any) -> Any:
         import wandb
 
-        Path(self.folder.path).mkdir(parents=True, exist_ok=True)
+        self._local.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
             project=self.project,
             group=self.folder.name,
@@ -260,10 +269,17 @@ class WandbRuns:
             id=f"{self.folder.name}-{trial.trial_id}",
             resume="allow" if self.mode == "online" else None,
             config={**public_config(self.config), "params": dict(trial.config)},
-            dir=self.folder.path,
+            dir=str(self._local),
             mode=self.mode,  # type: ignore[arg-type]
             reinit="create_new",
-            settings=wandb.Settings(init_timeout=30, finish_timeout=60, console="off", silent=True, save_code=False),
+            settings=wandb.Settings(
+                # offline it waits for no server, only for a share of a busy machine
+                init_timeout=WANDB_INIT_SECONDS if self.mode == "online" else 120,
+                finish_timeout=WANDB_FINISH_SECONDS,
+                console="off",
+                silent=True,
+                save_code=False,
+            ),
         )
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -39,9 +40,10 @@ class Program:
         self._reader.start()
 
     def wait_for(self, text: str, timeout: float = 120) -> None:
+        """Until `text`, a regular expression, has been printed."""
         end = time.monotonic() + timeout
-        while text not in self.output:
-            if time.monotonic() > end or (not self._alive() and text not in self.output):
+        while not re.search(text, self.output):
+            if time.monotonic() > end or (not self._alive() and not re.search(text, self.output)):
                 raise AssertionError(f"{text!r} never came; the output was:\n{self.output[-4000:]}")
             time.sleep(0.02)
 

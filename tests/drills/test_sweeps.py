@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 import torch
@@ -27,6 +28,7 @@ from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 pytestmark = pytest.mark.timeout(900)
 
 SPACE = {"optim.lr": {"grid": [1e-5, 1e-3, 3e-3, 5e-3]}}
+RANGES = {"optim.lr": {"loguniform": [1e-5, 5e-3]}, "optim.weight_decay": {"uniform": [0.0, 0.1]}}
 EPOCHS = 12
 SETTINGS: dict[str, Any] = {
     "tune.space": SPACE,
@@ -46,15 +48,17 @@ def outcome(folder: Path) -> tuple[dict[float, list[float]], dict[str, Any]]:
 
 def trained_here(config: Config) -> dict[float, list[float]]:
     """The curves that training without Ray, in this process and in one go, gives."""
+    return {lr: train_here(config, {"optim.lr": lr}) for lr in SPACE["optim.lr"]["grid"]}
+
+
+def train_here(config: Config, params: dict[str, Any]) -> list[float]:
+    """The selection accuracy of every epoch of one configuration, trained in this process and in one go."""
     task = read_task(config)
     parts = [encode(part, task.labels, byte_tokenizer()) for part in (task.train, task.selection)]
     encoded = EncodedTask("ends", task.labels, parts[0], parts[1], None, byte_tokenizer().eot_id)
-    curves = {}
-    for lr in SPACE["optim.lr"]["grid"]:
-        recipe = Recipe.from_config(config_with(config, {"optim.lr": lr}, "test"))
-        training = Training(base_model(config.model.init_from), encoded, recipe, torch.device("cpu"))
-        curves[lr] = [record["accuracy"] for record in training.run()]
-    return curves
+    recipe = Recipe.from_config(config_with(config, params, "test"))
+    training = Training(base_model(config.model.init_from), encoded, recipe, torch.device("cpu"))
+    return [record["accuracy"] for record in training.run()]
 
 
 def start(config: Config, name: str) -> tuple[Program, Path]:
@@ -75,24 +79,96 @@ def check_same(curves: dict[float, list[float]], summary: dict[str, Any], interr
     assert summary["states"] == {"finished": 4}
 
 
-def test_kill_9_of_the_driver_at_half_time_ends_with_the_same_trials(sweep_config: Callable[..., Config]) -> None:
+@pytest.mark.long
+def test_kill_9_of_the_driver_of_a_grid_ends_with_the_same_trials(sweep_config: Callable[..., Config]) -> None:
     config = sweep_config(SETTINGS)
     broken, folder = start(config, "broken")
     broken.wait_for("2/4 trials done", 300)
-    time.sleep(1)
-    broken.kill()
-    done = {path.parent.name: path.read_text() for path in folder.glob("search/*/result.json")}
-    finished = {name: text for name, text in done.items() if len(text.splitlines()) == EPOCHS}
-    assert 2 <= len(finished) < 4
-    again, folder = start(config, "broken")
-    curves, summary = finish(again, folder)
+    curves, summary = kill_and_go_on(broken, config, folder)
     check_same(curves, summary, 4)
     assert curves == trained_here(config)
-    for name, text in finished.items():  # finished trials were never run again
-        assert (folder / "search" / name / "result.json").read_text() == text
+
+
+def test_kill_9_of_the_driver_at_half_time_leaves_optuna_whole(sweep_config: Callable[..., Config]) -> None:
+    config = sweep_config({**SETTINGS, "tune.space": RANGES, "tune.search": "optuna", "tune.trials": 4})
+    broken, folder = start(config, "optuna")
+    broken.wait_for("2/4 trials done", 300)
+    curves, summary = kill_and_go_on(broken, config, folder)
+    check_all_trained(curves, summary)
+    study = optuna.load_study(study_name="optuna", storage=f"sqlite:///{folder}/optuna.db")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    trials = json.loads((folder / "sweep.json").read_text())
+    for trial in trials[1:3]:  # one from before the kill, one from after it or across it
+        assert [row["accuracy"] for row in trial["history"]] == train_here(config, trial["params"])
 
 
 @pytest.mark.long
+def test_kill_9_of_the_driver_leaves_a_population_in_step(sweep_config: Callable[..., Config]) -> None:
+    change = {"tune.space": RANGES, "tune.search": "random", "tune.scheduler": "pbt", "tune.trials": 4}
+    config = sweep_config({**SETTINGS, **change, "tune.interval": 3, "tune.concurrent": None})
+    broken, folder = start(config, "pbt")
+    broken.wait_for(r" (2[4-9]|3\d) epochs", 300)
+    curves, summary = kill_and_go_on(broken, config, folder)
+    check_all_trained(curves, summary)
+    for trial in json.loads((folder / "sweep.json").read_text()):
+        assert [row["epoch"] for row in trial["history"]] == list(range(1, EPOCHS + 1))
+
+
+def kill_and_go_on(broken: Program, config: Config, folder: Path) -> tuple[dict[float, list[float]], dict[str, Any]]:
+    """Kill a sweep, run it again and return its outcome; trials that had finished are as they were."""
+    broken.kill()
+    whole = {
+        path: path.read_text() for path in folder.glob("search/*/result.json") if path.read_text().count("\n") == EPOCHS
+    }
+    assert len(whole) < 4
+    again, folder = start(config, folder.name)
+    found = finish(again, folder)
+    assert all(path.read_text() == text for path, text in whole.items())
+    return found
+
+
+def check_all_trained(curves: dict[float, list[float]], summary: dict[str, Any]) -> None:
+    """Four trials whole, and at most the two that ran twice over an epoch more."""
+    assert len(curves) == 4 and all(len(curve) == EPOCHS for curve in curves.values())
+    assert summary["states"] == {"finished": 4} and 4 * EPOCHS <= summary["epochs"] <= 4 * EPOCHS + 4
+
+
+@pytest.mark.long
+def test_a_killed_sweep_of_fine_tuning_jobs_goes_on_in_their_own_runs(
+    sweep_config: Callable[..., Config], make_shards: Callable[..., str], tmp_path: Path
+) -> None:
+    shards = make_shards(40_000)
+    rates = [1e-5, 1e-3, 1e-2]
+    config = sweep_config({
+        "task.name": None, "task.train": None, "data.tokenizer": "bytes", "data.train": shards, "data.val": shards,
+        "data.backend": "mmap", "data.seq_len": 32, "tune.job": "finetune", "scale.num_workers": 1,
+        "tune.space": {"optim.lr": {"grid": rates}}, "tune.scheduler": "asha", "tune.grace": 4,
+        "tune.concurrent": 1, "tune.show_every": 0.2, "train.epochs": None, "train.max_steps": 400,
+        "train.global_batch_tokens": 256, "train.micro_batch_size": 8, "train.log_every": 50,
+        "train.checkpoint_every": 50, "eval.every": 50, "eval.batches": 4,
+    })  # fmt: skip
+    broken, folder = start(config, "nested")
+    broken.wait_for("1/3 trials done", 300)
+    # in the middle of the second trial
+    broken.wait_for(r"running\s+[23] ", 300)
+    broken.kill()
+    again, folder = start(config, "nested")
+    assert again.finish(600) == 0, again.output[-4000:]
+    summary = json.loads((folder / "summary.json").read_text())
+    trials = {trial["params"]["optim.lr"]: trial for trial in json.loads((folder / "sweep.json").read_text())}
+    assert sorted(trials) == rates and set(summary["states"]) <= {"finished", "stopped early"}
+    assert summary["states"]["finished"] >= 1 and summary["epochs"] <= 3 * 8
+    for trial in trials.values():
+        assert [row["step"] for row in trial["history"]] == [50 * n for n in range(1, len(trial["history"]) + 1)]
+    # the same job on its own
+    best = trials[summary["best_params"]["optim.lr"]]
+    alone = Program("finetune", "--config", str(folder / "best.yaml"), f"--run.storage={tmp_path}", "--run.name=alone")
+    assert alone.finish(300) == 0, alone.output[-3000:]
+    records = [json.loads(line) for line in (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()]
+    expected = [record["val_loss"] for record in records if "val_loss" in record and record["step"]]
+    assert [row["val_loss"] for row in best["history"]] == pytest.approx(expected[: len(best["history"])], abs=1e-6)
+
+
 def test_kill_9_of_a_trial_repeats_only_the_epoch_it_was_in(sweep_config: Callable[..., Config]) -> None:
     config = sweep_config({**SETTINGS, "tune.concurrent": 1})
     program, folder = start(config, "trial")

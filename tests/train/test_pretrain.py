@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,6 +150,21 @@ def test_a_complete_run_says_so_and_a_longer_one_goes_on(unbroken, shards: str, 
     config = settings(shards, unbroken[0].parent, scale__num_workers="2")
     outcome, _, text = run(config)
     assert outcome.outcome == "complete" and "is complete at step 24" in text
+
+
+def test_a_run_killed_after_its_last_checkpoint_gets_its_summary_and_report(
+    unbroken, shards: str, ray_cluster: object, tmp_path: Path
+) -> None:
+    folder = tmp_path / unbroken[0].name
+    shutil.copytree(unbroken[0], folder)
+    before = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").unlink()
+    (folder / "report.html").unlink()
+    outcome, _, _ = run(settings(shards, tmp_path, scale__num_workers="2"))
+    after = json.loads((folder / "summary.json").read_text())
+    assert outcome.outcome == "complete" and (folder / "report.html").exists()
+    for key in ("outcome", "steps", "tokens", "val_loss", "best_val_loss"):
+        assert after[key] == before[key]
 
 
 def test_a_budget_stops_the_run_with_a_checkpoint(ray_cluster: object, shards: str, tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_schedulers_refuse_what_they_cannot_do(sweep_config: Callable[..., Confi
         sweep_config({"tune.scheduler": "pb2", "tune.search": "random"})
     )
     assert "mutates what a grid fixes" in refusal(sweep_config({"tune.scheduler": "pbt"}))
+    held = {"tune.search": "random", "tune.scheduler": "pbt", "tune.concurrent": 2}
+    assert "tune.concurrent=2 cannot hold back pbt" in refusal(sweep_config(held))
     assert "train.epochs must be drawn by randint" in refusal(
         sweep_config({"tune.search": "random", "tune.space": {"train.epochs": {"uniform": [1, 4]}}})
     )

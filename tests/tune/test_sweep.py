@@ -17,6 +17,7 @@ from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.errors import UserError
 from raygpt.settings import load_config
+from raygpt.storage import child, list_folder, locate, read_bytes
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep
 from tests.track.test_trackers import offline_runs, wandb_history, wandb_records
@@ -69,7 +70,9 @@ def test_a_grid_with_final_runs_ends_in_a_verdict_a_report_and_a_config_that_run
     config = load_config("finetune", str(folder / "best.yaml"), {}, {})
     from raygpt.jobs.tune import finetune_task
 
-    assert finetune_task(config, "again") == 0
+    assert finetune_task(config, Call(frozenset({"dry_run"}), "")) == 0
+    assert "4 epochs" in capsys.readouterr().out and not (folder.parent / "sweep-best").exists()
+    assert finetune_task(config, Call(frozenset(), "")) == 0
     run = folder.parent / "sweep-best"
     scores = read(run / "summary.json")
     assert scores["validation"]["accuracy"] > 0.7 and len((run / "metrics.jsonl").read_text().splitlines()) == 4
@@ -92,6 +95,33 @@ def test_optuna_searches_in_its_own_storage_and_knows_what_mattered(
     assert values == pytest.approx(sorted(trial["score"] for trial in trials)) and len(values) == 6
     assert all(trial.intermediate_values for trial in study.trials)
     assert set(summary["importance"]) <= set(space)
+
+
+def test_a_sweep_on_s3_leaves_everything_there_and_is_not_run_again(
+    ray_cluster: str, sweep_config: Callable[..., Config], bucket: str, tmp_path: Path
+) -> None:
+    space = {"optim.lr": {"loguniform": [1e-5, 1e-2]}}
+    change = {"tune.space": space, "tune.search": "optuna", "tune.trials": 3, "train.epochs": 2, "tune.top": 1}
+    change |= {"run.storage": bucket, "track.wandb": "offline"}
+    assert run_sweep(make_plan(sweep_config(change)), "", io.StringIO()) == 0
+    folder = locate(f"{bucket}/sweep")
+    here = tmp_path / "copy"
+    for entry in list_folder(folder, recursive=True):
+        if entry.is_file:
+            target = here / entry.path.removeprefix(f"{folder.path}/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(read_bytes(child(folder, entry)))
+    trials = read(here / "sweep.json")
+    assert len(trials) == 3 and read(here / "summary.json")["final"]["validation_examples"] == 60
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{here}/optuna.db")
+    assert sorted(trial.value for trial in study.trials) == pytest.approx(sorted(t["score"] for t in trials))
+    assert len(offline_runs(here)) == 3 + 2 * 2  # the search, then the best and the baseline over two seeds
+    assert "Leaderboard" in (here / "report.html").read_text()
+    best = yaml.safe_load((here / "best.yaml").read_text())
+    assert best["run"]["storage"] == bucket
+    before = read_bytes(folder / "sweep.json")
+    assert run_sweep(make_plan(sweep_config(change)), "", io.StringIO()) == 0
+    assert read_bytes(folder / "sweep.json") == before
 
 
 @pytest.mark.parametrize("scheduler", ["hyperband", "median", "pbt", "pb2"])
@@ -215,6 +245,7 @@ def test_training_jobs_are_swept_with_workers_of_their_own(
     assert summary["kind"] == "pretrain" and summary["best_params"] == {"optim.lr": 1e-2}
     for trial in trials:
         assert [row["step"] for row in trial["history"]] == [10, 20]
+        assert trial["status"] == "finished"
         own = read(folder / "runs" / trial["id"] / "summary.json")
         assert trial["history"][-1]["val_loss"] == pytest.approx(own["val_loss"])
     assert "raygpt pretrain --config" in (folder / "best.yaml").read_text()
