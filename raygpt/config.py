@@ -268,7 +268,9 @@ class Tune(Section):
         None, description="what trials are ranked by: accuracy, f1, loss; val_loss or train_loss; none: the usual one"
     )
     trials: int = Field(16, description="trials in all; with grid: passes over the grid (1 is usual)", ge=1)
-    concurrent: int | None = Field(None, description="most trials at a time; none: as many as resources allow", ge=1)
+    concurrent: int | None = Field(
+        None, description="most trials at a time (not with pbt, pb2); none: as many as resources allow", ge=1
+    )
     cpus_per_trial: float = Field(1, description="CPU cores of one classification trial", gt=0)
     gpus_per_trial: float | Literal["auto"] = Field(
         "auto", description="GPUs of one classification trial; 0.5 puts two on one GPU (auto: 1 where there are any)"
