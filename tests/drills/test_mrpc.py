@@ -13,7 +13,7 @@ from tests.drills.program import ROOT, Program
 
 CONFIGS = ROOT / "jobs" / "configs"
 BASES = ROOT / ".cache" / "bases"
-SENTENCES = ROOT / "jobs" / "mrpc_sentences.py"
+SENTENCES = ROOT / "jobs" / "data" / "mrpc_sentences.py"
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def test_each_sweep_passes_a_dry_run_on_the_real_task(
 
 def test_mrpcs_sentences_are_written_pair_by_pair_in_both_orders(shared_data: Path, tmp_path: Path) -> None:
     source = shared_data / "mrpc" / "glue" / "train.jsonl"
-    subprocess.run([sys.executable, ROOT / "jobs" / "mrpc_sentences.py", source, tmp_path], check=True)
+    subprocess.run([sys.executable, ROOT / "jobs" / "data" / "mrpc_sentences.py", source, tmp_path], check=True)
     pairs = [json.loads(line) for line in source.read_text().splitlines()]
     texts = [json.loads(line)["text"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert len(texts) == 4 * (3668 - 100) and len((tmp_path / "val.jsonl").read_text().splitlines()) == 400

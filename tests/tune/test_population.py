@@ -13,11 +13,11 @@ from ray import tune
 
 from raygpt.tune.population import PopulationInStep
 
-EPOCHS = 4
+EPOCHS = 3
 
 
 def climb(params: dict[str, Any]) -> None:
-    """Adds the learning rate to a score, four times; the third member fails in its second epoch."""
+    """Adds the learning rate to a score, three times; the third member fails in its second epoch."""
     score, epoch = 0.0, 0
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
@@ -50,9 +50,9 @@ def test_every_epoch_is_trained_once_though_slots_are_few_and_a_member_fails(ray
     assert len(grid) == 4 and len(failed) == 1
     for result in grid:
         if not result.error:
-            assert list(result.metrics_dataframe["epoch"]) == [1, 2, 3, 4]
-    # the weakest took over from the strongest: by itself it would have come to 0.4
-    assert min(result.metrics["score"] for result in grid if not result.error) > 0.5
+            assert list(result.metrics_dataframe["epoch"]) == [1, 2, 3]
+    # the weakest took over from the strongest: by itself it would have come to 0.3
+    assert min(result.metrics["score"] for result in grid if not result.error) > 0.35
 
 
 def _third(spec: Any) -> bool:
@@ -84,6 +84,7 @@ def _restored(epoch: int) -> Any:
 
     return Restored(
         config={"lr": 0.1},
+        experiment_tag="0",
         last_result={"epoch": epoch, "score": 0.5} if epoch else {},
         run_metadata=SimpleNamespace(checkpoint_manager=manager),
     )

@@ -1,6 +1,6 @@
 """Write MRPC's training sentences as documents, for adapting a base model to them before it is fine-tuned.
 
-    python jobs/mrpc_sentences.py ../shared/data/mrpc/glue/train.jsonl .cache/mrpc
+    python jobs/data/mrpc_sentences.py ../shared/data/mrpc/glue/train.jsonl .cache/mrpc
 
 Every pair comes as two documents one after the other, and once more the other way round: in rows of text, which keep
 documents in their order, the second sentence can be foretold from the first, and a model that learns to look back for
