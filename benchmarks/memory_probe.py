@@ -163,6 +163,7 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
             eps=1e-8,
         )
         engine.fill(initial_weights(config))
+        model = engine.model
         step = ZeroStep(engine, case["micro_batch_size"])
 
         def save() -> None:
@@ -182,7 +183,7 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
         phases.begin("step after save")
         step(batch, 1e-4)
     phases.begin(None)
-    parameters = sum(int(getattr(p, "ds_numel", p.numel())) for p in step.model.parameters())
+    parameters = sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
     return {
         "rank": rank,
         "start": start,

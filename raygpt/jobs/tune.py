@@ -54,16 +54,16 @@ def finetune_task(config: Config, call: Call) -> int:
 
 def _dry_run_task(config: Config) -> int:
     """Read the task and the model and say what would be trained."""
-    from raygpt.train.weights import load
+    from raygpt.train.weights import open_weights
     from raygpt.tune.plan import read_task
 
     task = read_task(config)
+    weights = open_weights(config.model.init_from)
     print(task.describe())
-    loaded = load(config.model.init_from, None if config.data.tokenizer == "base" else config.data.tokenizer)
     assert config.train.epochs is not None
     steps = int(config.train.epochs) * -(-len(task.train) // config.task.batch_size)
     print(
-        f"{loaded.origin}: {loaded.model.config.num_parameters():,} parameters, tokenizer {loaded.tokenizer.name}; "
+        f"{weights.origin}: {weights.config.num_parameters():,} parameters; "
         f"{config.train.epochs:g} epochs, {steps:,} steps of {config.task.batch_size} examples into "
         f"{run_location(config).uri}"
     )

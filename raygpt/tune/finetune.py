@@ -23,6 +23,7 @@ from raygpt.settings import dump
 from raygpt.storage import Location
 from raygpt.track.trackers import Trackers
 from raygpt.train.assignment import run_location
+from raygpt.train.pieces import TensorFile
 from raygpt.train.runfolder import RunLock
 from raygpt.train.weights import load as load_base
 from raygpt.tune.classify import Training
@@ -30,9 +31,8 @@ from raygpt.tune.plan import read_task
 from raygpt.tune.trial import Shared, start_training
 
 STATE = "checkpoints/state.safetensors"
-VALUES = (
-    "values"  # in that file: JSON, as bytes; weights and the epoch they belong to are written at once or not at all
-)
+# In that file's metadata, as JSON: weights and the epoch they belong to are written at once or not at all.
+VALUES = "values"
 EXPORT = "export"
 
 
@@ -104,12 +104,10 @@ def _train(shared: Shared, run_uri: str, done: int, tokenizer_json: bytes) -> It
     training = start_training({}, shared)
     training.keep_best_model = True
     if done:
-        tensors, values = _read_state(run)
-        training.restore(tensors, values)
+        training.restore(load(storage.read_bytes(run / STATE)), _values(run))
     for record in training.run():
         tensors, values = training.state()
-        packed = torch.frombuffer(bytearray(json.dumps(values).encode()), dtype=torch.uint8)
-        storage.write_bytes(run / STATE, save({**tensors, VALUES: packed}))
+        storage.write_bytes(run / STATE, save(tensors, {VALUES: json.dumps(values)}))
         yield record
     yield {"summary": _finish(training, shared, run, tokenizer_json)}
 
@@ -142,12 +140,11 @@ def _finish(training: Training, shared: Shared, run: Location, tokenizer_json: b
 def _epochs_done(run: Location, config: Config) -> int:
     if config.run.resume == "never" or not storage.exists(run / STATE):
         return 0
-    return int(_read_state(run)[1]["epoch"])
+    return int(_values(run)["epoch"])
 
 
-def _read_state(run: Location) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    tensors = load(storage.read_bytes(run / STATE))
-    return tensors, json.loads(tensors.pop(VALUES).numpy().tobytes())
+def _values(run: Location) -> dict[str, Any]:
+    return json.loads(TensorFile.open(run / STATE).metadata[VALUES])
 
 
 def _tokenizer_json(config: Config) -> bytes:

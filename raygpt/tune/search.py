@@ -100,16 +100,15 @@ def record_study(folder: Location, space: Space, mode: str, trials: Sequence[Any
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     direction = optuna.study.StudyDirection.MAXIMIZE if mode == "max" else optuna.study.StudyDirection.MINIMIZE
+    study = optuna.create_study(study_name=folder.name, direction=direction)
+    study.add_trials([_frozen(trial, space) for trial in trials])
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / DATABASE
         database = optuna.storages.RDBStorage(f"sqlite:///{file}")
-        study = optuna.create_study(study_name=folder.name, storage=database, direction=direction)
-        study.add_trials([_frozen(trial, space) for trial in trials])
+        optuna.create_study(study_name=folder.name, storage=database, direction=direction).add_trials(study.trials)
         database.engine.dispose()
         storage.write_bytes(folder / DATABASE, file.read_bytes())
-    kept = optuna.create_study(study_name=folder.name, direction=direction)
-    kept.add_trials([_frozen(trial, space) for trial in trials])
-    return kept
+    return study
 
 
 def _frozen(trial: Any, space: Space) -> optuna.trial.FrozenTrial:

@@ -24,6 +24,7 @@ from raygpt.track.trackers import WANDB_FINISH_SECONDS, WANDB_INIT_SECONDS, choo
 from raygpt.tune.trial import FAILURES
 
 ROWS = 12
+OFFLINE_INIT_SECONDS = 120.0  # no server to wait for, only a share of a busy machine
 # Of Tune's results these are its own and no figures of the training.
 _TUNE_KEYS = ("pid", "timestamp", "iterations_since_restore", "time_since_restore", "time_this_iter_s", "done")
 
@@ -273,8 +274,7 @@ class WandbRuns:
             mode=self.mode,  # type: ignore[arg-type]
             reinit="create_new",
             settings=wandb.Settings(
-                # offline it waits for no server, only for a share of a busy machine
-                init_timeout=WANDB_INIT_SECONDS if self.mode == "online" else 120,
+                init_timeout=WANDB_INIT_SECONDS if self.mode == "online" else OFFLINE_INIT_SECONDS,
                 finish_timeout=WANDB_FINISH_SECONDS,
                 console="off",
                 silent=True,

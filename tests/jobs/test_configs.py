@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,7 +22,7 @@ RECIPES = {
     "gpt2-124m-openwebtext": (480, 600_000, 6e-4, 2000, 124_337_664),
     "gpt2-large-openwebtext": (512, 29_563, 2.5e-4, 715, 774_030_080),
 }
-FINETUNING = {"gpt2-xl-finetune", "gpt2-xl-finetune-8gpu", "gpt2-lora", "small-adapted"}
+FINETUNING = {"gpt2-xl-finetune", "gpt2-xl-finetune-8gpu", "gpt2-lora"}
 
 
 def test_the_promised_configs_are_there() -> None:
@@ -49,16 +46,6 @@ def test_each_sweep_passes_a_dry_run_on_the_real_task(
     printed = capsys.readouterr().out
     assert f"Sweep {path.stem}" in printed and "408 to validate once" in printed
     assert f"raygpt tune --config jobs/configs/{path.name}" in path.read_text()
-
-
-def test_mrpcs_sentences_are_written_pair_by_pair_in_both_orders(shared_data: Path, tmp_path: Path) -> None:
-    source = shared_data / "mrpc" / "glue" / "train.jsonl"
-    subprocess.run([sys.executable, ROOT / "jobs" / "data" / "mrpc_sentences.py", source, tmp_path], check=True)
-    pairs = [json.loads(line) for line in source.read_text().splitlines()]
-    texts = [json.loads(line)["text"] for line in (tmp_path / "train.jsonl").read_text().splitlines()]
-    assert len(texts) == 4 * (3668 - 100) and len((tmp_path / "val.jsonl").read_text().splitlines()) == 400
-    assert texts[:2] == [pairs[0]["sentence1"], pairs[0]["sentence2"]]
-    assert texts[-2:] == [pairs[3567]["sentence2"], pairs[3567]["sentence1"]]
 
 
 def test_the_study_grid_is_the_published_one() -> None:

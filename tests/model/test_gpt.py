@@ -117,9 +117,9 @@ def test_a_padded_and_an_exact_vocabulary_give_the_same_loss() -> None:
     assert padded(tokens, targets).item() == pytest.approx(by_cut.item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_attention_scores_beyond_half_precision_stay_finite(dtype: torch.dtype) -> None:
+def test_attention_scores_beyond_half_precision_stay_finite() -> None:
     # a plain float16 product of these queries and keys is inf, and its softmax is not a number
+    dtype = torch.float16
     torch.manual_seed(3)
     exact = Attention(SMALL, layer=0).double()
     with torch.no_grad():
