@@ -25,6 +25,8 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     # how often Ray Train's controller polls its workers: 2 s would be most of a short test
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
+    # one process less to start in each of some sixty runs: it watches for notices of a cloud
+    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     TOKENIZERS_PARALLELISM="false",
     WANDB_MODE="offline",
     WANDB_SILENT="true",

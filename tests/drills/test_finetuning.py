@@ -15,6 +15,7 @@ import pytest
 from tests.drills.base_model import base_model
 from tests.drills.program import Program
 
+PAPERS = ("arxiv_abstracts_21353.csv.gz", "acl_sections.csv.gz")
 COMMON = ["--train.global_batch_tokens=4096", "--optim.lr=1e-3", "--train.log_every=5", "--track.wandb=off"]
 
 
@@ -47,24 +48,32 @@ def metrics(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.timeout(1500)
-def test_28_131_papers_lower_the_perplexity_of_papers(base: Path, shared_data: Path, tmp_path: Path) -> None:
-    files = [shared_data / "scipapers" / name for name in ("arxiv_abstracts_21353.csv.gz", "acl_sections.csv.gz")]
+@pytest.fixture(scope="module")
+def papers(base: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Storage folder of a run on 28,131 papers, and what it printed."""
+    storage = tmp_path_factory.mktemp("papers")
+    files = [shared_data / "scipapers" / name for name in PAPERS]
     output = raygpt(
         "finetune",
         f"--model.init_from={base}",
         f"--data.train={','.join(map(str, files))}",
-        f"--run.storage={tmp_path}",
+        f"--run.storage={storage}",
         "--run.name=papers",
         "--train.max_steps=200",
         "--train.epochs=none",
-        "--eval.every=50",
-        "--eval.batches=8",
-        "--train.checkpoint_every=100",
+        "--eval.every=10",
+        "--eval.batches=4",
+        "--train.checkpoint_every=20",
         "--scale.num_workers=2",
         *COMMON,
     )
-    total = sum(rows_of(path) for path in files)
+    return storage, output
+
+
+@pytest.mark.timeout(1500)
+def test_28_131_papers_lower_the_perplexity_of_papers(base: Path, papers: tuple[Path, str], shared_data: Path) -> None:
+    tmp_path, output = papers
+    total = sum(rows_of(shared_data / "scipapers" / name) for name in PAPERS)
     assert total == 28_131
     record = prepared(tmp_path)
     read = record["rows"]["sources"]
@@ -114,9 +123,9 @@ def test_plays_from_windows_csv_under_zero_3_go_on_after_a_kill(base: Path, shar
         f"--data.val={folder / 'validation.csv'}",
         f"--run.storage={tmp_path}",
         "--run.name=plays",
-        "--train.max_steps=120",
-        "--train.checkpoint_every=30",
-        "--eval.every=60",
+        "--train.max_steps=80",
+        "--train.checkpoint_every=20",
+        "--eval.every=40",
         "--train.strategy=zero3",
         "--train.offload=all",
         "--train.activation_checkpointing=true",
@@ -125,19 +134,19 @@ def test_plays_from_windows_csv_under_zero_3_go_on_after_a_kill(base: Path, shar
         *COMMON,
     ]
     program = Program(*words)
-    program.wait_for("step 45/120", timeout=600)
+    program.wait_for("step 30/80", timeout=600)
     program.kill()
     output = raygpt(*words)
-    assert "Going on from step 30" in output or "Going on from step 60" in output
+    assert "Going on from step 20" in output or "Going on from step 40" in output
     record = prepared(tmp_path)
     assert record["documents"] == rows_of(folder / "train.csv") + 1  # 41 plays, and the poem held out
     rows = metrics(tmp_path / "plays")
-    assert [row["step"] for row in rows if "train_loss" in row] == list(range(5, 121, 5))
+    assert [row["step"] for row in rows if "train_loss" in row] == list(range(5, 81, 5))
     losses = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
-    assert losses[120] < losses[0] - 0.1
+    assert losses[80] < losses[0] - 0.1
     # one worker takes over the pieces of two
-    longer = [word.replace("=120", "=130").replace("num_workers=2", "num_workers=1") for word in words]
-    assert "Going on from step 120" in raygpt(*longer)
+    longer = [word.replace("=80", "=90").replace("num_workers=2", "num_workers=1") for word in words]
+    assert "Going on from step 80" in raygpt(*longer)
     last = [row["val_loss"] for row in metrics(tmp_path / "plays") if "val_loss" in row][-1]
     # put together from the pieces, and once more by way of the exported folder: the loss that training saw
     raygpt("export", "--run.name=plays", f"--run.storage={tmp_path}")
@@ -149,11 +158,15 @@ def test_plays_from_windows_csv_under_zero_3_go_on_after_a_kill(base: Path, shar
 
 
 @pytest.mark.timeout(1800)
-def test_the_eta_is_right_after_a_tenth_of_the_run(base: Path, shared_data: Path, tmp_path: Path) -> None:
+def test_the_eta_is_right_after_a_tenth_of_the_run(
+    base: Path, papers: tuple[Path, str], shared_data: Path, tmp_path: Path
+) -> None:
     """Evaluations and saves counted. What the machine's own speed did in the other nine tenths is taken out of the
     comparison, and printed: on shared cores it varies by more than the 5 % that are asked for."""
-    errors = []
-    for attempt in range(3):
+    errors = [eta_error(papers[0] / "papers", 20)]
+    for attempt in range(2):
+        if abs(errors[-1]) <= 0.05:
+            break
         name = f"eta-{attempt}"
         raygpt(
             "finetune",
@@ -168,17 +181,20 @@ def test_the_eta_is_right_after_a_tenth_of_the_run(base: Path, shared_data: Path
             "--eval.every=20",
             *COMMON,
         )
-        rows = [row for row in metrics(tmp_path / name) if "eta_seconds" in row]
-        at = next(row for row in rows if row["step"] >= 25)
-        timed = [row for row in rows if "step_seconds" in row]
-        before = fmean(row["step_seconds"] for row in timed if row["step"] <= at["step"] and row["step"] > 5)
-        after = fmean(row["step_seconds"] for row in timed if row["step"] > at["step"])
-        left = rows[-1]["time"] - at["time"]
-        errors.append((at["eta_seconds"] * after / before / left - 1, at["eta_seconds"] / left - 1))
-        print(f"eta {at['eta_seconds']:.1f} s, took {left:.1f} s; speed changed by {after / before - 1:+.1%}")
-        if abs(errors[-1][0]) <= 0.05:
-            break
-    assert min(abs(error) for error, _ in errors) <= 0.05, errors
+        errors.append(eta_error(tmp_path / name, 25))
+    assert min(map(abs, errors)) <= 0.05, errors
+
+
+def eta_error(run: Path, step: int) -> float:
+    """Relative error of the ETA at `step`, at the speed that the steps after it had."""
+    rows = [row for row in metrics(run) if "eta_seconds" in row]
+    at = next(row for row in rows if row["step"] >= step)
+    timed = [row for row in rows if "step_seconds" in row]
+    before = fmean(row["step_seconds"] for row in timed if row["step"] <= at["step"] and row["step"] > 5)
+    after = fmean(row["step_seconds"] for row in timed if row["step"] > at["step"])
+    left = rows[-1]["time"] - at["time"]
+    print(f"eta {at['eta_seconds']:.1f} s, took {left:.1f} s; speed changed by {after / before - 1:+.1%}")
+    return at["eta_seconds"] * after / before / left - 1
 
 
 def test_mistakes_in_a_csv_end_in_one_sentence(base: Path, tmp_path: Path) -> None:

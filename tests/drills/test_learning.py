@@ -72,7 +72,7 @@ def test_runs_of_neighbouring_rows_learn_as_well_as_a_full_shuffle(shared_data: 
 
 
 def test_compiled_training_on_two_workers_follows_the_uncompiled_one(ray_cluster, tmp_path: Path) -> None:
-    from tests.train.test_pretrain import run, sequence, settings
+    from tests.train.running import run, sequence, settings
 
     tokenizer = load_tokenizer("bytes")
     writer = ShardWriter(str(tmp_path / "shards"), "uint16")

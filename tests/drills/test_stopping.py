@@ -31,7 +31,7 @@ SMALL = {
     "track.wandb": "off",
     "track.tensorboard": "false",
 }
-
+STEPS = 150  # of a run that is to be killed before its end, on a fast machine too
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -63,18 +63,18 @@ def rows(storage: Path, name: str, key: str) -> dict[int, object]:
 
 
 def test_kill_9_of_the_driver_twice_in_a_row_gives_the_unbroken_run(shards: str, tmp_path: Path) -> None:
-    whole = Program(*words(shards, tmp_path, "whole", 300))
+    whole = Program(*words(shards, tmp_path, "whole", STEPS))
     assert whole.finish(400) == 0, whole.output
-    for step in (25, 60):  # far enough from the end for a fast machine
-        broken = Program(*words(shards, tmp_path, "broken", 300))
-        broken.wait_for(f"step {step}/300", 180)
+    for step in (20, 45):
+        broken = Program(*words(shards, tmp_path, "broken", STEPS))
+        broken.wait_for(f"step {step}/{STEPS}", 180)
         broken.kill()
-    last = Program(*words(shards, tmp_path, "broken", 300))
+    last = Program(*words(shards, tmp_path, "broken", STEPS))
     assert last.finish(400) == 0, last.output
     assert "Going on from step" in last.output
     for key in ("batch_digest", "train_loss", "val_loss"):
         assert rows(tmp_path, "broken", key) == rows(tmp_path, "whole", key), key
-    left, right = (tmp_path / name / "checkpoints/step_00000300/model.safetensors" for name in ("whole", "broken"))
+    left, right = (tmp_path / name / f"checkpoints/step_{STEPS:08d}/model.safetensors" for name in ("whole", "broken"))
     assert left.read_bytes() == right.read_bytes()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from raygpt.config import Config
 from raygpt.settings import load_config
 from raygpt.storage import locate
 from raygpt.train.assignment import resolve
+from raygpt.train.checkpoint import complete_checkpoints, step_of
 from raygpt.train.trainer import Outcome, run_training
 
 OPTIONS = {
@@ -82,6 +84,13 @@ def kill_a_worker() -> None:
     ]
     assert workers
     workers[-1].kill()
+
+
+def forget_after(run_folder: Path, step: int) -> None:
+    """Delete the checkpoints after `step`: the folder is as a kill of everything would have left it."""
+    for where in complete_checkpoints(locate(run_folder)):
+        if step_of(where.name) > step:
+            shutil.rmtree(where.path)
 
 
 def letters(folder: Path, tokens: int = 2500) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,10 +18,21 @@ from raygpt.train import checkpoint
 from raygpt.train.assignment import resolve
 from raygpt.train.lora import Adapters, add_adapters
 from raygpt.train.weights import fill_model, load_weights, open_weights
-from tests.train.running import letters, press_ctrl_c, run, sequence, settings
+from tests.train.running import forget_after, letters, run, sequence, settings
 
-QUICK = {"train__micro_batch_size": "16", "train__checkpoint_every": "0", "eval__every": "0", "train__max_steps": "12"}
-LORA = {"model__lora_rank": "4", "model__lora_dropout": "0.1"}
+QUICK = {
+    "train__micro_batch_size": "16",
+    "train__checkpoint_every": "0",
+    "eval__every": "0",
+    "train__max_steps": "12",
+    "data__backend": "mmap",
+}
+LORA = {
+    "model__lora_rank": "4",
+    "model__lora_dropout": "0.1",
+    "train__checkpoint_every": "5",
+    "train__keep_checkpoints": "3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -33,36 +47,63 @@ def base(ray_cluster: object, shards: str, tmp_path_factory: pytest.TempPathFact
     return str(storage / "r")
 
 
+@pytest.fixture(scope="module")
+def tuned(base: str, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """Storage folder and records of all the base's weights trained for 12 more steps."""
+    storage = tmp_path_factory.mktemp("tuned")
+    return storage, run(settings(shards, storage, model__init_from=base, eval__first="true", **QUICK))[1]
+
+
+@pytest.fixture(scope="module")
+def adapted(base: str, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """Storage folder and records of adapters trained on the base."""
+    storage = tmp_path_factory.mktemp("adapted")
+    return storage, run(settings(shards, storage, model__init_from=base, **{**QUICK, **LORA}))[1]
+
+
 def newest(storage: Path) -> checkpoint.Location:
     return checkpoint.complete_checkpoints(locate(storage / "r"))[0]
 
 
+@contextmanager
+def replaced(folder: str, other: Path | None) -> Iterator[None]:
+    """For a while `folder` is a copy of `other`, or is gone."""
+    aside = f"{folder}.aside"
+    os.rename(folder, aside)
+    try:
+        if other is not None:
+            shutil.copytree(other, folder)
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(aside, folder)
+
+
 def test_training_starts_from_the_base_and_the_first_evaluation_is_its_own(
-    base: str, shards: str, tmp_path: Path
+    base: str, tuned: tuple[Path, list[dict]]
 ) -> None:
-    before = sequence(
-        run(settings(shards, tmp_path / "again", model__init_from=base, eval__first="true", **QUICK))[1], "val_loss"
-    )
+    losses = sequence(tuned[1], "val_loss")
     state = checkpoint.read_state(newest(Path(base).parent))
-    assert before[0] == pytest.approx(state.val_loss, abs=1e-6)
-    assert set(before) == {0, 12}
+    assert losses[0] == pytest.approx(state.val_loss, abs=1e-6)
+    assert set(losses) == {0, 12}
 
 
-def test_adapters_resume_bit_for_bit_and_leave_a_small_checkpoint(base: str, shards: str, tmp_path: Path) -> None:
-    rows = run(settings(shards, tmp_path / "whole", model__init_from=base, **LORA, **QUICK))[1]
-    config = settings(shards, tmp_path, model__init_from=base, **LORA, **QUICK)
-    run(config, {"step 5/12": press_ctrl_c})
-    again = run(config)[1]
-    assert sequence(again, "train_loss") == sequence(rows, "train_loss")
+def test_adapters_resume_bit_for_bit_and_leave_a_small_checkpoint(
+    base: str, adapted: tuple[Path, list[dict]], shards: str, tmp_path: Path
+) -> None:
+    shutil.copytree(adapted[0] / "r", tmp_path / "r")
+    forget_after(tmp_path / "r", 5)
+    _, rows, text = run(settings(shards, tmp_path, model__init_from=base, **{**QUICK, **LORA}))
+    assert "Going on from step 5" in text
+    assert sequence(rows, "train_loss") == sequence(adapted[1], "train_loss")
     whole = (Path(newest(Path(base).parent).path) / "model.safetensors").stat().st_size
     assert (Path(newest(tmp_path).path) / "model.safetensors").stat().st_size < whole / 5
 
 
 def test_weights_read_from_adapters_are_merged_and_give_the_models_own_logits(
-    base: str, shards: str, tmp_path: Path
+    base: str, adapted: tuple[Path, list[dict]]
 ) -> None:
-    run(settings(shards, tmp_path, model__init_from=base, **LORA, **QUICK))
-    where = newest(tmp_path)
+    where = newest(adapted[0])
     state = checkpoint.read_state(where)
     live = GPT(open_weights(base).config)
     fill_model(live, open_weights(base).items())
@@ -72,7 +113,7 @@ def test_weights_read_from_adapters_are_merged_and_give_the_models_own_logits(
         for name, parameter in live.named_parameters():
             if ".lora_" in name:
                 parameter.copy_(tensors.whole(name))
-    merged, *_ = load_weights(str(tmp_path / "r"))
+    merged, *_ = load_weights(str(adapted[0] / "r"))
     tokens = torch.arange(97, 113)[None]
     live.eval(), merged.eval()
     with torch.no_grad():
@@ -80,22 +121,23 @@ def test_weights_read_from_adapters_are_merged_and_give_the_models_own_logits(
         torch.testing.assert_close(merged(tokens), live(tokens), rtol=1e-4, atol=1e-5)
 
 
-def test_adapters_refuse_a_base_that_changed(base: str, shards: str, tmp_path: Path) -> None:
-    mine = tmp_path / "base"
-    shutil.copytree(base, mine)
-    run(settings(shards, tmp_path, model__init_from=str(mine), **LORA, **QUICK))
-    run(settings(shards, tmp_path, run__name="base", **{**QUICK, "train__max_steps": "14"}))
-    with pytest.raises(UserError, match="model.init_from=.*holds other weights than when this run began"):
-        list(open_weights(str(tmp_path / "r")).items())
+def test_adapters_refuse_a_base_that_changed(
+    base: str, tuned: tuple[Path, list[dict]], adapted: tuple[Path, list[dict]]
+) -> None:
+    assert list(open_weights(str(adapted[0] / "r")).items())
+    with replaced(base, tuned[0] / "r"):
+        with pytest.raises(UserError, match="model.init_from=.*holds other weights than when this run began"):
+            list(open_weights(str(adapted[0] / "r")).items())
 
 
-def test_a_resumed_run_does_not_need_its_base_any_more(base: str, shards: str, tmp_path: Path) -> None:
-    mine = tmp_path / "base"
-    shutil.copytree(base, mine)
-    run(settings(shards, tmp_path, model__init_from=str(mine), **{**QUICK, "train__max_steps": "6"}))
-    shutil.rmtree(mine)
-    outcome, rows, _ = run(settings(shards, tmp_path, model__init_from=str(mine), **QUICK))
-    assert outcome.outcome == "finished" and max(sequence(rows, "train_loss")) == 12
+def test_a_resumed_run_does_not_need_its_base_any_more(
+    base: str, tuned: tuple[Path, list[dict]], shards: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tuned[0] / "r", tmp_path / "r")
+    with replaced(base, None):
+        config = settings(shards, tmp_path, model__init_from=base, **{**QUICK, "train__max_steps": "14"})
+        outcome, rows, _ = run(config)
+    assert outcome.outcome == "finished" and max(sequence(rows, "train_loss")) == 14
 
 
 def test_a_run_stops_when_evaluations_bring_nothing_better(base: str, shards: str, tmp_path: Path) -> None:

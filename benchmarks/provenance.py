@@ -1,0 +1,23 @@
+"""Where a figure comes from: what stands at the head of the result files here."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+
+
+def provenance(*packages: str) -> dict[str, Any]:
+    """Command, date, machine and the versions of Python and of `packages`."""
+    gib = psutil.virtual_memory().total / 2**30
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {gib:.0f} GiB, no GPU",
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
