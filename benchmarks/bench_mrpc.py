@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.provenance import provenance
 from raygpt.storage import locate, write_text
 
-KEPT = ("trials", "states", "epochs", "search_seconds", "trial_seconds", "wall_seconds", "best_search_score", "final")
+KEPT = ("trials", "states", "epochs", "trial_seconds", "wall_seconds", "best_search_score", "final")
 
 
 def main() -> None:

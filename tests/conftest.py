@@ -1,4 +1,4 @@
-"""Fixtures of every test: real data, one Ray cluster per module, an S3 server per session, tiny token shards."""
+"""Fixtures of every test: real data, one Ray cluster, an S3 server per session, tiny token shards."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -67,28 +68,32 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Address of a local Ray cluster of six logical CPUs (four workers and their readers), one for the whole module."""
-    if _module_uses(request, "s3"):
+    """Address of a local Ray cluster of six logical CPUs (four workers and their readers).
+
+    The modules after it go on with it; drills, whose programs start clusters of their own, have it for one module.
+    """
+    if any("s3" in getattr(item, "fixturenames", ()) for item in request.session.items):
         # Ray's workers inherit the environment of the moment Ray starts, so the credentials come first
         request.getfixturevalue("s3")
     import ray
 
-    ray.shutdown()
-    ray.init(
-        num_cpus=6,
-        num_gpus=0,
-        object_store_memory=600_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    if not ray.is_initialized():
+        ray.init(
+            num_cpus=6,
+            num_gpus=0,
+            object_store_memory=600_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     yield ray.get_runtime_context().gcs_address
-    ray.shutdown()
+    if request.path.is_relative_to(ROOT / "tests" / "drills"):
+        ray.shutdown()
 
 
-def _module_uses(request: pytest.FixtureRequest, fixture: str) -> bool:
-    items = [item for item in request.session.items if getattr(item, "module", None) is request.module]
-    return any(fixture in getattr(item, "fixturenames", ()) for item in items)
+def pytest_sessionfinish() -> None:
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 class S3:

@@ -115,6 +115,7 @@ def test_sigterm_saves_like_ctrl_c(shards: str, tmp_path: Path) -> None:
     assert len(checkpoint.complete_checkpoints(locate(tmp_path / "r"))) == 2
 
 
+@pytest.mark.long  # make test has it within one process
 def test_a_run_in_use_is_refused_while_it_lives(shards: str, tmp_path: Path) -> None:
     first = Program(*words(shards, tmp_path, "r", 100_000))
     first.wait_for("step 3/100000", 180)

@@ -1,4 +1,4 @@
-"""Every ZeRO stage with and without offload beside DDP, and a worker lost in the middle."""
+"""Every ZeRO stage with and without offload beside DDP, changes of stage and worker count, and a worker lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import torch
 
+from raygpt.storage import locate
+from raygpt.train import checkpoint
 from tests.train.running import assert_same_training, kill_a_worker, letters, run, sequence, zero_settings
 
 
@@ -52,6 +55,39 @@ def test_losses_are_those_of_ddp_for_50_steps(
     ddp: list[dict], unbroken: Callable[[str, str], list[dict]], strategy: str, offload: str
 ) -> None:
     assert_same_training(unbroken(strategy, offload), ddp, 2e-4)
+
+
+def test_a_run_goes_from_zero_3_to_zero_1_to_ddp_with_the_losses_of_ddp(
+    ray_cluster: object, shards: str, tmp_path: Path
+) -> None:
+    # no dropout: every rank draws its own, so it differs between worker counts
+    fixed = {"model__dropout": "0", "optim__schedule": "constant", "data__backend": "mmap"}
+    fixed |= {"train__checkpoint_every": "2", "train__keep_checkpoints": "20"}
+
+    def part(storage: Path, strategy: str, steps: int, workers: int = 2) -> list[dict]:
+        changes = {**fixed, "train__max_steps": str(steps), "scale__num_workers": str(workers)}
+        return run(zero_settings(shards, storage, strategy, **changes))[1]
+
+    whole = part(tmp_path / "whole", "ddp", 24)
+    part(tmp_path, "zero3", 2)
+    assert_same_values(tmp_path / "r", tmp_path / "whole" / "r", "step_00000002")
+    part(tmp_path, "zero1", 14)
+    rows = part(tmp_path, "ddp", 24, workers=1)
+    assert len(sequence(rows, "train_loss")) == 24
+    assert sequence(rows, "batch_digest") == sequence(whole, "batch_digest")
+    losses, expected = sequence(rows, "train_loss"), sequence(whole, "train_loss")
+    assert max(abs(losses[step] - expected[step]) for step in expected) < 2e-4  # type: ignore[operator]
+
+
+def assert_same_values(pieces: Path, ddp: Path, step: str) -> None:
+    """The checkpoint that two ranks cut up holds every value of DDP's whole one, once."""
+    mine, whole = (checkpoint.open_tensors(locate(run / "checkpoints" / step)) for run in (pieces, ddp))
+    assert len(list((pieces / "checkpoints" / step).glob("rank-*.pt"))) == 2
+    assert set(mine.names) == set(whole.names)
+    for name in whole.names:
+        # the gradient of a key's bias is zero but for rounding, which AdamW scales up
+        for kind, noise in (("weight", 1e-5), ("exp_avg", 1e-7), ("exp_avg_sq", 1e-9)):
+            torch.testing.assert_close(mine.whole(name, kind), whole.whole(name, kind), rtol=1e-3, atol=noise)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from raygpt.cli import main, parse
+from raygpt.data.tokenizer import byte_tokenizer
 from raygpt.errors import UserError
+from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.model.huggingface import export_huggingface
 from raygpt.problems import problems
 from raygpt.settings import load_config
+from raygpt.train.assignment import resolve
+from raygpt.train.preflight import check_fit
 from tests.train.running import letters
 
 BASE = str(Path(main.__code__.co_filename).parent / "jobs" / "finetune.yaml")
@@ -29,11 +34,12 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def base(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> str:
-    storage = tmp_path_factory.mktemp("base")
-    shards = letters(storage / "shards")
-    words = [f"--data.train={shards}", f"--data.val={shards}", f"--run.storage={storage}", "--run.name=base"]
-    assert main(["pretrain", *words, *SMALL]) == 0
-    return str(storage / "base")
+    """Hugging Face folder of a byte model of one layer, random weights."""
+    tokenizer = byte_tokenizer()
+    folder = tmp_path_factory.mktemp("base") / "hf"
+    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, seq_len=16, n_layer=1, n_head=4, n_embd=32))
+    export_huggingface(model, folder, tokenizer_json=tokenizer.to_json(), eot_id=tokenizer.eot_id)
+    return str(folder)
 
 
 def test_the_jobs_defaults_lie_below_the_file_and_the_command_line(tmp_path: Path) -> None:
@@ -94,8 +100,11 @@ def test_what_does_not_fit_is_refused_before_it_starts(
     assert main(["pretrain", *words, *SMALL, "--run.name=no"]) == 2
     error = capsys.readouterr().err
     assert "plan.check=warn" in error and "0.2" in error and not (tmp_path / "no" / "checkpoints").exists()
-    assert main(["pretrain", *words, *SMALL, "--run.name=yes", "--plan.check=warn"]) == 0
-    assert "Warning: " in capsys.readouterr().out
+    options = dict(word.removeprefix("--").split("=") for word in [*words, *SMALL, "--plan.check=warn"])
+    config = load_config("pretrain", None, options, {})
+    job = resolve(config)
+    report = check_fit(config, job.model, job.run)
+    assert report is not None and report.refusal and "Warning: " in capsys.readouterr().out
 
 
 def test_a_base_with_another_tokenizer_is_refused(base: str, tmp_path: Path, make_shards, capsys) -> None:

@@ -26,29 +26,31 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def unbroken(ray_cluster: object, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     """Two workers, never interrupted: what every other run must equal."""
     storage = tmp_path_factory.mktemp("unbroken")
-    outcome, rows, text = run(settings(shards, storage, scale__num_workers="2"))
+    outcome, rows, text = run(settings(shards, storage, scale__num_workers="2", train__keep_checkpoints="3"))
     assert outcome.outcome == "finished"
     assert "step 24/24 100%" in text and "Finished 24 steps" in text
     return storage / "r", rows
 
 
-def test_shards_and_runs_on_s3_give_the_same_run(unbroken: tuple[Path, list[dict]], shards: str, bucket: str) -> None:
+def test_an_elastic_run_on_s3_takes_as_many_workers_as_fit_and_is_the_same_run(
+    unbroken: tuple[Path, list[dict]], shards: str, bucket: str
+) -> None:
     for path in Path(shards).iterdir():
         write_bytes(locate(bucket) / "data" / path.name, path.read_bytes())
-    config = settings(f"{bucket}/data", f"{bucket}/runs", scale__num_workers="2")
-    outcome, rows, _ = run(config)
-    assert outcome.outcome == "finished"
+    outcome, rows, _ = run(settings(f"{bucket}/data", f"{bucket}/runs", scale__num_workers="[1, 2]"))
+    assert outcome.outcome == "finished" and rows[-1]["world_size"] == 2
     for key in ("batch_digest", "train_loss", "val_loss"):
         assert sequence(rows, key) == sequence(unbroken[1], key)
 
 
-def test_a_run_that_was_stopped_and_then_lost_a_worker_equals_the_unbroken_one_bit_for_bit(
+def test_a_run_stopped_on_ray_data_that_lost_a_worker_on_the_memory_map_equals_the_unbroken_one_bit_for_bit(
     unbroken: tuple[Path, list[dict]], shards: str, tmp_path: Path
 ) -> None:
     config = settings(shards, tmp_path, scale__num_workers="2")
     outcome, _, text = run(config, {"step 2/24": press_ctrl_c})
     assert outcome.outcome == "stopped"
     assert "finishing this step and saving" in text and "To go on: raygpt pretrain …" in text
+    config = settings(shards, tmp_path, scale__num_workers="2", data__backend="mmap")
     outcome, rows, text = run(config, {"step 12/24": kill_a_worker})
     assert outcome.outcome == "finished" and text.count("Going on from step") == 2
     for key in ("batch_digest", "train_loss", "val_loss", "grad_norm"):
@@ -59,21 +61,14 @@ def test_a_run_that_was_stopped_and_then_lost_a_worker_equals_the_unbroken_one_b
     assert left == (unbroken[0] / "checkpoints" / "step_00000024" / "model.safetensors").read_bytes()
 
 
-def test_one_worker_and_then_four_go_through_the_same_tokens_as_two(
+def test_four_workers_go_on_with_the_tokens_of_two(
     unbroken: tuple[Path, list[dict]], shards: str, tmp_path: Path
 ) -> None:
-    run(settings(shards, tmp_path, scale__num_workers="1"), {"step 3/24": press_ctrl_c})
-    _, rows, _ = run(settings(shards, tmp_path, scale__num_workers="4"))
+    shutil.copytree(unbroken[0], tmp_path / "r")
+    forget_after(tmp_path / "r", 15)
+    _, rows, text = run(settings(shards, tmp_path, scale__num_workers="4"))
+    assert "Going on from step 15" in text
     assert sequence(rows, "batch_digest") == sequence(unbroken[1], "batch_digest")
-
-
-def test_an_elastic_run_on_the_memory_map_takes_as_many_workers_as_fit_and_trains_the_same(
-    unbroken: tuple[Path, list[dict]], shards: str, tmp_path: Path
-) -> None:
-    outcome, rows, _ = run(settings(shards, tmp_path, scale__num_workers="[1, 2]", data__backend="mmap"))
-    assert outcome.outcome == "finished" and rows[-1]["world_size"] == 2
-    for key in ("batch_digest", "train_loss"):
-        assert sequence(rows, key) == sequence(unbroken[1], key), key
 
 
 def test_the_run_folder_holds_what_the_contract_says(unbroken: tuple[Path, list[dict]]) -> None:
@@ -176,12 +171,11 @@ def test_a_diverging_run_stops_in_one_sentence_and_saves_nothing_bad(ray_cluster
 
 
 def test_a_changed_dataset_is_refused_and_the_escape_hatch_opens(
-    unbroken, shards: str, make_shards: Callable[..., str], tmp_path: Path
+    unbroken, shards: str, make_shards: Callable[..., str]
 ) -> None:
-    shutil.copytree(unbroken[0], tmp_path / "r")
     other = make_shards(3000)
-    longer = {"train__max_steps": "26", "data__backend": "mmap"}
+    longer = {"train__max_steps": "26"}
     with pytest.raises(UserError, match="data.train holds other tokens.*data.ignore_fingerprint=true"):
-        resolve(settings(other, tmp_path, **longer))
-    outcome, _, text = run(settings(other, tmp_path, data__ignore_fingerprint="true", **longer))
-    assert outcome.outcome == "finished" and "Going on from step 24" in text
+        resolve(settings(other, unbroken[0].parent, **longer))
+    job = resolve(settings(other, unbroken[0].parent, data__ignore_fingerprint="true", **longer))
+    assert (job.done_steps, job.plan.total_steps, job.train_uri) == (24, 26, other)
