@@ -24,6 +24,7 @@ from raygpt.tune.plan import read_task
 from raygpt.tune.trial import base_model
 from tests.drills.program import Program
 from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
+from tests.tune.test_sweep import check_scheduler
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -218,6 +219,13 @@ def test_ctrl_c_stops_and_the_same_command_goes_on(sweep_config: Callable[..., C
     again, folder = start(config, "ctrl-c")
     curves, summary = finish(again, folder)
     check_same(curves, summary, 4)
+
+
+@pytest.mark.parametrize("scheduler", ["hyperband", "median"])
+def test_the_other_schedulers_bring_a_sweep_to_its_end(
+    ray_cluster: str, sweep_config: Callable[..., Config], scheduler: str
+) -> None:
+    check_scheduler(sweep_config, {"tune.scheduler": scheduler, "tune.trials": 4, "train.epochs": 4})
 
 
 def _workers(pid: int) -> list[psutil.Process]:

@@ -130,17 +130,9 @@ def test_adapters_refuse_a_base_that_changed(
             list(open_weights(str(adapted[0] / "r")).items())
 
 
-def test_a_resumed_run_does_not_need_its_base_any_more(
-    base: str, tuned: tuple[Path, list[dict]], shards: str, tmp_path: Path
+def test_a_run_stops_when_evaluations_bring_nothing_better_and_goes_on_without_its_base(
+    base: str, shards: str, tmp_path: Path
 ) -> None:
-    shutil.copytree(tuned[0] / "r", tmp_path / "r")
-    with replaced(base, None):
-        config = settings(shards, tmp_path, model__init_from=base, **{**QUICK, "train__max_steps": "14"})
-        outcome, rows, _ = run(config)
-    assert outcome.outcome == "finished" and max(sequence(rows, "train_loss")) == 14
-
-
-def test_a_run_stops_when_evaluations_bring_nothing_better(base: str, shards: str, tmp_path: Path) -> None:
     changes = {**QUICK, "train__max_steps": "40", "eval__every": "2", "eval__first": "true", "optim__lr": "1.0"}
     config = settings(shards, tmp_path, model__init_from=base, eval__patience="3", **changes)
     outcome, _, text = run(config)
@@ -149,7 +141,9 @@ def test_a_run_stops_when_evaluations_bring_nothing_better(base: str, shards: st
     outcome, _, text = run(config)
     assert outcome.outcome == "complete" and "set eval.patience=none to train on" in text
     on = settings(shards, tmp_path, model__init_from=base, **{**changes, "train__max_steps": "8"})
-    assert run(on)[0].outcome == "finished"
+    with replaced(base, None):
+        outcome, rows, _ = run(on)
+    assert outcome.outcome == "finished" and max(sequence(rows, "train_loss")) == 8
 
 
 def test_the_best_evaluation_is_kept_though_no_checkpoint_was_due(base: str, shards: str, tmp_path: Path) -> None:
