@@ -41,6 +41,9 @@ from raygpt.tune.trial import Shared, classify_trial
 from raygpt.tune.watch import SweepBudget, WandbRuns, Watch
 
 SEARCH, FINALS = "search", "finals"
+# Tune's snapshot of a sweep may lie a second or more behind, and after a kill it goes on from the checkpoint named there.
+# Those of nested trials hold one number, so plenty of them are kept.
+NESTED_CHECKPOINTS = 100
 
 
 @dataclass
@@ -155,6 +158,7 @@ def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Ph
             scheduler,
             _nested_slots(plan),
             None,
+            NESTED_CHECKPOINTS,
         )
     keep = 4 if settings.scheduler in POPULATION else 2
     return Phase(
