@@ -41,8 +41,8 @@ from raygpt.tune.trial import Shared, classify_trial
 from raygpt.tune.watch import SweepBudget, WandbRuns, Watch
 
 SEARCH, FINALS = "search", "finals"
-# Tune's snapshot of a sweep may lie a second or more behind, and after a kill it goes on from the checkpoint named there.
-# Those of nested trials hold one number, so plenty of them are kept.
+# Tune's snapshot of a sweep may lie a second or more behind, and after a kill a trial goes on from the checkpoint named
+# there. Those of nested trials hold one number, so plenty of them are kept.
 NESTED_CHECKPOINTS = 100
 
 
