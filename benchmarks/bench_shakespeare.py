@@ -5,16 +5,18 @@ python benchmarks/bench_shakespeare.py ../shared/data/shakespeare/input.txt
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.provenance import provenance
+
 # What the weights of nanoGPT's published run score over the whole validation part, and its time on 2 cores.
 REFERENCE = {"val_loss": 1.898, "seconds": 74.0}
 
@@ -42,9 +44,7 @@ def main() -> None:
         "seconds_first_to_last_step": round(seconds, 1),
         "step_milliseconds": 768e3 / summary["tokens_per_second"],
         "reference": REFERENCE,
-        "command": "python benchmarks/bench_shakespeare.py",
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, shared with other work",
+        **provenance("torch", "ray"),
     }
     print(json.dumps(result, indent=2))
     (ROOT / "benchmarks/shakespeare.json").write_text(json.dumps(result, indent=2) + "\n")

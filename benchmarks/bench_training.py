@@ -9,10 +9,8 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,8 +25,9 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
-import ray
 import torch
+
+from benchmarks.provenance import provenance
 
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "seq_len": 64, "rows": 12}
 TEN_MILLION = {"n_layer": 6, "n_head": 6, "n_embd": 384, "seq_len": 128, "rows": 16}
@@ -174,12 +173,7 @@ def main() -> None:
     chosen = parser.parse_args()
     wanted = [chosen.only] if chosen.only else ["step", "ray_one", "ray_two", "large"]
     result: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
-    result |= {
-        "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU, shared with other work",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "ray": ray.__version__},
-    }
+    result |= provenance("torch", "ray")
     if "step" in wanted:
         print("step: ours beside transformers, one thread")
         result["step"] = compare_step()

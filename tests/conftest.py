@@ -78,17 +78,37 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
     import ray
 
     if not ray.is_initialized():
-        ray.init(
-            num_cpus=6,
-            num_gpus=0,
-            object_store_memory=600_000_000,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        start_ray(cpus=6, gpus=0, object_store=600_000_000)
     yield ray.get_runtime_context().gcs_address
     if request.path.is_relative_to(ROOT / "tests" / "drills"):
         ray.shutdown()
+
+
+def start_ray(*, cpus: int, gpus: int, object_store: int) -> None:
+    """A quiet cluster of this machine; CPUs and GPUs are counted, not had."""
+    import ray
+
+    ray.init(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        object_store_memory=object_store,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+
+
+def save_byte_model(folder: Path, *, seq_len: int, n_layer: int, n_head: int, n_embd: int) -> str:
+    """The same folder, a Hugging Face one of a byte model with random weights, always the same."""
+    from raygpt.data.tokenizer import byte_tokenizer
+    from raygpt.model.gpt import GPT, GPTConfig
+    from raygpt.model.huggingface import export_huggingface
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    model = GPT(GPTConfig(tokenizer.vocab_size, seq_len, n_layer, n_head, n_embd))
+    export_huggingface(model, folder, tokenizer_json=tokenizer.to_json(), eot_id=tokenizer.eot_id)
+    return str(folder)
 
 
 def pytest_sessionfinish() -> None:

@@ -27,7 +27,7 @@ SETTINGS = [
 
 
 def base_model(shared_data: Path) -> Path:
-    """Run folder of the base; trained in about a minute and a half on two cores where it is not there yet."""
+    """Run folder of the base; trained in a few minutes where it is not there yet."""
     texts = [shared_data / "pretrain_text" / name for name in ("openwebtext_1k.parquet", "openstax_ccby.parquet")]
     name = hashlib.sha256(json.dumps([SETTINGS, *map(str, texts)]).encode()).hexdigest()[:10]
     program = Program(

@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from raygpt.cli import main, parse
-from raygpt.data.tokenizer import byte_tokenizer
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.model.huggingface import export_huggingface
 from raygpt.problems import problems
 from raygpt.settings import load_config
 from raygpt.train.assignment import resolve
 from raygpt.train.preflight import check_fit
+from tests.conftest import save_byte_model
 from tests.train.running import letters
 
 BASE = str(Path(main.__code__.co_filename).parent / "jobs" / "finetune.yaml")
@@ -35,11 +33,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def base(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Hugging Face folder of a byte model of one layer, random weights."""
-    tokenizer = byte_tokenizer()
-    folder = tmp_path_factory.mktemp("base") / "hf"
-    model = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, seq_len=16, n_layer=1, n_head=4, n_embd=32))
-    export_huggingface(model, folder, tokenizer_json=tokenizer.to_json(), eot_id=tokenizer.eot_id)
-    return str(folder)
+    return save_byte_model(tmp_path_factory.mktemp("base") / "hf", seq_len=16, n_layer=1, n_head=4, n_embd=32)
 
 
 def test_the_jobs_defaults_lie_below_the_file_and_the_command_line(tmp_path: Path) -> None:

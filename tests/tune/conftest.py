@@ -7,25 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from raygpt.config import Config
 from raygpt.settings import load_config
+from tests.conftest import save_byte_model
 
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Hugging Face folder of a byte model of 2 layers, random weights."""
-    from raygpt.data.tokenizer import byte_tokenizer
-    from raygpt.model.gpt import GPT, GPTConfig
-    from raygpt.model.huggingface import export_huggingface
-
-    torch.manual_seed(0)
-    tokenizer = byte_tokenizer()
-    model = GPT(GPTConfig(tokenizer.vocab_size, 48, 2, 2, 32))
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    export_huggingface(model, folder, tokenizer_json=tokenizer.to_json(), eot_id=tokenizer.eot_id)
-    return str(folder)
+    return save_byte_model(tmp_path_factory.mktemp("base") / "tiny", seq_len=48, n_layer=2, n_head=2, n_embd=32)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from raygpt.config import Config
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep
+from tests.conftest import start_ray
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,7 @@ def one_gpu() -> Iterator[None]:
 
     prepare_environment()
     ray.shutdown()
-    ray.init(
-        num_cpus=4,
-        num_gpus=1,
-        object_store_memory=200_000_000,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    start_ray(cpus=4, gpus=1, object_store=200_000_000)
     yield
     ray.shutdown()
 
