@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from raygpt.data.order import Order
 from raygpt.data.reader import TokenReader
-from raygpt.data.stream import Source, batches
+from raygpt.data.stream import Source, batches, mapped_blocks
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.train.checkpoint import RunState
 from raygpt.train.distributed import World, parallel
@@ -80,7 +80,8 @@ def main() -> None:
     rehearse(wrapped, precision, world, micro, chosen.seq_len)
     step = TrainStep(wrapped, optimizer, precision, micro_batch_size=micro, grad_clip=1.0)
     hooks = Collect()
-    stream = batches(Source(chosen.shards, order, world.rank, world.size), "mmap", 0, chosen.steps)
+    source = Source(manifest.layout(chosen.shards), order, world.rank, world.size)
+    stream = batches(source, mapped_blocks(source, 0, chosen.steps), 0, chosen.steps)
     train(step, stream, plan, RunState(), world, hooks, LoopOptions(log_every=chosen.log_every))
     if world.rank == 0:
         chosen.out.write_text(json.dumps(hooks.records))

@@ -6,29 +6,30 @@ Properties
 - A row is `seq_len + 1` neighbouring tokens of the shard folder's one token stream; neighbouring rows share one token,
   so every token but the very first of an epoch is predicted at most once.
 - Each epoch starts its rows at a seeded offset, so row boundaries differ between epochs.
-- An epoch visits short runs of neighbouring rows in a seeded permutation. Rows are laid out lane-major: lane l of a
-  chunk of K steps owns K neighbouring entries of that permutation, and step k of the chunk takes entry k of every lane.
-  Rank r owns a contiguous range of lanes: its reads are contiguous, and the rows of one run land in different steps.
-- The numbers come from raw Philox counters and a stable sort, both fixed for ever by NumPy's compatibility policy
-  (NEP 19), unlike `Generator.permutation`.
+- An epoch visits short runs of neighbouring rows in a seeded permutation. A window of as many steps as a run has rows
+  takes one run per lane, and step k of the window the k-th row of each: a lane's reads are contiguous, and the rows of
+  one run land in different steps. Rank r owns a contiguous range of lanes.
+- Any row is found by itself, in time and memory that do not depend on the corpus (see `permutation`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
+from raygpt.data.permutation import Permutation
 from raygpt.errors import UserError
 
+# What a checkpoint records: runs of another version saw other rows, and do not go on. 1 sorted random numbers, and let
+# the global batch shorten the runs.
+ORDER_VERSION = 2
 MAX_RUN_BYTES = 128 * 1024  # one ranged read; past this S3 throughput no longer grows with the request
 # Below this an epoch is shuffled too coarsely to learn as from single rows: with 14,000 runs of 4 rows of 64 tokens, 16
 # rows a step, the quick start's loss at step 500 was 4.66 instead of 4.52, for steps in a row saw the same files.
 MIN_RUNS = 100_000
-MAX_CHUNK_BYTES = 64 * 1024 * 1024  # one Ray Data block of one rank must stay below 128 MiB
-MAX_CHUNK_STEPS = 64
+MAX_RUN_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,14 @@ class Order:
         return max(0, self.total_tokens - 1) // self.seq_len // self.global_batch_rows
 
     @property
-    def chunk_steps(self) -> int:
-        """Steps per chunk: a power of two, so that a lane holds whole runs."""
-        per_step = self.global_batch_rows * (self.seq_len + 1) * self.token_bytes
-        limit = min(MAX_CHUNK_STEPS, max(1, MAX_CHUNK_BYTES // per_step), self.steps_per_epoch)
-        return _power_of_two_at_most(limit)
-
-    @property
     def run_rows(self) -> int:
-        """Neighbouring rows that stay together: one on a small corpus, up to 128 KiB on a large one."""
-        rows = self.steps_per_epoch * self.global_batch_rows
+        """Neighbouring rows that stay together: one on a small corpus, up to 128 KiB on a large one; a power of two.
+
+        The global batch shortens them only where an epoch has fewer steps than a run has rows.
+        """
         by_bytes = MAX_RUN_BYTES // (self.seq_len * self.token_bytes)
-        return _power_of_two_at_most(max(1, min(by_bytes, rows // MIN_RUNS, self.chunk_steps)))
+        by_shuffle = (self.total_tokens - 1) // self.seq_len // MIN_RUNS
+        return power_of_two_at_most(min(by_bytes, by_shuffle, MAX_RUN_ROWS, self.steps_per_epoch))
 
     def position(self, step: int) -> tuple[int, int]:
         """(epoch, step in that epoch) of the run's 0-based `step`."""
@@ -95,28 +92,20 @@ class Order:
     def offset(self, epoch: int) -> int:
         """First token of the epoch's first row: seeded, in [0, seq_len), less where that would cost a step."""
         slack = (self.total_tokens - 1) - self.steps_per_epoch * self.global_batch_rows * self.seq_len
-        return int(_random(self, epoch, "offset", 1)[0] % min(self.seq_len, slack + 1))
+        return int.from_bytes(self._seed(epoch, "offset")[:8], "little") % min(self.seq_len, slack + 1)
 
     def account(self, epoch: int) -> EpochAccount:
         """Where every token of the epoch went."""
         head = self.offset(epoch)
-        rows = (self.total_tokens - 1 - head) // self.seq_len
         used = self.steps_per_epoch * self.global_batch_rows
-        dropped = (rows - used) * self.seq_len
+        dropped = (self._rows(epoch) - used) * self.seq_len
         trained = used * self.seq_len + 1
         return EpochAccount(head, trained, dropped, self.total_tokens - head - trained - dropped)
 
-    def chunks(self, first_step: int, last_step: int) -> list[Chunk]:
-        """Chunks that cover the run's steps [first_step, last_step), the outer ones cut to that range."""
-        out = []
-        step = first_step
-        while step < last_step:
-            epoch, inside = self.position(step)
-            _, end = self._chunk_of(inside)
-            steps = min(end - inside, last_step - step)
-            out.append(Chunk(epoch, inside, steps))
-            step += steps
-        return out
+    def chunk(self, step: int, steps: int) -> Chunk:
+        """At most `steps` steps from the run's `step` on, cut at the epoch's end."""
+        epoch, inside = self.position(step)
+        return Chunk(epoch, inside, min(steps, self.steps_per_epoch - inside))
 
     def rows(self, epoch: int, step: int, lanes: slice = slice(None)) -> np.ndarray:
         """Row numbers of one step, in lane order: (lanes,) int64."""
@@ -124,34 +113,38 @@ class Order:
 
     def chunk_rows(self, chunk: Chunk, lanes: slice = slice(None)) -> np.ndarray:
         """Row numbers of a chunk's steps for some lanes: (steps, lanes) int64."""
-        start, end = self._chunk_of(chunk.first_step)
-        if chunk.first_step + chunk.steps > end:
-            raise ValueError("a chunk may not cross the plan's chunk boundaries")
         lane = np.arange(self.global_batch_rows, dtype=np.int64)[lanes]
-        step = np.arange(chunk.first_step - start, chunk.first_step - start + chunk.steps, dtype=np.int64)
-        entry = start * self.global_batch_rows + lane[None, :] * (end - start) + step[:, None]
-        return self._entries(chunk.epoch, entry)
+        step = np.arange(chunk.first_step, chunk.first_step + chunk.steps, dtype=np.int64)
+        # the last window also takes the remainder: a shorter one could hold two rows of a run in one step
+        size = self.run_rows
+        last = max(1, self.steps_per_epoch // size) - 1
+        window = np.minimum(step // size, last)
+        length = np.where(window == last, self.steps_per_epoch - last * size, size)
+        begin = window * size
+        entry = (begin * self.global_batch_rows + step - begin)[:, None] + lane[None, :] * length[:, None]
+        return self._row_at(chunk.epoch, entry)
 
     def starts(self, epoch: int, rows: np.ndarray) -> np.ndarray:
         """First token of each row in the token stream: int64, same shape as `rows`."""
         return self.offset(epoch) + rows * self.seq_len
 
-    def _chunk_of(self, step: int) -> tuple[int, int]:
-        # the last chunk also takes the remainder: a shorter one could hold two rows of a run in one step
-        size, total = self.chunk_steps, self.steps_per_epoch
-        last = max(1, total // size) - 1
-        index = min(step // size, last)
-        return index * size, total if index == last else (index + 1) * size
-
-    def _entries(self, epoch: int, entry: np.ndarray) -> np.ndarray:
-        # entry of the epoch's permutation -> row; only the last run of the corpus may be shorter than the others
-        length = self.run_rows
-        rows = (self.total_tokens - 1 - self.offset(epoch)) // self.seq_len
+    def _row_at(self, epoch: int, entry: np.ndarray) -> np.ndarray:
+        # place in the epoch's permuted runs, laid end to end -> row; only the corpus's last run may be shorter
+        length, rows = self.run_rows, self._rows(epoch)
         runs = -(-rows // length)
-        order, short_at = _permutation(self, epoch, runs)
+        permuted = Permutation(runs, self._seed(epoch, "runs"))
         missing = runs * length - rows
-        shifted = np.where(entry >= short_at * length + (length - missing), entry + missing, entry)
-        return order[shifted // length] * length + shifted % length
+        if missing:
+            short_at = int(permuted.inverse(np.array([runs - 1]))[0])
+            entry = np.where(entry >= short_at * length + (length - missing), entry + missing, entry)
+        return permuted(entry // length) * length + entry % length
+
+    def _rows(self, epoch: int) -> int:
+        return (self.total_tokens - 1 - self.offset(epoch)) // self.seq_len
+
+    def _seed(self, epoch: int, purpose: str) -> bytes:
+        text = f"raygpt-order-{ORDER_VERSION} {self.fingerprint} {self.seed} {epoch} {purpose}"
+        return hashlib.sha512(text.encode()).digest()
 
 
 def lanes_of(rank: int, world_size: int, global_batch_rows: int) -> slice:
@@ -165,17 +158,6 @@ def lanes_of(rank: int, world_size: int, global_batch_rows: int) -> slice:
     return slice(rank * local, (rank + 1) * local)
 
 
-@lru_cache(maxsize=4)
-def _permutation(order: Order, epoch: int, runs: int) -> tuple[np.ndarray, int]:
-    permutation = np.argsort(_random(order, epoch, "runs", runs), kind="stable")
-    return permutation, int(np.flatnonzero(permutation == runs - 1)[0])
-
-
-def _random(order: Order, epoch: int, purpose: str, count: int) -> np.ndarray:
-    text = f"raygpt-order-1 {order.fingerprint} {order.seed} {epoch} {purpose}"
-    key = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], dtype="<u8")
-    return np.random.Philox(key=key).random_raw(count)
-
-
-def _power_of_two_at_most(limit: int) -> int:
+def power_of_two_at_most(limit: int) -> int:
+    """Largest power of two that is no more than `limit`, at least 1."""
     return 1 << (max(1, limit).bit_length() - 1)

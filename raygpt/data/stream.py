@@ -1,28 +1,23 @@
-"""Training batches of one rank, through Ray Data or straight from the reader, in the plan's order.
+"""Training batches of one rank, through the node's reader service or straight from the shards, in the plan's order.
 
-Each rank runs its own small Ray Data pipeline over the same plan: one read task per chunk of steps, one block per
-task, `preserve_order=True`. No coordinator, no shuffle buffer and no state: the first step alone says where to start.
-Every block carries the plan positions of its rows, and `batches` checks them: a lost, repeated or reordered row ends
-the job instead of training on it.
+No coordinator, no shuffle buffer and no state: the first step alone says where to start. Every block carries the plan
+positions of its rows, and `batches` checks them: a lost, repeated or reordered row ends the job instead of training on
+it.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from raygpt.data.order import Chunk, Order, lanes_of
+from raygpt.data.order import Chunk, Order, lanes_of, power_of_two_at_most
 from raygpt.data.reader import TokenReader
+from raygpt.data.shards import Layout
 
-READ_CPUS = 0.25  # logical: a read task waits on storage more than it computes
-PREFETCH_BLOCKS = 2
-MAX_TASKS = 2048  # per pipeline: Ray Data lists them up front; a longer run chains pipelines
-OBJECT_STORE_BYTES = 256 * 2**20  # per rank
+MMAP_BLOCK_BYTES = 16 * 2**20  # whole runs of a lane in one read, where a step is not larger itself
+MMAP_BLOCK_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -35,10 +30,23 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Rows of one rank over the run's steps [step, step + chunk.steps).
+
+    `positions` is (steps * local_rows,) int64, `tokens` (steps * local_rows, seq_len + 1) in the shards' dtype.
+    """
+
+    step: int
+    chunk: Chunk
+    positions: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
 class Source:
     """What a rank reads: picklable and free of credentials."""
 
-    uri: str
+    layout: Layout
     order: Order
     rank: int
     world_size: int
@@ -52,12 +60,17 @@ class Source:
     def local_rows(self) -> int:
         return self.order.global_batch_rows // self.world_size
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of this rank's rows of one step in a block, positions included."""
+        return self.local_rows * ((self.order.seq_len + 1) * self.order.token_bytes + 8)
+
     def read(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
         """(positions (steps * local_rows,) int64, tokens (steps * local_rows, seq_len + 1)) of a chunk."""
         rows = self.order.chunk_rows(chunk, self.lanes)
         # read lane by lane: a lane's steps are neighbouring rows
         starts = self.order.starts(chunk.epoch, rows.T.ravel())
-        tokens = _reader(self.uri, self.cache_bytes).read_rows(starts, self.order.seq_len + 1)
+        tokens = _reader(self.layout, self.cache_bytes).read_rows(starts, self.order.seq_len + 1)
         tokens = tokens.reshape(self.local_rows, chunk.steps, -1).swapaxes(0, 1)
         return self.positions(chunk), tokens.reshape(-1, self.order.seq_len + 1)
 
@@ -68,70 +81,48 @@ class Source:
         return (step[:, None] * self.order.global_batch_rows + lane).ravel()
 
 
-def batches(source: Source, backend: str, first_step: int, last_step: int) -> Iterator[Batch]:
-    """This rank's batches of the run's steps [first_step, last_step). `backend` is ray or mmap: same tokens."""
-    chunks = source.order.chunks(first_step, last_step)
-    blocks = _ray_blocks(source, chunks) if backend == "ray" else map(source.read, chunks)
+def batches(source: Source, blocks: Iterable[Block], first_step: int, last_step: int) -> Iterator[Batch]:
+    """This rank's batches of the run's steps [first_step, last_step), cut out of `blocks` that cover them in order.
+
+    Blocks come from `mapped_blocks` or `raygpt.data.service.served_blocks`: the same tokens. The first may begin before
+    `first_step`. Raises RuntimeError when a row is missing, twice there or out of place.
+    """
     step = first_step
-    for chunk, (positions, tokens) in zip(chunks, blocks, strict=True):
-        if not np.array_equal(positions, source.positions(chunk)):
+    for block in blocks:
+        if not np.array_equal(block.positions, source.positions(block.chunk)) or not block.step <= step:
             raise RuntimeError(
                 f"rows of step {step} arrived lost, repeated or out of order: this is a bug in the reader"
             )
-        for part in tokens.reshape(chunk.steps, source.local_rows, -1):
-            yield Batch(step, chunk.epoch, part)
+        parts = block.tokens.reshape(block.chunk.steps, source.local_rows, -1)
+        for part in parts[step - block.step : last_step - block.step]:
+            yield Batch(step, block.chunk.epoch, part)
             step += 1
+        if step >= last_step:
+            return
+    if step < last_step:
+        raise RuntimeError(f"the reader ended before step {step} of {last_step}: this is a bug in the reader")
 
 
-def started(stream: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, the first one fetched from now on in the background: a pipeline takes seconds to start."""
-    waiting: queue.Queue[tuple[Batch | None, BaseException | None]] = queue.Queue(1)
-
-    def fetch() -> None:
-        try:
-            waiting.put((next(stream, None), None))
-        except BaseException as error:
-            waiting.put((None, error))
-
-    threading.Thread(target=fetch, daemon=True, name="first-batch").start()
-
-    def batches_from_the_first() -> Iterator[Batch]:
-        first, error = waiting.get()
-        if error is not None:
-            raise error
-        if first is not None:
-            yield first
-            yield from stream
-
-    return batches_from_the_first()
+def mapped_blocks(source: Source, first_step: int, last_step: int) -> Iterator[Block]:
+    """Blocks read in this process, memory-mapped where the shards are local: the oracle of every other way."""
+    by_bytes = MMAP_BLOCK_BYTES // source.step_bytes
+    size = power_of_two_at_most(min(by_bytes, MMAP_BLOCK_STEPS))
+    step = first_step
+    while step < last_step:
+        # cut at multiples of a power of two, so that a lane's runs are read whole
+        inside = source.order.position(step)[1]
+        chunk = source.order.chunk(step, min(size - inside % size, last_step - step))
+        yield Block(step, chunk, *source.read(chunk))
+        step += chunk.steps
 
 
-@lru_cache(maxsize=4)
-def _reader(uri: str, cache_bytes: int) -> TokenReader:
-    return TokenReader(uri, cache_bytes)
+_readers: dict[tuple[str, str, int], TokenReader] = {}  # of this process: open files are worth keeping
 
 
-def _ray_blocks(source: Source, chunks: list[Chunk]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for first in range(0, len(chunks), MAX_TASKS):
-        yield from _pipeline(source, chunks[first : first + MAX_TASKS])
-
-
-def _pipeline(source: Source, chunks: list[Chunk]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    import ray.data
-
-    from raygpt.data.datasource import TokenDatasource
-
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.retried_io_errors = [*context.retried_io_errors, "AWS Error"]
-    dataset = ray.data.read_datasource(
-        TokenDatasource(source, chunks), num_cpus=READ_CPUS, override_num_blocks=len(chunks)
-    )
-    dataset.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
-        cpu=1, object_store_memory=OBJECT_STORE_BYTES
-    )
-    width = source.order.seq_len + 1
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BLOCKS):
-        tokens = block["tokens"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        yield block["position"].to_numpy(), tokens.reshape(-1, width)
+def _reader(layout: Layout, cache_bytes: int) -> TokenReader:
+    key = (layout.fingerprint, layout.uri, cache_bytes)
+    if key not in _readers:
+        while len(_readers) >= 4:
+            _readers.pop(next(iter(_readers)))
+        _readers[key] = TokenReader(layout, cache_bytes)
+    return _readers[key]

@@ -88,6 +88,7 @@ def resolve(config: Config) -> Resolved:
     }
     if earlier is not None:
         saved = {
+            "order_version": earlier.order_version,
             "fingerprint": earlier.fingerprint,
             "tokenizer_sha256": earlier.tokenizer_sha256,
             "model": earlier.model,

@@ -66,6 +66,7 @@ class RunState:
     micro_batch_size: int = 1
     scaler: dict[str, Any] = field(default_factory=dict)
     wandb_id: str | None = None
+    order_version: int = 1  # of raygpt.data.order; states written before it was recorded are of version 1
     fingerprint: str = ""
     tokenizer_sha256: str = ""
     tokenizer_name: str = ""

@@ -54,6 +54,14 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable value, by rank, on every rank."""
+        if self.size == 1:
+            return [value]
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, value, group=self.control)
+        return out
+
     def agree(self, flag: int) -> Agreement:
         """Start agreeing on the largest flag of any rank, without waiting: it travels while the step computes."""
         return Agreement(self, flag)

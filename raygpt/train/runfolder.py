@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 
 from raygpt import storage
+from raygpt.data.order import ORDER_VERSION
 from raygpt.errors import UserError
 from raygpt.storage import Location
 
@@ -157,6 +158,13 @@ def check_resume(
         before, now = saved["model"].get(key), facts["model"].get(key)
         if key != "dropout" and before != now:
             wrong.append(f"model.{key} is {now} but run {run.uri} was started with {before}: {advice}.")
+    if saved["order_version"] != ORDER_VERSION and not ignore_fingerprint:
+        wrong.append(
+            f"run {run.uri} was begun with version {saved['order_version']} of the data order and this raygpt has version "
+            f"{ORDER_VERSION}: train on from its weights under another run.name with "
+            f"model.init_from={run.uri}, or set data.ignore_fingerprint=true, after which some tokens will be seen twice "
+            "or never."
+        )
     if saved["tokenizer_sha256"] != facts["tokenizer_sha256"]:
         wrong.append(
             f"data.train was made with another tokenizer than run {run.uri} began with, so its token ids mean other "

@@ -148,8 +148,8 @@ def _trainer(config: Config, job: Resolved, lock: RunLock, control: Any, planned
     assignment = Assignment(
         config=config.to_dict(),
         run_uri=job.run.uri,
-        train_uri=job.train_uri,
-        val_uri=job.val_uri,
+        train=job.train.layout(job.train_uri),
+        val=job.val.layout(job.val_uri),
         plan=job.plan,
         model=job.model.to_dict(),
         tokenizer_json=job.tokenizer_json,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 
 from raygpt.config import Config
+from raygpt.data.order import ORDER_VERSION
 from raygpt.data.reader import TokenReader
-from raygpt.data.stream import Source, batches, started
+from raygpt.data.service import served_blocks
+from raygpt.data.shards import Layout
+from raygpt.data.stream import Batch, Source, batches, mapped_blocks
 from raygpt.errors import UserError
 from raygpt.evaluate.perplexity import evaluate_tokens
 from raygpt.model.gpt import GPTConfig
@@ -37,8 +43,8 @@ class Assignment:
 
     config: dict[str, Any]
     run_uri: str
-    train_uri: str
-    val_uri: str
+    train: Layout
+    val: Layout
     plan: TrainPlan
     model: dict[str, Any]
     tokenizer_json: bytes
@@ -76,10 +82,8 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     plan, run = assignment.plan, locate(assignment.run_uri)
     found = _choose_checkpoint(run, world, link)
     state = checkpoint.read_state(found) if found is not None else _fresh_state(assignment)
-    source = Source(assignment.train_uri, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
-    stream = batches(source, config.data.backend, state.step, plan.total_steps)
-    if state.step < plan.total_steps:
-        stream = started(stream)  # the model is built and rehearsed meanwhile
+    source = Source(assignment.train, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
+    stream = _stream(source, config.data.backend, world, state.step, plan.total_steps)
     model_config = GPTConfig.from_dict(assignment.model)
     strategy, precision = build(config, model_config, world, plan, found, state, assignment.planned_rows)
     model, micro = strategy.model, strategy.micro_batch_size
@@ -92,7 +96,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
             checkpoint.restore_rng(saved["rng"], world.device)
             rank_state = saved["loss"]
     state.world_size, state.micro_batch_size = world.size, micro
-    val_reader = TokenReader(assignment.val_uri, int(config.data.cache_gb * 1e9))
+    val_reader = TokenReader(assignment.val, int(config.data.cache_gb * 1e9))
     evaluation_rows = config.eval.batches * plan.order.global_batch_rows if config.eval.batches else None
 
     def evaluate() -> float:
@@ -155,6 +159,18 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         link.send("end", {"outcome": outcome, "state": dataclasses.asdict(state)})
 
 
+def _stream(source: Source, backend: str, world: World, first_step: int, last_step: int) -> Iterator[Batch]:
+    """This rank's batches; through the service, reading begins while the model is built."""
+    if backend == "mmap":
+        blocks = mapped_blocks(source, first_step, last_step)
+    else:
+        nodes = world.gather(ray.get_runtime_context().get_node_id())
+        here = [rank for rank, node in enumerate(nodes) if node == nodes[world.rank]]
+        name = world.broadcast(f"raygpt-reader-{uuid.uuid4().hex}")
+        blocks = served_blocks(source, here, name, first_step, last_step)
+    return batches(source, blocks, first_step, last_step)
+
+
 def _choose_checkpoint(run: Location, world: World, link: ControlLink | None) -> Location | None:
     # rank 0 verifies contents; all ranks load what it chose
     choice = None
@@ -170,6 +186,7 @@ def _choose_checkpoint(run: Location, world: World, link: ControlLink | None) ->
 
 def _fresh_state(assignment: Assignment) -> RunState:
     return RunState(
+        order_version=ORDER_VERSION,
         fingerprint=assignment.plan.order.fingerprint,
         tokenizer_sha256=assignment.tokenizer_sha256,
         tokenizer_name=assignment.tokenizer_name,

@@ -1,0 +1,206 @@
+"""One reader per node: an actor that runs Ray Data for the node's ranks, so that no training process does.
+
+Ray Data's executor never rests while a finished block waits to be taken, and on a run that reads faster than it trains
+one always does: in the training process that thread took more of the interpreter than training (two workers on two
+cores ran at 0.42 of the memory map's speed), and its no-progress guard ends a job whose steps are long
+(benchmarks/ray_data_waiting.py shows both). So the service runs one short pipeline after another, each to its end: a
+*round* of one block per rank. Between rounds no executor is alive, and nothing is awake.
+
+- A round is at most about a minute of training and at most `ROUND_BYTES`; two are ahead of the slowest rank.
+- `take(rank, step)` depends on nothing that went before. A service that died is started anew by Ray and goes on from
+  the steps it is asked for: nothing is lost, nothing comes twice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raygpt.data.order import Chunk, power_of_two_at_most
+from raygpt.data.stream import Block, Source
+
+ROUND_BYTES = 96 * 2**20  # over all ranks of a node; three of them are in the object store at most
+ROUND_SECONDS = 60.0  # what is read ahead and lost when a run ends or is killed
+FIRST_STEPS = 4  # of a round whose pace is not known yet
+GROWTH = 8  # of a round over the one before: the next must be there when this one is used up
+ROUNDS_AHEAD = 2
+READ_TASKS = 4  # at a time and node: each reads S3 with 16 threads
+ATTEMPTS = 5  # of a block without any coming
+
+
+@dataclass
+class _Round:
+    step: int
+    chunk: Chunk
+    blocks: dict[int, Any]  # rank -> reference of its block
+
+
+class ReaderService:
+    """The actor. `source` is any rank's; `ranks` are those of this node, `last_step` the run's end."""
+
+    def __init__(self, source: Source, ranks: Sequence[int], last_step: int) -> None:
+        self._sources = {rank: replace(source, rank=rank) for rank in ranks}
+        self._layout = ray.put(source.layout)
+        self._last_step = last_step
+        self._most_steps = max(1, ROUND_BYTES // sum(each.step_bytes for each in self._sources.values()))
+        self._changed = threading.Condition()
+        self._rounds: list[_Round] = []
+        self._begin = 0  # step of the first round held, or to come
+        self._next: int | None = None  # step the next round begins with; None until a rank has asked
+        self._steps = FIRST_STEPS
+        self._taken = dict.fromkeys(ranks, -1)  # step each rank asked for last
+        self._pace = Pace()
+        self._failure: BaseException | None = None
+        threading.Thread(target=self._produce, daemon=True, name="rounds").start()
+
+    def take(self, rank: int, step: int) -> tuple[int, Chunk, list[Any]]:
+        """(first step, chunk, [reference]) of the block of this rank that holds `step`; waits until it has been read.
+
+        The rank is done with all steps before. Raises what reading raised.
+        """
+        with self._changed:
+            if rank == min(self._taken):
+                self._pace.asked(step, time.monotonic())
+            self._taken[rank] = step
+            if self._next is None or step < self._begin:
+                # the first to ask, or, after a restart of this actor, one that is behind the first to ask
+                self._begin = self._next = step
+                self._rounds = []
+            behind = min(self._taken.values())
+            while self._rounds and self._rounds[0].step + self._rounds[0].chunk.steps <= behind:
+                done = self._rounds.pop(0)
+                self._begin = done.step + done.chunk.steps
+            self._changed.notify_all()
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                for each in self._rounds:
+                    if each.step <= step < each.step + each.chunk.steps:
+                        return each.step, each.chunk, [each.blocks[rank]]
+                self._changed.wait()
+
+    def _produce(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(self._has_room)
+                    step = self._next
+                    assert step is not None
+                chunk = self._chunk(step)
+                blocks = _read(self._layout, [(source, chunk) for source in self._sources.values()])
+                with self._changed:
+                    if self._next == step:  # else somebody asked for an earlier one meanwhile
+                        self._rounds.append(_Round(step, chunk, dict(zip(self._sources, blocks))))
+                        self._next = step + chunk.steps
+                        self._changed.notify_all()
+        except BaseException as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _has_room(self) -> bool:
+        return self._next is not None and self._next < self._last_step and len(self._rounds) < ROUNDS_AHEAD
+
+    def _chunk(self, step: int) -> Chunk:
+        order = next(iter(self._sources.values())).order
+        self._steps = round_steps(self._steps, self._pace.steps_per_second, self._most_steps)
+        # cut at multiples of a power of two, so that a lane's runs are read whole
+        inside = order.position(step)[1]
+        return order.chunk(step, min(self._steps - inside % self._steps, self._last_step - step))
+
+
+class Pace:
+    """Steps per second of a rank, from the times at which it asked for blocks; None until it has used one up."""
+
+    def __init__(self) -> None:
+        self.steps_per_second: float | None = None
+        self._asked: list[tuple[int, float]] = []
+
+    def asked(self, step: int, now: float) -> None:
+        """A rank asks for its next block when it gets one: between two times it used up the block before."""
+        self._asked = [*self._asked[-2:], (step, now)]
+        if len(self._asked) == 3:
+            (first, _), (second, before), _ = self._asked
+            if second > first and now > before:
+                self.steps_per_second = (second - first) / (now - before)
+
+
+def round_steps(last: int, pace: float | None, most: int) -> int:
+    """Steps of the next round, a power of two: about a minute's, in memory's bounds, no sudden growth over the last."""
+    wanted = FIRST_STEPS if pace is None else min(int(pace * ROUND_SECONDS), last * GROWTH)
+    return power_of_two_at_most(min(wanted, most))
+
+
+def _read(layout: Any, parts: list[tuple[Source, Chunk]]) -> list[Any]:
+    """References of one Arrow block per part, from a pipeline that has ended when this returns."""
+    import ray.data
+
+    from raygpt.data.datasource import TokenDatasource
+
+    node = ray.get_runtime_context().get_node_id()
+    dataset = ray.data.read_datasource(
+        TokenDatasource(layout, parts),
+        override_num_blocks=len(parts),
+        concurrency=READ_TASKS,
+        ray_remote_args={
+            # no CPU of its own: workers may hold them all, and a read waits on storage more than it computes
+            "num_cpus": 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+        },
+    )
+    context = dataset.context
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.retried_io_errors = [*context.retried_io_errors, "AWS Error"]
+    return dataset.to_arrow_refs()
+
+
+def served_blocks(source: Source, ranks: Sequence[int], name: str, first_step: int, last_step: int) -> Iterator[Block]:
+    """This rank's blocks from its node's service, which the first rank to call starts. Reading begins at once.
+
+    `ranks` are those of this node, `name` is the same on all of them and differs between starts of a group of workers.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    service = (
+        ray.remote(ReaderService)
+        .options(
+            name=f"{name}-{node}",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=2 * len(ranks) + 1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        )
+        .remote(source, tuple(ranks), last_step)
+    )
+    asked = service.take.remote(source.rank, first_step)
+    return _taken(service, asked, source, first_step, last_step)
+
+
+def _taken(service: Any, asked: Any, source: Source, step: int, last_step: int) -> Iterator[Block]:
+    failed = 0
+    while step < last_step:
+        try:
+            first, chunk, [block] = ray.get(asked)
+            table = ray.get(block)
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError):
+            # its node's memory went with a service that died: the one Ray starts in its place reads the block again
+            failed += 1
+            if failed == ATTEMPTS:
+                raise
+            asked = service.take.remote(source.rank, step)
+            continue
+        failed = 0
+        after = first + chunk.steps
+        if after < last_step:
+            asked = service.take.remote(source.rank, after)
+        tokens = table["tokens"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        yield Block(first, chunk, table["position"].to_numpy(), tokens.reshape(-1, source.order.seq_len + 1))
+        step = after
