@@ -13,15 +13,18 @@ cores ran at 0.42 of the memory map's speed), and its no-progress guard ends a j
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raygpt import storage
 from raygpt.data.order import Chunk, power_of_two_at_most
 from raygpt.data.stream import Block, Source
 
@@ -30,7 +33,7 @@ ROUND_SECONDS = 60.0  # what is read ahead and lost when a run ends or is killed
 FIRST_STEPS = 4  # of a round whose pace is not known yet
 GROWTH = 8  # of a round over the one before: the next must be there when this one is used up
 ROUNDS_AHEAD = 2
-READ_TASKS = 4  # at a time and node: each reads S3 with 16 threads
+READ_TASKS = {True: 1, False: 4}  # at a time and node, of local shards or of S3's: there each has 16 threads
 ATTEMPTS = 5  # of a block without any coming
 
 
@@ -42,28 +45,66 @@ class _Round:
 
 
 class ReaderService:
-    """The actor. `source` is any rank's; `ranks` are those of this node, `last_step` the run's end."""
+    """The actor. It knows nothing but what `take` says; `likely` is what will probably be asked for first.
 
-    def __init__(self, source: Source, ranks: Sequence[int], last_step: int) -> None:
-        self._sources = {rank: replace(source, rank=rank) for rank in ranks}
+    Reading its first step warms what reading takes seconds for the first time: modules, Ray Data's own actors, a
+    process for read tasks. The driver starts a service before the workers, so that they need not wait for it.
+    """
+
+    def __init__(self, likely: Source | None = None, step: int = 0) -> None:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        self._lock = threading.Lock()
+        self._stream: _Stream | None = None
+        if likely is not None:
+            threading.Thread(target=_warm, args=(likely, step), daemon=True, name="warm").start()
+
+    def take(self, group: Group, source: Source, step: int) -> tuple[int, Chunk, list[Any]]:
+        """(first step, chunk, [reference]) of the block of `source.rank` that holds `step`; waits until it is read.
+
+        The rank is done with all steps before. Raises what reading raised.
+        """
+        with self._lock:
+            if self._stream is None or self._stream.group != group:
+                if self._stream is not None:  # of workers that were started anew
+                    self._stream.close()
+                self._stream = _Stream(group, source)
+            stream = self._stream
+        return stream.take(source.rank, step)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks of one node that train together; `name` differs between starts of the workers."""
+
+    name: str
+    ranks: tuple[int, ...]
+    last_step: int
+
+
+class _Stream:
+    """Rounds of one group of workers, read ahead in a thread."""
+
+    def __init__(self, group: Group, source: Source) -> None:
+        self.group = group
+        self._sources = {rank: replace(source, rank=rank) for rank in group.ranks}
         self._layout = ray.put(source.layout)
-        self._last_step = last_step
         self._most_steps = max(1, ROUND_BYTES // sum(each.step_bytes for each in self._sources.values()))
         self._changed = threading.Condition()
         self._rounds: list[_Round] = []
         self._begin = 0  # step of the first round held, or to come
         self._next: int | None = None  # step the next round begins with; None until a rank has asked
         self._steps = FIRST_STEPS
-        self._taken = dict.fromkeys(ranks, -1)  # step each rank asked for last
+        self._taken = dict.fromkeys(group.ranks, -1)  # step each rank asked for last
         self._pace = Pace()
         self._failure: BaseException | None = None
         threading.Thread(target=self._produce, daemon=True, name="rounds").start()
 
-    def take(self, rank: int, step: int) -> tuple[int, Chunk, list[Any]]:
-        """(first step, chunk, [reference]) of the block of this rank that holds `step`; waits until it has been read.
+    def close(self) -> None:
+        with self._changed:
+            self._failure = RuntimeError("the workers were started anew")
+            self._changed.notify_all()
 
-        The rank is done with all steps before. Raises what reading raised.
-        """
+    def take(self, rank: int, step: int) -> tuple[int, Chunk, list[Any]]:
         with self._changed:
             if rank == min(self._taken):
                 self._pace.asked(step, time.monotonic())
@@ -90,6 +131,8 @@ class ReaderService:
             while True:
                 with self._changed:
                     self._changed.wait_for(self._has_room)
+                    if self._failure is not None:
+                        return
                     step = self._next
                     assert step is not None
                 chunk = self._chunk(step)
@@ -105,14 +148,16 @@ class ReaderService:
                 self._changed.notify_all()
 
     def _has_room(self) -> bool:
-        return self._next is not None and self._next < self._last_step and len(self._rounds) < ROUNDS_AHEAD
+        if self._failure is not None:
+            return True  # to find it and end
+        return self._next is not None and self._next < self.group.last_step and len(self._rounds) < ROUNDS_AHEAD
 
     def _chunk(self, step: int) -> Chunk:
         order = next(iter(self._sources.values())).order
         self._steps = round_steps(self._steps, self._pace.steps_per_second, self._most_steps)
         # cut at multiples of a power of two, so that a lane's runs are read whole
         inside = order.position(step)[1]
-        return order.chunk(step, min(self._steps - inside % self._steps, self._last_step - step))
+        return order.chunk(step, min(self._steps - inside % self._steps, self.group.last_step - step))
 
 
 class Pace:
@@ -137,6 +182,12 @@ def round_steps(last: int, pace: float | None, most: int) -> int:
     return power_of_two_at_most(min(wanted, most))
 
 
+def _warm(likely: Source, step: int) -> None:
+    # a mistake in the data comes out where it is asked for
+    with contextlib.suppress(Exception):
+        _read(ray.put(likely.layout), [(likely, likely.order.chunk(step, 1))])
+
+
 def _read(layout: Any, parts: list[tuple[Source, Chunk]]) -> list[Any]:
     """References of one Arrow block per part, from a pipeline that has ended when this returns."""
     import ray.data
@@ -147,7 +198,7 @@ def _read(layout: Any, parts: list[tuple[Source, Chunk]]) -> list[Any]:
     dataset = ray.data.read_datasource(
         TokenDatasource(layout, parts),
         override_num_blocks=len(parts),
-        concurrency=READ_TASKS,
+        concurrency=READ_TASKS[storage.locate(parts[0][0].layout.uri).is_local],
         ray_remote_args={
             # no CPU of its own: workers may hold them all, and a read waits on storage more than it computes
             "num_cpus": 0,
@@ -161,13 +212,10 @@ def _read(layout: Any, parts: list[tuple[Source, Chunk]]) -> list[Any]:
     return dataset.to_arrow_refs()
 
 
-def served_blocks(source: Source, ranks: Sequence[int], name: str, first_step: int, last_step: int) -> Iterator[Block]:
-    """This rank's blocks from its node's service, which the first rank to call starts. Reading begins at once.
-
-    `ranks` are those of this node, `name` is the same on all of them and differs between starts of a group of workers.
-    """
+def start_service(name: str, ranks: int, likely: Source | None = None, step: int = 0) -> Any:
+    """Handle of this node's service called `name`, started where there is none; `ranks` of this node will ask it."""
     node = ray.get_runtime_context().get_node_id()
-    service = (
+    return (
         ray.remote(ReaderService)
         .options(
             name=f"{name}-{node}",
@@ -175,18 +223,23 @@ def served_blocks(source: Source, ranks: Sequence[int], name: str, first_step: i
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=-1,
-            max_concurrency=2 * len(ranks) + 1,
+            max_concurrency=2 * ranks + 1,
+            # a service on another node would send every block over the network, and die with that node
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
-        .remote(source, tuple(ranks), last_step)
+        .remote(likely, step)
     )
-    asked = service.take.remote(source.rank, first_step)
-    return _taken(service, asked, source, first_step, last_step)
 
 
-def _taken(service: Any, asked: Any, source: Source, step: int, last_step: int) -> Iterator[Block]:
+def served_blocks(service: Any, group: Group, source: Source, first_step: int) -> Iterator[Block]:
+    """This rank's blocks from its node's service, in the plan's order. Reading begins at once."""
+    asked = service.take.remote(group, source, first_step)
+    return _taken(service, asked, group, source, first_step)
+
+
+def _taken(service: Any, asked: Any, group: Group, source: Source, step: int) -> Iterator[Block]:
     failed = 0
-    while step < last_step:
+    while step < group.last_step:
         try:
             first, chunk, [block] = ray.get(asked)
             table = ray.get(block)
@@ -195,12 +248,12 @@ def _taken(service: Any, asked: Any, source: Source, step: int, last_step: int) 
             failed += 1
             if failed == ATTEMPTS:
                 raise
-            asked = service.take.remote(source.rank, step)
+            asked = service.take.remote(group, source, step)
             continue
         failed = 0
         after = first + chunk.steps
-        if after < last_step:
-            asked = service.take.remote(source.rank, after)
+        if after < group.last_step:
+            asked = service.take.remote(group, source, after)
         tokens = table["tokens"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         yield Block(first, chunk, table["position"].to_numpy(), tokens.reshape(-1, source.order.seq_len + 1))
         step = after

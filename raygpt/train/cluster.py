@@ -11,21 +11,25 @@ import ray
 from raygpt.config import Scale
 from raygpt.errors import UserError
 
-OBJECT_STORE_BYTES = 1_000_000_000  # a local cluster's; training needs a quarter of a gigabyte per worker
-READER_CPUS = 1  # left beside the workers for reading, or the pipeline would never start
+OBJECT_STORE_BYTES = 1_000_000_000  # a local cluster's; the reader holds 0.3 GB at most
+WAITING_PROCESSES = 4  # beside one a CPU: a run's reader, its mailbox and Ray's own actors find them started
+# What Ray Train's controller reads from its environment.
+TRAIN_ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next check: 2 s by default
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+}
+
+
+_own = False
 
 
 def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> str:
     """Connect to Ray and return one sentence about it.
 
     An address from scale.address or RAY_ADDRESS means that cluster; without one a cluster of this machine is started,
-    with enough logical CPUs for the workers and the readers beside them. Raises UserError when there is none at the
-    address, or too few CPUs for the job.
+    with enough logical CPUs for the workers. Raises UserError when there is none at the address, or too few CPUs for
+    the job.
     """
-    os.environ.setdefault(
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5"
-    )  # a report waits for the next check: 2 s by default
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -35,26 +39,47 @@ def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_byt
         if address and address != "local":
             _join(address)
         else:
-            cores = os.cpu_count() or 1
-            wanted = math.ceil((workers_cpus or 0) + READER_CPUS)
-            ray.init(
-                num_cpus=max(cores, wanted),
-                object_store_memory=object_store_bytes,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+            start(cpus=max(os.cpu_count() or 1, math.ceil(workers_cpus or 0)), object_store_bytes=object_store_bytes)
     quiet()
     cpus = ray.cluster_resources().get("CPU", 0)
-    if workers_cpus is not None and cpus < workers_cpus + 0.5:
+    if workers_cpus is not None and cpus < workers_cpus:
         raise UserError(
-            f"scale.num_workers x scale.cpus_per_worker = {workers_cpus:g} CPUs, and reading needs one more, but the "
-            f"cluster has {cpus:g}: lower one of them or add nodes."
+            f"scale.num_workers x scale.cpus_per_worker = {workers_cpus:g} CPUs but the cluster has {cpus:g}: lower "
+            "one of them or add nodes."
         )
     where = f"at {address}" if address and address != "local" else "started on this machine"
     nodes = sum(node["Alive"] for node in ray.nodes())
     gpus = ray.cluster_resources().get("GPU", 0)
     return f"Ray cluster {where}: {nodes} node{'s' * (nodes != 1)}, {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def start(*, cpus: int, gpus: int | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
+    """A cluster of this machine that ends with this process. CPUs and GPUs are counted, not had."""
+    global _own
+    # beside anything else on this machine a worker at nice 15, Ray's default, hardly runs
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + WAITING_PROCESSES))
+    ray.init(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        object_store_memory=object_store_bytes,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    _own = True
+
+
+def is_own() -> bool:
+    """Whether the connected cluster was started by this process, and ends with it."""
+    return _own and ray.is_initialized()
+
+
+def train_environment() -> dict[str, str]:
+    """What Ray Train's controller is to find in its environment; the user's own settings come first."""
+    chosen = {name: os.environ.get(name, value) for name, value in TRAIN_ENVIRONMENT.items()}
+    # nothing gives notice to a cluster of one process on this machine
+    return {**chosen, **({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if is_own() else {})}
 
 
 def wants_gpu(scale: Scale) -> bool:

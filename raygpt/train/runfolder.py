@@ -160,10 +160,10 @@ def check_resume(
             wrong.append(f"model.{key} is {now} but run {run.uri} was started with {before}: {advice}.")
     if saved["order_version"] != ORDER_VERSION and not ignore_fingerprint:
         wrong.append(
-            f"run {run.uri} was begun with version {saved['order_version']} of the data order and this raygpt has version "
-            f"{ORDER_VERSION}: train on from its weights under another run.name with "
-            f"model.init_from={run.uri}, or set data.ignore_fingerprint=true, after which some tokens will be seen twice "
-            "or never."
+            f"run {run.uri} was begun with version {saved['order_version']} of the data order and this raygpt has "
+            f"version {ORDER_VERSION}: train on from its weights under another run.name with "
+            f"model.init_from={run.uri}, or set data.ignore_fingerprint=true, after which some tokens will be seen "
+            "twice or never."
         )
     if saved["tokenizer_sha256"] != facts["tokenizer_sha256"]:
         wrong.append(

@@ -10,16 +10,19 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 import psutil
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 
 from raygpt import storage
 from raygpt.config import Config
+from raygpt.data.service import start_service
+from raygpt.data.stream import Source
 from raygpt.errors import UserError
 from raygpt.settings import dump
 from raygpt.track.jsonl import read_metrics
@@ -28,8 +31,9 @@ from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
 from raygpt.train import checkpoint
 from raygpt.train.assignment import Resolved
-from raygpt.train.cluster import wants_gpu
+from raygpt.train.cluster import train_environment, wants_gpu
 from raygpt.train.control import RunControl
+from raygpt.train.lean_trainer import LeanTorchTrainer
 from raygpt.train.runfolder import RunLock
 from raygpt.train.worker import Assignment, train_worker
 
@@ -111,7 +115,9 @@ def _announce(config: Config, job: Resolved, lock: RunLock, progress: Progress) 
 
 def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress, planned_rows: int | None) -> dict[str, Any]:
     control = RunControl.remote()  # type: ignore[attr-defined]
-    trainer = _trainer(config, job, lock, control, planned_rows)
+    reader = f"raygpt-reader-{uuid.uuid4().hex}"
+    service = _early_reader(config, job, reader)
+    trainer = _trainer(config, job, lock, control, reader, planned_rows)
     failure: list[BaseException] = []
 
     def fit() -> None:
@@ -129,6 +135,7 @@ def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress, plann
             thread.join(POLL_SECONDS)
             end = _show(ray.get(control.take.remote()), progress) or end
         end = _show(ray.get(control.take.remote()), progress) or end
+    del service  # the driver's: it served restarted workers as well
     if failure:
         raise _cause(failure[0])
     if not end:
@@ -136,7 +143,19 @@ def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress, plann
     return {**end, "signal": signals.number}
 
 
-def _trainer(config: Config, job: Resolved, lock: RunLock, control: Any, planned_rows: int | None) -> TorchTrainer:
+def _early_reader(config: Config, job: Resolved, name: str) -> Any | None:
+    """The reader service of a cluster of one node, started while Ray Train starts; elsewhere workers start theirs."""
+    if config.data.backend != "ray" or sum(node["Alive"] for node in ray.nodes()) != 1:
+        return None
+    workers = config.scale.worker_range
+    layout = job.train.layout(job.train_uri)
+    likely = Source(layout, job.plan.order, 0, workers[0], int(config.data.cache_gb * 1e9))
+    return start_service(name, workers[1], likely, job.done_steps)
+
+
+def _trainer(
+    config: Config, job: Resolved, lock: RunLock, control: Any, reader: str, planned_rows: int | None
+) -> LeanTorchTrainer:
     use_gpu = wants_gpu(config.scale)
     low, high = config.scale.worker_range
     home = job.run / checkpoint.FOLDER
@@ -158,11 +177,13 @@ def _trainer(config: Config, job: Resolved, lock: RunLock, control: Any, planned
         tokenizer_sha256=job.train.tokenizer.sha256,
         spent_seconds=lock.earlier_seconds,
         control=control,
+        reader=reader,
         planned_rows=planned_rows,
     )
-    return TorchTrainer(
+    return LeanTorchTrainer(
         train_worker,  # type: ignore[arg-type]  # its config is a dataclass, pickled as it is
         train_loop_config=assignment,  # type: ignore[arg-type]
+        environment=train_environment(),
         torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # a pair is elastic

@@ -15,7 +15,7 @@ import torch
 from raygpt.config import Config
 from raygpt.data.order import ORDER_VERSION
 from raygpt.data.reader import TokenReader
-from raygpt.data.service import served_blocks
+from raygpt.data.service import Group, served_blocks, start_service
 from raygpt.data.shards import Layout
 from raygpt.data.stream import Batch, Source, batches, mapped_blocks
 from raygpt.errors import UserError
@@ -53,6 +53,7 @@ class Assignment:
     tokenizer_sha256: str
     spent_seconds: float
     control: Any
+    reader: str  # name of the nodes' reader services
     planned_rows: int | None = None
 
 
@@ -83,7 +84,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     found = _choose_checkpoint(run, world, link)
     state = checkpoint.read_state(found) if found is not None else _fresh_state(assignment)
     source = Source(assignment.train, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
-    stream = _stream(source, config.data.backend, world, state.step, plan.total_steps)
+    stream = _stream(source, config.data.backend, assignment.reader, world, state.step, plan.total_steps)
     model_config = GPTConfig.from_dict(assignment.model)
     strategy, precision = build(config, model_config, world, plan, found, state, assignment.planned_rows)
     model, micro = strategy.model, strategy.micro_batch_size
@@ -159,15 +160,17 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         link.send("end", {"outcome": outcome, "state": dataclasses.asdict(state)})
 
 
-def _stream(source: Source, backend: str, world: World, first_step: int, last_step: int) -> Iterator[Batch]:
+def _stream(
+    source: Source, backend: str, reader: str, world: World, first_step: int, last_step: int
+) -> Iterator[Batch]:
     """This rank's batches; through the service, reading begins while the model is built."""
     if backend == "mmap":
         blocks = mapped_blocks(source, first_step, last_step)
     else:
         nodes = world.gather(ray.get_runtime_context().get_node_id())
         here = [rank for rank, node in enumerate(nodes) if node == nodes[world.rank]]
-        name = world.broadcast(f"raygpt-reader-{uuid.uuid4().hex}")
-        blocks = served_blocks(source, here, name, first_step, last_step)
+        group = Group(world.broadcast(uuid.uuid4().hex), tuple(here), last_step)
+        blocks = served_blocks(start_service(reader, len(here)), group, source, first_step)
     return batches(source, blocks, first_step, last_step)
 
 

@@ -1,0 +1,97 @@
+"""Ray Train's TorchTrainer with as few processes as a raygpt run needs beside its workers.
+
+A run of Ray Train starts four small actors before, and while, its workers start: its controller, a manager of
+`datasets=` (raygpt gives none: ranks read through `raygpt.data.service`), one that removes the placement group of a
+controller that died, and one that watches for a cloud's notices. Each takes a core for one to two seconds, and the
+workers wait for the first. Here the controller runs in the driver, which has everything loaded already: the two live
+and die together either way, and a placement group goes with the driver that made it. Measured on two cores, the first
+step came at 6 instead of 10 s (benchmarks/starts.md).
+
+The methods overridden are no part of Ray's interface. In a Ray that has others its own controller runs, and
+tests/train/test_starts.py says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.train.torch import TorchTrainer
+
+LEFT_OUT = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+
+
+class LeanTorchTrainer(TorchTrainer):
+    """A TorchTrainer for training functions that never ask Ray Train for a dataset shard or for its checkpoints.
+
+    `environment` is what the controller reads from its process's environment, of which nothing else sees anything:
+    workers then have the cluster's own environment, and take processes that wait there.
+    """
+
+    def __init__(self, *arguments: Any, environment: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._environment = environment
+
+    def _initialize_and_run_controller(self, callbacks: list[Any], **options: Any) -> Any:  # type: ignore[misc]
+        controller_class = _controller_class()
+        if controller_class is None:
+            return super()._initialize_and_run_controller(callbacks=callbacks, **options)
+        needed = [each for each in callbacks if type(each).__name__ not in LEFT_OUT]
+        with _environment(self._environment):
+            controller = controller_class(callbacks=needed, **options)
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+
+def _controller_class() -> Any | None:
+    """Ray Train's controller for a process that is no actor, or None where this Ray has another one."""
+    try:
+        from ray.train.v2._internal.execution.controller import TrainController
+        from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+        WorkerGroup._init_train_context_on_workers, TrainController.worker_group_cls  # noqa: B018
+    except (ImportError, AttributeError):
+        return None
+
+    class DriverWorkerGroup(WorkerGroup):
+        def _init_train_context_on_workers(self, workers: Any, sync_actor: Any, train_context_args: Any) -> None:
+            # as in Ray, but for the handle of a controller, by which workers could ask for reported checkpoints
+            ray.get(
+                [
+                    worker.actor.init_train_context.remote(
+                        train_run_context=self._train_run_context,
+                        distributed_context=worker.distributed_context,
+                        synchronization_actor=sync_actor,
+                        storage_context=self._storage_context,
+                        worker_callbacks=self._worker_callbacks_to_propagate,
+                        controller_actor=None,
+                        dataset_shard_provider=None,
+                        **{key: each[rank] for key, each in train_context_args.items()},
+                    )
+                    for rank, worker in enumerate(workers)
+                ]
+            )
+            self._decorate_worker_log_file_paths(workers)
+
+    class DriverController(TrainController):
+        worker_group_cls = DriverWorkerGroup
+
+    return DriverController
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
