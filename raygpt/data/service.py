@@ -212,8 +212,11 @@ def _read(layout: Any, parts: list[tuple[Source, Chunk]]) -> list[Any]:
     return dataset.to_arrow_refs()
 
 
-def start_service(name: str, ranks: int, likely: Source | None = None, step: int = 0) -> Any:
-    """Handle of this node's service called `name`, started where there is none; `ranks` of this node will ask it."""
+def start_service(name: str, ranks: int, likely: Source | None = None, step: int = 0, **options: Any) -> Any:
+    """Handle of this node's service called `name`, started where there is none; `ranks` of this node will ask it.
+
+    `likely` and `step`: what will probably be asked for first. `options` are Ray's for an actor.
+    """
     node = ray.get_runtime_context().get_node_id()
     return (
         ray.remote(ReaderService)
@@ -226,6 +229,7 @@ def start_service(name: str, ranks: int, likely: Source | None = None, step: int
             max_concurrency=2 * ranks + 1,
             # a service on another node would send every block over the network, and die with that node
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+            **options,
         )
         .remote(likely, step)
     )

@@ -36,10 +36,10 @@ class LeanTorchTrainer(TorchTrainer):
         super().__init__(*arguments, **options)
         self._environment = environment
 
-    def _initialize_and_run_controller(self, callbacks: list[Any], **options: Any) -> Any:  # type: ignore[misc]
+    def _initialize_and_run_controller(self, callbacks: list[Any], **options: Any) -> Any:
         controller_class = _controller_class()
         if controller_class is None:
-            return super()._initialize_and_run_controller(callbacks=callbacks, **options)
+            return super()._initialize_and_run_controller(callbacks=callbacks, **options)  # type: ignore[misc]
         needed = [each for each in callbacks if type(each).__name__ not in LEFT_OUT]
         with _environment(self._environment):
             controller = controller_class(callbacks=needed, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 from raygpt.data.cache import BLOCK_BYTES, ShardCache
 from raygpt.data.order import Order
 from raygpt.data.reader import TokenReader
+from raygpt.data.service import Group, served_blocks, start_service
 from raygpt.data.shards import ShardWriter, TokenizerInfo
-from raygpt.data.stream import Source, batches, started
+from raygpt.data.stream import Block, Source, batches, mapped_blocks
 
 SEQ = 8
 
@@ -38,20 +41,29 @@ def order_of(folder: str, rows: int = 12) -> Order:
     return Order(manifest.fingerprint, 3, SEQ, rows, manifest.tokens)
 
 
-def global_batches(folder: str, backend: str, world: int, first: int, last: int, uri: str | None = None) -> np.ndarray:
-    order = order_of(folder)
-    ranks = [batches(Source(uri or folder, order, rank, world), backend, first, last) for rank in range(world)]
+def global_batches(folder: str, backend: str, world: int, first: int, last: int) -> np.ndarray:
+    """Tokens of every step, (steps, rows, seq_len + 1), as `world` ranks of one node read them."""
+    order, layout = order_of(folder), TokenReader(folder).layout
+    sources = [Source(layout, order, rank, world) for rank in range(world)]
+    if backend == "mmap":
+        blocks = [mapped_blocks(source, first, last) for source in sources]
+    else:
+        group = Group(uuid.uuid4().hex, tuple(range(world)), last)
+        service = start_service(f"test-{group.name}", world)
+        blocks = [served_blocks(service, group, source, first) for source in sources]
+    ranks = [batches(source, own, first, last) for source, own in zip(sources, blocks)]
     out = []
     for step in range(first, last):
         parts = [next(rank) for rank in ranks]
         assert {part.step for part in parts} == {step}
         out.append(np.concatenate([part.tokens for part in parts]))
+    assert [next(rank, None) for rank in ranks] == [None] * world
     return np.stack(out)
 
 
 def test_the_reader_gives_any_range_across_shard_borders(folder: str, tokens: np.ndarray) -> None:
     reader = TokenReader(folder)
-    assert len(reader.manifest.shards) == 3
+    assert len(reader.layout.names) == 3
     for start, stop in [(0, 5), (10_000, 10_020), (9_999, 25_000), (30_000, 30_011), (7, 7)]:
         assert np.array_equal(reader.read(start, stop), tokens[start:stop])
     with pytest.raises(IndexError):
@@ -78,8 +90,8 @@ def test_ray_and_mmap_give_the_same_tokens_for_every_worker_count(ray_cluster: o
 def test_shards_on_s3_give_the_same_tokens(ray_cluster: object, s3, folder: str, tokens: np.ndarray) -> None:
     uri = write_shards(f"{s3.make_bucket('stream')}/train", tokens)
     want = global_batches(folder, "mmap", 1, 290, 330)
-    assert np.array_equal(global_batches(folder, "mmap", 2, 290, 330, uri), want)
-    assert np.array_equal(global_batches(folder, "ray", 2, 290, 330, uri), want)
+    assert np.array_equal(global_batches(uri, "mmap", 2, 290, 330), want)
+    assert np.array_equal(global_batches(uri, "ray", 2, 290, 330), want)
 
 
 def test_later_epochs_are_read_from_the_local_cache(s3, tokens: np.ndarray, tmp_path: Path, monkeypatch) -> None:
@@ -110,18 +122,31 @@ def test_the_cache_stops_growing_at_its_limit_and_drops_old_data_sets(tmp_path: 
     assert not (tmp_path / "a").exists()
 
 
-def test_a_missing_row_ends_the_job(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Source(folder, order_of(folder), 0, 1)
-    read = Source.read
-    monkeypatch.setattr(Source, "read", lambda self, chunk: (read(self, chunk)[0][::-1], read(self, chunk)[1]))
-    with pytest.raises(RuntimeError, match="lost, repeated or out of order"):
-        next(batches(source, "mmap", 0, 5))
+def test_a_lost_repeated_or_misplaced_row_ends_the_job(folder: str) -> None:
+    source = Source(TokenReader(folder).layout, order_of(folder), 0, 1)
+    blocks = list(mapped_blocks(source, 0, 130))
+    assert len(blocks) > 2
+    for wrong in (
+        [replace(blocks[0], positions=blocks[0].positions[::-1])],
+        [blocks[0], blocks[2]],
+        [blocks[0], blocks[0]],
+        blocks[:1],
+    ):
+        with pytest.raises(RuntimeError, match="bug in the reader"):
+            list(batches(source, wrong, 0, 130))
 
 
-def test_a_stream_started_early_gives_the_same_batches_and_the_same_errors(folder: str) -> None:
-    source = Source(folder, order_of(folder), 0, 2)
-    early = [batch.tokens for batch in started(batches(source, "mmap", 3, 9))]
-    assert np.array_equal(early, [batch.tokens for batch in batches(source, "mmap", 3, 9)])
-    assert list(started(iter([]))) == []
-    with pytest.raises(ZeroDivisionError):
-        next(started(1 / 0 for _ in range(1)))
+def test_batches_begin_and_end_inside_blocks(folder: str) -> None:
+    source = Source(TokenReader(folder).layout, order_of(folder), 1, 2)
+    whole = [batch.tokens for batch in batches(source, mapped_blocks(source, 0, 128), 0, 128)]
+    part = [batch.tokens for batch in batches(source, mapped_blocks(source, 0, 128), 5, 71)]
+    assert np.array_equal(part, whole[5:71])
+
+
+def test_blocks_of_another_process_are_no_copies_of_the_plan(folder: str) -> None:
+    """Blocks say where their rows stand in the run: epoch, step and lane, by hand."""
+    order = order_of(folder)
+    source = Source(TokenReader(folder).layout, order, 1, 3)
+    block: Block = next(mapped_blocks(source, order.steps_per_epoch + 2, order.steps_per_epoch + 4))
+    first = (order.steps_per_epoch + 2) * 12 + 4
+    assert block.positions.tolist() == [first, first + 1, first + 2, first + 3, *(first + 12 + k for k in range(4))]

@@ -13,8 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raygpt.data.order import ORDER_VERSION
 from raygpt.errors import UserError
 from raygpt.storage import locate
+from raygpt.train.checkpoint import RunState
 from raygpt.train.runfolder import ATTEMPTS, RunLock, check_resume
 
 
@@ -86,7 +88,7 @@ def test_a_reused_pid_is_not_mistaken_for_the_run(tmp_path: Path) -> None:
 
 CONFIG = {"run": {"seed": 1}, "data": {"seq_len": None}, "train": {"global_batch_tokens": 768}}
 FACTS = {"fingerprint": "a" * 64, "tokenizer_sha256": "t", "model": {"n_layer": 4, "dropout": 0.0}}
-SAVED = {**FACTS, "config": CONFIG}
+SAVED = {**FACTS, "config": CONFIG, "order_version": ORDER_VERSION}
 
 
 def check(config: dict | None = None, ignore: bool = False, **facts: object) -> None:
@@ -97,6 +99,17 @@ def test_what_may_change_on_a_resume_does() -> None:
     check()
     check(model={"n_layer": 4, "dropout": 0.1})
     check(fingerprint="b" * 64, ignore=True)
+
+
+def test_a_run_of_another_data_order_is_refused_with_both_ways_on() -> None:
+    written_before = RunState.from_json(json.dumps({"step": 5, "fingerprint": "a"}))  # no version was recorded then
+    assert written_before.order_version == 1
+    saved = {**SAVED, "order_version": written_before.order_version}
+    with pytest.raises(
+        UserError, match="begun with version 1 of the data order.*model.init_from=/r.*ignore_fingerprint"
+    ):
+        check_resume(locate("/r"), saved, CONFIG, FACTS, ignore_fingerprint=False)
+    check_resume(locate("/r"), saved, CONFIG, FACTS, ignore_fingerprint=True)
 
 
 @pytest.mark.parametrize(
