@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
-from itertools import accumulate
+from functools import cached_property
 
 import numpy as np
 
 from raygpt import storage
 from raygpt.data.cache import ShardCache
-from raygpt.data.shards import Manifest, load_manifest
+from raygpt.data.shards import Layout, Manifest, load_manifest, read_manifest
 from raygpt.storage import Location
 
 READ_THREADS = 16  # a ranged GET waits 20-100 ms: parallel ones hide it
@@ -21,29 +20,40 @@ ATTEMPTS = 4  # on top of the SDK's own retries
 class TokenReader:
     """Tokens [0, total_tokens) of a shard folder in manifest order.
 
-    `cache_bytes` > 0 keeps what S3 gave on local disk. Reads return arrays of the manifest's dtype.
+    Opened by its location, the manifest is read and every shard seen to be there; opened by a `Layout`, nothing is
+    asked of storage until the first read. `cache_bytes` > 0 keeps what S3 gave on local disk. Reads return arrays of
+    the manifest's dtype.
     """
 
-    def __init__(self, location: str | Location, cache_bytes: int = 0, manifest: Manifest | None = None) -> None:
-        self.folder = storage.locate(location)
-        self.manifest = manifest or load_manifest(self.folder)
-        self.total_tokens = self.manifest.tokens
-        self.dtype = self.manifest.numpy_dtype
-        self._starts = list(accumulate((shard.tokens for shard in self.manifest.shards), initial=0))
+    def __init__(self, location: str | Location | Layout, cache_bytes: int = 0) -> None:
+        if isinstance(location, Layout):
+            self.folder, self.layout = storage.locate(location.uri), location
+        else:
+            self.folder = storage.locate(location)
+            self.manifest = load_manifest(self.folder)
+            self.layout = self.manifest.layout(self.folder.uri)
+        self.total_tokens = self.layout.tokens
+        self.dtype = self.layout.numpy_dtype
+        self._starts = self.layout.starts
         self._mapped: dict[int, np.ndarray] = {}
         self._files: dict[int, object] = {}
         self._pool: ThreadPoolExecutor | None = None
         remote = not self.folder.is_local
-        self._cache = ShardCache(self.manifest.fingerprint, cache_bytes) if remote and cache_bytes > 0 else None
+        self._cache = ShardCache(self.layout.fingerprint, cache_bytes) if remote and cache_bytes > 0 else None
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The folder's manifest, read when it is asked for. Raises UserError as `load_manifest`."""
+        return read_manifest(self.folder)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop): (stop - start,). Raises IndexError outside the stream."""
         if not 0 <= start <= stop <= self.total_tokens:
             raise IndexError(f"tokens [{start}, {stop}) of {self.total_tokens}")
         parts = []
-        index = max(0, bisect_right(self._starts, start) - 1)
+        index = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)
         while start < stop:
-            low, high = self._starts[index], self._starts[index + 1]
+            low, high = int(self._starts[index]), int(self._starts[index + 1])
             end = min(stop, high)
             if end > start:
                 parts.append(self._read_shard(index, start - low, end - low))
@@ -77,22 +87,22 @@ class TokenReader:
         return out
 
     def _read_shard(self, index: int, start: int, stop: int) -> np.ndarray:
-        shard = self.manifest.shards[index]
+        name = self.layout.names[index]
         if self.folder.is_local:
             if index not in self._mapped:
-                self._mapped[index] = np.memmap((self.folder / shard.name).path, dtype=self.dtype, mode="r")
+                self._mapped[index] = np.memmap((self.folder / name).path, dtype=self.dtype, mode="r")
             return self._mapped[index][start:stop]
         width = self.dtype.itemsize
         begin, end = start * width, stop * width
         if self._cache is not None:
-            size = shard.tokens * width
-            data = self._cache.read(shard.name, size, begin, end, lambda low, high: self._fetch(index, low, high))
+            size = int(self._starts[index + 1] - self._starts[index]) * width
+            data = self._cache.read(name, size, begin, end, lambda low, high: self._fetch(index, low, high))
         else:
             data = self._fetch(index, begin, end)
         return np.frombuffer(data, self.dtype)
 
     def _fetch(self, index: int, begin: int, end: int) -> bytes:
-        where = self.folder / self.manifest.shards[index].name
+        where = self.folder / self.layout.names[index]
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 file = self._files.get(index)
