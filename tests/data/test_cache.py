@@ -10,6 +10,7 @@ import shutil
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -161,9 +162,13 @@ def test_threads_that_miss_the_same_block_fetch_it_once(tmp_path: Path) -> None:
     origin, entered = Origin(), threading.Barrier(8)
     cache = ShardCache(layout_of("a"), 10**9, tmp_path)
 
+    def slowly(start: int, stop: int) -> bytes:
+        time.sleep(0.05)
+        return origin(start, stop)
+
     def read(_: int) -> bytes:
         entered.wait()
-        return cache.read(0, 10, BLOCK_BYTES + 10, origin)
+        return cache.read(0, 10, BLOCK_BYTES + 10, slowly)
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(read, range(8))) == {CONTENT[10 : BLOCK_BYTES + 10]}

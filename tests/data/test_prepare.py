@@ -19,11 +19,13 @@ import pytest
 from raygpt.data import pipeline
 from raygpt.data import prepare as prepare_module
 from raygpt.data.corpus import expand_sources
+from raygpt.data.journal import read_progress
 from raygpt.data.pipeline import ReadPlan, is_validation
 from raygpt.data.prepare import Account, PrepareOptions, PrepareProgress, prepare, tokenizer_texts
 from raygpt.data.shards import load_manifest, verify
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
+from raygpt.storage import locate
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -123,9 +125,8 @@ def test_gpt2_tokens_equal_encoding_one_by_one(corpus: Path, tmp_path: Path, sha
 def test_block_and_task_sizes_do_not_show(
     corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # one read task per unit, and tiny blocks in the driver's context
+    # one reading task per unit, and tiny blocks
     monkeypatch.setattr(pipeline, "READ_TASK_UNITS", 1)
-    monkeypatch.setattr(pipeline, "MAX_READ_TASKS", 10**6)
     monkeypatch.setattr(pipeline, "READ_TASK_BYTES", 1)
     monkeypatch.setattr(pipeline, "BLOCK_BYTES", 5000)
     prepare(options(corpus, tmp_path / "out"))
@@ -161,31 +162,32 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after_blocks: int, of_val: bool =
     monkeypatch.setattr(prepare_module, "_take", counted)
 
 
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_blocks(monkeypatch: pytest.MonkeyPatch, on_the_way: int = 0) -> None:
+    """Blocks of some documents; at most `on_the_way` bytes of shards not yet in the journal."""
+    monkeypatch.setattr(prepare_module, "_bytes_on_the_way", lambda shard_bytes: on_the_way)
     monkeypatch.setattr(pipeline, "READ_TASK_UNITS", 3)
     monkeypatch.setattr(pipeline, "READ_TASK_BYTES", 1)
-    # read tasks see the module's own value: one block per table needs the driver's target below it
     monkeypatch.setattr(pipeline, "BLOCK_BYTES", 20_000)
 
 
-@pytest.mark.parametrize("val_split", ["documents", "tail"])
+@pytest.mark.parametrize(("val_split", "on_the_way"), [("documents", 0), ("tail", 0), ("documents", 10**9)])
 def test_killed_twice_and_run_again_gives_the_unbroken_bytes(
-    val_split: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    val_split: str, on_the_way: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(options(corpus, tmp_path / "whole", val_split=val_split, shard_tokens=30_000))
-    small_blocks(monkeypatch)
+    small_blocks(monkeypatch, on_the_way)
     wanted = options(corpus, tmp_path / "out", val_split=val_split, shard_tokens=30_000)
     for blocks in (12, 9):
         with monkeypatch.context() as patch:
             interrupt(patch, blocks)
             with pytest.raises(Killed):
                 prepare(wanted)
-    journal = json.loads((tmp_path / "out/.prepare/journal.json").read_text())
-    assert journal["progress"]["completed"] > 50
+    if not on_the_way:
+        assert read_progress(locate(tmp_path / "out")).completed > 50
     # what the kill left half done after the commit must not matter
     shutil.copy(tmp_path / "out/train/shard-00000.bin", tmp_path / "out/train/shard-00020.bin")
     result = prepare(wanted)
-    assert result.resumed and result.documents == 690 and result.empty_documents == 10
+    assert (result.resumed or on_the_way) and result.documents == 690 and result.empty_documents == 10
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -313,7 +315,7 @@ def test_validation_sources_survive_kills_in_both_parts(
             interrupt(patch, 7, of_val)
             with pytest.raises(Killed):
                 prepare(wanted)
-        at.append(json.loads((tmp_path / "out/.prepare/journal.json").read_text())["progress"]["cursor"]["unit"])
+        at.append(read_progress(locate(tmp_path / "out")).cursor.unit)
     assert at[0] < len(expand_sources([str(corpus / "a.parquet")])) <= at[1]
     result = prepare(wanted)
     assert result.resumed and (result.account, result.val_account) == (whole.account, whole.val_account)
