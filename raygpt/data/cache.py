@@ -34,7 +34,7 @@ BLOCK_BYTES = 256 * 1024
 # A corpus this small is read in single rows from all over it: larger pieces, 32 times fewer requests.
 SMALL_CORPUS_BYTES = 2**30
 PIECE_BYTES = 8 * 2**20
-OPEN_SHARDS = 512
+OPEN_SHARDS = 256  # as reader.OPEN_MAPS
 LOOK_SECONDS = 10.0  # how often other folders are looked at: what they take, and whether they became free
 STRIPES = 64
 MARKS = "marks"

@@ -16,7 +16,7 @@ from raygpt.data.shards import Layout, Manifest, load_manifest, read_manifest
 from raygpt.storage import Location
 
 READ_THREADS = 16  # a ranged GET waits 20-100 ms: parallel ones hide it
-OPEN_MAPS = 512
+OPEN_MAPS = 256  # each is an open file too: 1,024 is many a system's limit, and train and val have a reader each
 # Opening an object is a request (HEAD) of its own, an open one is 0.9 KB of memory and no file of the system.
 OPEN_OBJECTS = 2**16
 ATTEMPTS = 4  # on top of the SDK's own retries
@@ -40,7 +40,7 @@ class TokenReader:
         self.total_tokens = self.layout.tokens
         self.dtype = self.layout.numpy_dtype
         self._starts = self.layout.starts
-        # both hold no more than this many shards: an operating system allows 65,530 maps to a process
+        # both are bounded: an operating system allows 65,530 maps to a process
         self._map = lru_cache(OPEN_MAPS)(self._map_shard)
         self._open = lru_cache(OPEN_OBJECTS)(self._open_object)
         self._opening = [threading.Lock() for _ in range(64)]  # of two threads at one shard, one asks S3 for it
