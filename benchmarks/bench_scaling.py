@@ -231,12 +231,12 @@ def page(report: dict[str, Any], before: str) -> str:
     for title, key, form in ROWS:
         lines.append(f"| {title} | " + " | ".join(format(entry[key], form) for entry in report["shards"]) + " |")
     driver, progress = report["prepare"], report["progress"]
-    each = driver["prepare_driver_cpu_ms_per_shard"]
+    each, block = driver["prepare_driver_cpu_ms_per_shard"], driver["prepare_driver_cpu_ms_per_block"]
     lines += [
         "",
         f"`prepare`: the driver's CPU time per shard of 16 blocks is {each:.1f} ms ({driver['prepare_shards']} shards "
         f"through real tasks: cuts, one writing task, one commit), so 100,000 shards take {each * 100:.0f} s of it. "
-        f"Handing a block of text to its tasks and taking its counts is {driver['prepare_driver_cpu_ms_per_block']:.1f} ms "
+        f"Handing a block of text to its tasks and taking its counts is {block:.1f} ms "
         f"({driver['prepare_blocks']} blocks).",
         "",
         f"Progress at {progress['progress_units']:,} units: {progress['progress_setup_s']:.3f} s once, then "

@@ -194,7 +194,8 @@ def _take(block: TokenBlock, writers: dict[str, SideWriter], progress: journal.P
 def _bytes_on_the_way(shard_bytes: int) -> int:
     """How many bytes of shards may be in writing: one a core, within a quarter of the object store."""
     resources = ray.cluster_resources()
-    return max(shard_bytes, min(int(resources["CPU"]) * shard_bytes, int(resources["object_store_memory"]) // 4))
+    store = int(resources.get("object_store_memory", 0))
+    return max(shard_bytes, min(int(resources.get("CPU", 1)) * shard_bytes, store // 4))
 
 
 def _check_sides(options: PrepareOptions, output: Location, progress: journal.Progress) -> None:

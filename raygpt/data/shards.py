@@ -236,12 +236,6 @@ class ShardWriter:
             self._open_tokens += tokens.size
         return completed
 
-    def resume(self, shards: Sequence[Shard], pending: np.ndarray) -> None:
-        """Continue a folder whose finished `shards` and open tokens (`pending`) were kept."""
-        self.shards = list(shards)
-        self.total_tokens = sum(shard.tokens for shard in shards)
-        self.append(pending)
-
     def pending(self) -> np.ndarray:
         """(n,) tokens appended after the last completed shard."""
         return np.concatenate(self._open) if self._open else np.empty(0, self.dtype)

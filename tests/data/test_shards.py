@@ -61,19 +61,6 @@ def test_a_full_last_shard_leaves_no_empty_one(tmp_path: Path) -> None:
     assert len(write(tmp_path, [np.zeros(20, np.uint16)]).shards) == 2
 
 
-def test_continuing_from_pending_tokens_gives_the_unbroken_folder(tmp_path: Path) -> None:
-    tokens = np.arange(47, dtype=np.uint16)
-    whole = write(tmp_path / "whole", [tokens])
-    first = ShardWriter(str(tmp_path / "broken"), "uint16", 10)
-    first.append(tokens[:23])
-    second = ShardWriter(str(tmp_path / "broken"), "uint16", 10)
-    second.resume(first.shards, first.pending())
-    second.append(tokens[23:])
-    assert second.total_tokens == 47
-    assert second.finish(INFO, b"{}", 3, 30, ["corpus.txt"]) == whole
-    verify(str(tmp_path / "broken"))
-
-
 def test_fingerprint_follows_tokens_and_tokenizer_but_not_the_place(tmp_path: Path) -> None:
     one = write(tmp_path / "one", [np.arange(25)])
     shutil.copytree(tmp_path / "one", tmp_path / "moved")
