@@ -14,18 +14,20 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import ray
 
 from raygpt import storage
 from raygpt.data import journal, shards
-from raygpt.data.corpus import Unit, read_documents
-from raygpt.data.journal import Account
+from raygpt.data.corpus import read_documents
+from raygpt.data.journal import Account, Journal
 from raygpt.data.pipeline import Cursor, ReadPlan, TokenBlock, token_blocks
 from raygpt.data.request import TRAIN, VAL, PrepareOptions, check_options, check_same, describe_request, expand
-from raygpt.data.shards import Manifest, ShardWriter
+from raygpt.data.shards import Manifest, finish_folder
 from raygpt.data.tokenizer import Tokenizer, train_tokenizer
+from raygpt.data.writing import SideWriter
 from raygpt.errors import UserError
 from raygpt.storage import Location
 
@@ -114,25 +116,30 @@ def prepare(options: PrepareOptions, on_progress: Callable[[PrepareProgress], No
     if tokenizer is None:
         assert options.trained_vocabulary is not None
         tokenizer = _trained_tokenizer(plan, options.trained_vocabulary)
-    writers = {side: ShardWriter(output / side, tokenizer.dtype, options.shard_tokens) for side in (TRAIN, VAL)}
+    writers = {side: SideWriter(output / side, tokenizer.dtype, options.shard_tokens) for side in (TRAIN, VAL)}
+    log = Journal(output, request, tokenizer, writers)
     if resumed:
-        progress = journal.restore(output, writers)
+        progress = log.restore()
+    on_the_way = _bytes_on_the_way(options.shard_tokens * tokenizer.dtype.itemsize)
     had = sum(writer.total_tokens for writer in writers.values())
 
     def report() -> None:
         if on_progress:
             tokens = sum(writer.total_tokens for writer in writers.values())
             rate = (tokens - had) / max(time.monotonic() - started, 1e-9)
-            on_progress(PrepareProgress(_fraction(units, progress, unit_bytes), progress.completed, tokens, rate))
+            on_progress(PrepareProgress(_fraction(before_unit, progress, unit_bytes), progress.completed, tokens, rate))
 
-    committed = time.monotonic()
+    recorded = time.monotonic()
+    before_unit = list(accumulate((unit.bytes for unit in units), initial=0))
     unit_bytes = 0  # text taken from the unit the cursor is in
     for block in token_blocks(plan, tokenizer, progress.cursor, progress.completed):
-        unit_bytes = sum(block.bytes) + (unit_bytes if block.cursor.unit == progress.cursor.unit else 0)
+        at = progress.cursor.unit
+        unit_bytes = sum(block.counts.bytes) + (unit_bytes if block.counts.cursor.unit == at else 0)
         completed_shards = _take(block, writers, progress)
-        if completed_shards or time.monotonic() - committed >= COMMIT_SECONDS:
-            journal.commit(output, request, tokenizer, progress, writers)
-            committed = time.monotonic()
+        if completed_shards or time.monotonic() - recorded >= COMMIT_SECONDS:
+            log.record(progress)
+            recorded = time.monotonic()
+        log.settle(on_the_way)
         report()
     _check_sides(options, output, progress)
     _check_accounts(options, progress)
@@ -140,8 +147,15 @@ def prepare(options: PrepareOptions, on_progress: Callable[[PrepareProgress], No
     for side in options.sides:
         total = progress.train if side == TRAIN else progress.val
         sources = options.val_sources if side == VAL and options.val_sources else options.sources
-        manifests[side] = writers[side].finish(
-            tokenizer.info, tokenizer.to_json(), total.documents, total.bytes, sources
+        manifests[side] = finish_folder(
+            output / side,
+            tokenizer.dtype,
+            writers[side].finish(),
+            tokenizer.info,
+            tokenizer.to_json(),
+            total.documents,
+            total.bytes,
+            sources,
         )
     progress.cursor = Cursor(len(units), 0)
     report()
@@ -159,21 +173,29 @@ def prepare(options: PrepareOptions, on_progress: Callable[[PrepareProgress], No
     return _result(output, manifests, record, time.monotonic() - started, resumed=resumed, had=had)
 
 
-def _take(block: TokenBlock, writers: dict[str, ShardWriter], progress: journal.Progress) -> int:
+def _take(block: TokenBlock, writers: dict[str, SideWriter], progress: journal.Progress) -> int:
     """Put a block into the writers and the totals; returns how many train shards it completed."""
-    completed = writers[TRAIN].append(block.train)
-    writers[VAL].append(block.val)
+    counts = block.counts
+    completed = writers[TRAIN].append(block.refs[0], counts.tokens[0])
+    writers[VAL].append(block.refs[1], counts.tokens[1])
     for side, total in enumerate((progress.train, progress.val)):
-        total.documents += block.documents[side]
-        total.bytes += block.bytes[side]
-    progress.completed += block.completed
+        total.documents += counts.documents[side]
+        total.bytes += counts.bytes[side]
+    progress.completed += counts.completed
     account = progress.val_sources if block.from_val else progress.sources
-    account.read += block.read
-    account.train += block.documents[0]
-    account.val += block.documents[1]
-    account.empty += block.empty
-    progress.cursor = block.cursor
+    account.read += counts.read
+    account.train += counts.documents[0]
+    account.val += counts.documents[1]
+    account.empty += counts.empty
+    progress.cursor = counts.cursor
     return completed
+
+
+def _bytes_on_the_way(shard_bytes: int) -> int:
+    """How many bytes of shards may be in writing: one a core, within a quarter of the object store."""
+    resources = ray.cluster_resources()
+    store = int(resources.get("object_store_memory", 0))
+    return max(shard_bytes, min(int(resources.get("CPU", 1)) * shard_bytes, store // 4))
 
 
 def _check_sides(options: PrepareOptions, output: Location, progress: journal.Progress) -> None:
@@ -219,11 +241,13 @@ def _check_accounts(options: PrepareOptions, progress: journal.Progress) -> None
         raise RuntimeError(f"rows and documents do not add up: {progress}")
 
 
-def _fraction(units: Sequence[Unit], progress: journal.Progress, unit_bytes: int) -> float:
+def _fraction(before_unit: Sequence[int], progress: journal.Progress, unit_bytes: int) -> float:
+    """Share of the input taken; `before_unit` (units + 1,) are the bytes before each unit, then the total."""
     at = progress.cursor.unit
-    total = sum(unit.bytes for unit in units) or 1
-    inside = min(unit_bytes, int(0.99 * units[at].bytes)) if at < len(units) else 0
-    return (sum(unit.bytes for unit in units[:at]) + inside) / total
+    inside = 0
+    if at + 1 < len(before_unit):
+        inside = min(unit_bytes, int(0.99 * (before_unit[at + 1] - before_unit[at])))
+    return (before_unit[at] + inside) / (before_unit[-1] or 1)
 
 
 def _trained_tokenizer(plan: ReadPlan, vocab_size: int) -> Tokenizer:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
+import pyarrow as pa
 
 from raygpt import storage
 from raygpt.data.cache import ShardCache
@@ -14,6 +16,9 @@ from raygpt.data.shards import Layout, Manifest, load_manifest, read_manifest
 from raygpt.storage import Location
 
 READ_THREADS = 16  # a ranged GET waits 20-100 ms: parallel ones hide it
+OPEN_MAPS = 256  # each is an open file too: 1,024 is many a system's limit, and train and val have a reader each
+# Opening an object is a request (HEAD) of its own, an open one is 0.9 KB of memory and no file of the system.
+OPEN_OBJECTS = 2**16
 ATTEMPTS = 4  # on top of the SDK's own retries
 
 
@@ -35,11 +40,13 @@ class TokenReader:
         self.total_tokens = self.layout.tokens
         self.dtype = self.layout.numpy_dtype
         self._starts = self.layout.starts
-        self._mapped: dict[int, np.ndarray] = {}
-        self._files: dict[int, object] = {}
+        # both are bounded: an operating system allows 65,530 maps to a process
+        self._map = lru_cache(OPEN_MAPS)(self._map_shard)
+        self._open = lru_cache(OPEN_OBJECTS)(self._open_object)
+        self._opening = [threading.Lock() for _ in range(64)]  # of two threads at one shard, one asks S3 for it
         self._pool: ThreadPoolExecutor | None = None
         remote = not self.folder.is_local
-        self._cache = ShardCache(self.layout.fingerprint, cache_bytes) if remote and cache_bytes > 0 else None
+        self._cache = ShardCache(self.layout, cache_bytes) if remote and cache_bytes > 0 else None
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -87,34 +94,37 @@ class TokenReader:
         return out
 
     def _read_shard(self, index: int, start: int, stop: int) -> np.ndarray:
-        name = self.layout.names[index]
         if self.folder.is_local:
-            if index not in self._mapped:
-                self._mapped[index] = np.memmap((self.folder / name).path, dtype=self.dtype, mode="r")
-            return self._mapped[index][start:stop]
+            return self._map(index)[start:stop]
         width = self.dtype.itemsize
         begin, end = start * width, stop * width
         if self._cache is not None:
-            size = int(self._starts[index + 1] - self._starts[index]) * width
-            data = self._cache.read(name, size, begin, end, lambda low, high: self._fetch(index, low, high))
+            data = self._cache.read(index, begin, end, lambda low, high: self._fetch(index, low, high))
         else:
             data = self._fetch(index, begin, end)
         return np.frombuffer(data, self.dtype)
 
+    def _where(self, index: int) -> Location:
+        return self.folder / self.layout.names[index]
+
+    def _map_shard(self, index: int) -> np.ndarray:
+        return np.memmap(self._where(index).path, dtype=self.dtype, mode="r")
+
+    def _open_object(self, index: int) -> pa.NativeFile:
+        where = self._where(index)
+        return where.fs.open_input_file(where.path)
+
     def _fetch(self, index: int, begin: int, end: int) -> bytes:
-        where = self.folder / self.layout.names[index]
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                file = self._files.get(index)
-                if file is None:
-                    file = self._files[index] = where.fs.open_input_file(where.path)
-                data = file.read_at(end - begin, begin)  # type: ignore[attr-defined]
+                with self._opening[index % len(self._opening)]:
+                    file = self._open(index)
+                data = file.read_at(end - begin, begin)
                 if len(data) != end - begin:
-                    raise OSError(f"{where.uri}: {len(data)} of {end - begin} bytes at {begin}")
+                    raise OSError(f"{self._where(index).uri}: {len(data)} of {end - begin} bytes at {begin}")
                 return data
             except OSError as error:
-                self._files.pop(index, None)
                 if attempt == ATTEMPTS:
-                    raise storage.explain(error, where) from error
+                    raise storage.explain(error, self._where(index)) from error
                 time.sleep(2.0**attempt / 4)
         raise AssertionError("unreachable")

@@ -236,12 +236,6 @@ class ShardWriter:
             self._open_tokens += tokens.size
         return completed
 
-    def resume(self, shards: Sequence[Shard], pending: np.ndarray) -> None:
-        """Continue a folder whose finished `shards` and open tokens (`pending`) were kept."""
-        self.shards = list(shards)
-        self.total_tokens = sum(shard.tokens for shard in shards)
-        self.append(pending)
-
     def pending(self) -> np.ndarray:
         """(n,) tokens appended after the last completed shard."""
         return np.concatenate(self._open) if self._open else np.empty(0, self.dtype)
@@ -259,18 +253,34 @@ class ShardWriter:
         """Write the open shard, tokenizer.json and, last, the manifest."""
         if self._open_tokens:
             self._write_open()
-        dtype = dtype_name(self.dtype)
-        manifest = Manifest(
-            version=VERSION,
-            dtype=dtype,
-            tokenizer=tokenizer,
-            shards=tuple(self.shards),
-            tokens=sum(shard.tokens for shard in self.shards),
-            documents=documents,
-            bytes=text_bytes,
-            sources=tuple(sources),
-            fingerprint=fingerprint(dtype, tokenizer.sha256, self.shards),
+        return finish_folder(
+            self.folder, self.dtype, self.shards, tokenizer, tokenizer_json, documents, text_bytes, sources
         )
-        storage.write_bytes(self.folder / TOKENIZER, tokenizer_json)
-        storage.write_text(self.folder / MANIFEST, manifest.to_json())
-        return manifest
+
+
+def finish_folder(
+    folder: Location,
+    dtype: np.dtype,
+    written: Sequence[Shard],
+    tokenizer: TokenizerInfo,
+    tokenizer_json: bytes,
+    documents: int,
+    text_bytes: int,
+    sources: Sequence[str],
+) -> Manifest:
+    """Write tokenizer.json and, last, the manifest of a folder whose shards are `written`."""
+    name = dtype_name(dtype)
+    manifest = Manifest(
+        version=VERSION,
+        dtype=name,
+        tokenizer=tokenizer,
+        shards=tuple(written),
+        tokens=sum(shard.tokens for shard in written),
+        documents=documents,
+        bytes=text_bytes,
+        sources=tuple(sources),
+        fingerprint=fingerprint(name, tokenizer.sha256, written),
+    )
+    storage.write_bytes(folder / TOKENIZER, tokenizer_json)
+    storage.write_text(folder / MANIFEST, manifest.to_json())
+    return manifest

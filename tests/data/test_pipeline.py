@@ -40,5 +40,3 @@ def test_units_are_grouped_without_gaps() -> None:
         groups = group_units(units, first)
         assert [index for group in groups for index in group] == list(range(first, 240))
         assert all(len(group) <= pipeline.READ_TASK_UNITS for group in groups)
-    many = [Unit("text", "x", bytes=1)] * 500_000
-    assert len(group_units(many)) <= pipeline.MAX_READ_TASKS

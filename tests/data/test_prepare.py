@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pickle
 import random
 import shutil
+import timeit
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
+from raygpt import storage
+from raygpt.data import journal as journal_module
 from raygpt.data import pipeline
 from raygpt.data import prepare as prepare_module
 from raygpt.data.corpus import expand_sources
-from raygpt.data.pipeline import ReadPlan, is_validation
+from raygpt.data.journal import Progress, read_progress
+from raygpt.data.pipeline import Cursor, ReadPlan, is_validation
 from raygpt.data.prepare import Account, PrepareOptions, PrepareProgress, prepare, tokenizer_texts
 from raygpt.data.shards import load_manifest, verify
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
+from raygpt.storage import locate
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -105,6 +113,67 @@ def test_every_document_is_in_exactly_one_side_in_order(corpus: Path, tmp_path: 
     assert not (tmp_path / "out/.prepare").exists()
 
 
+def test_shards_are_those_of_a_plain_loop_over_the_documents(corpus: Path, whole: Path) -> None:
+    streams = {"train": bytearray(), "val": bytearray()}
+    for text in texts_of(corpus):
+        data = text.encode()
+        held_out = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") < 0.1 * 2**64
+        # the byte tokenizer: a byte's value is its id, 256 ends a document
+        streams["val" if held_out else "train"] += b"".join(bytes([b, 0]) for b in data) + b"\x00\x01"
+    for side, stream in streams.items():
+        parts = [bytes(stream[at : at + 200_000]) for at in range(0, len(stream), 200_000)]
+        assert [path.read_bytes() for path in sorted((whole / side).glob("shard-*.bin"))] == parts
+        manifest = load_manifest(whole / side)
+        hashes = [hashlib.sha256(part).hexdigest() for part in parts]
+        assert [shard.sha256 for shard in manifest.shards] == hashes
+        lines = "\n".join(["uint16", load_tokenizer("bytes").sha256, *hashes])
+        assert manifest.fingerprint == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_tokens_stay_out_of_the_driver(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    get, sizes = ray.get, []
+
+    def counted(refs: Any, **options: Any) -> Any:
+        found = get(refs, **options)
+        sizes.append(len(pickle.dumps(found)))
+        return found
+
+    monkeypatch.setattr(ray, "get", counted)
+    result = prepare(options(corpus, tmp_path / "out"))
+    assert 0 < sum(sizes) < result.tokens / 50
+
+
+def test_the_journal_grows_by_what_is_new(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, int]] = []
+    write_bytes = storage.write_bytes
+
+    def counted(where: storage.Location, data: bytes) -> None:
+        if "/.prepare/" in where.path:
+            written.append((where.name, len(data)))
+        write_bytes(where, data)
+
+    monkeypatch.setattr(storage, "write_bytes", counted)
+    monkeypatch.setattr(journal_module, "MERGED", 16)
+    small_blocks(monkeypatch)
+    result = prepare(options(corpus, tmp_path / "out", shard_tokens=8_000))
+    shards = len(load_manifest(result.train).shards)
+    assert shards > 100
+    sizes = [size for name, size in written if not name.startswith("open-")]
+    assert len(sizes) > 60
+    half = len(sizes) // 2
+    assert sum(sizes[half:]) < 1.3 * sum(sizes[:half])
+    assert sum(sizes) < 1500 * shards
+
+
+def test_progress_costs_the_same_for_a_million_units() -> None:
+    before = [0, *accumulate([7] * 10**6)]
+    at = Progress(cursor=Cursor(750_000))
+    assert prepare_module._fraction(before, at, 3) == pytest.approx((750_000 * 7 + 3) / (7 * 10**6))
+    assert prepare_module._fraction(before, Progress(cursor=Cursor(10**6)), 3) == 1
+    seconds = min(timeit.repeat(lambda: prepare_module._fraction(before, at, 3), number=100, repeat=5))
+    assert seconds < 0.01
+
+
 def test_gpt2_tokens_equal_encoding_one_by_one(corpus: Path, tmp_path: Path, shared_data: Path) -> None:
     vocabulary = str(shared_data / "gpt2_bpe")
     result = prepare(options(corpus / "b.jsonl", tmp_path / "out", tokenizer=vocabulary))
@@ -123,9 +192,8 @@ def test_gpt2_tokens_equal_encoding_one_by_one(corpus: Path, tmp_path: Path, sha
 def test_block_and_task_sizes_do_not_show(
     corpus: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # one read task per unit, and tiny blocks in the driver's context
+    # one reading task per unit, and tiny blocks
     monkeypatch.setattr(pipeline, "READ_TASK_UNITS", 1)
-    monkeypatch.setattr(pipeline, "MAX_READ_TASKS", 10**6)
     monkeypatch.setattr(pipeline, "READ_TASK_BYTES", 1)
     monkeypatch.setattr(pipeline, "BLOCK_BYTES", 5000)
     prepare(options(corpus, tmp_path / "out"))
@@ -161,31 +229,33 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, after_blocks: int, of_val: bool =
     monkeypatch.setattr(prepare_module, "_take", counted)
 
 
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_blocks(monkeypatch: pytest.MonkeyPatch, on_the_way: int = 0) -> None:
+    """Blocks of some documents; at most `on_the_way` bytes of shards not yet in the journal."""
+    monkeypatch.setattr(prepare_module, "_bytes_on_the_way", lambda shard_bytes: on_the_way)
     monkeypatch.setattr(pipeline, "READ_TASK_UNITS", 3)
     monkeypatch.setattr(pipeline, "READ_TASK_BYTES", 1)
-    # read tasks see the module's own value: one block per table needs the driver's target below it
     monkeypatch.setattr(pipeline, "BLOCK_BYTES", 20_000)
 
 
-@pytest.mark.parametrize("val_split", ["documents", "tail"])
+@pytest.mark.parametrize(("val_split", "on_the_way"), [("documents", 0), ("tail", 0), ("documents", 10**9)])
 def test_killed_twice_and_run_again_gives_the_unbroken_bytes(
-    val_split: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    val_split: str, on_the_way: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(options(corpus, tmp_path / "whole", val_split=val_split, shard_tokens=30_000))
-    small_blocks(monkeypatch)
+    small_blocks(monkeypatch, on_the_way)
+    monkeypatch.setattr(journal_module, "MERGED", 3)
     wanted = options(corpus, tmp_path / "out", val_split=val_split, shard_tokens=30_000)
     for blocks in (12, 9):
         with monkeypatch.context() as patch:
             interrupt(patch, blocks)
             with pytest.raises(Killed):
                 prepare(wanted)
-    journal = json.loads((tmp_path / "out/.prepare/journal.json").read_text())
-    assert journal["progress"]["completed"] > 50
+    if not on_the_way:
+        assert read_progress(locate(tmp_path / "out")).completed > 50
     # what the kill left half done after the commit must not matter
     shutil.copy(tmp_path / "out/train/shard-00000.bin", tmp_path / "out/train/shard-00020.bin")
     result = prepare(wanted)
-    assert result.resumed and result.documents == 690 and result.empty_documents == 10
+    assert (result.resumed or on_the_way) and result.documents == 690 and result.empty_documents == 10
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
@@ -313,7 +383,7 @@ def test_validation_sources_survive_kills_in_both_parts(
             interrupt(patch, 7, of_val)
             with pytest.raises(Killed):
                 prepare(wanted)
-        at.append(json.loads((tmp_path / "out/.prepare/journal.json").read_text())["progress"]["cursor"]["unit"])
+        at.append(read_progress(locate(tmp_path / "out")).cursor.unit)
     assert at[0] < len(expand_sources([str(corpus / "a.parquet")])) <= at[1]
     result = prepare(wanted)
     assert result.resumed and (result.account, result.val_account) == (whole.account, whole.val_account)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
+import timeit
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from raygpt.data.shards import Manifest, ShardWriter, TokenizerInfo, load_manifest, token_dtype, verify
+from raygpt.data.reader import TokenReader
+from raygpt.data.shards import Manifest, ShardWriter, TokenizerInfo, load_manifest, shard_name, token_dtype, verify
 from raygpt.errors import UserError
 
 INFO = TokenizerInfo("bytes", 257, 256, "ab" * 32)
@@ -55,19 +59,6 @@ def test_a_document_longer_than_a_shard_continues_in_the_next(tmp_path: Path) ->
 
 def test_a_full_last_shard_leaves_no_empty_one(tmp_path: Path) -> None:
     assert len(write(tmp_path, [np.zeros(20, np.uint16)]).shards) == 2
-
-
-def test_continuing_from_pending_tokens_gives_the_unbroken_folder(tmp_path: Path) -> None:
-    tokens = np.arange(47, dtype=np.uint16)
-    whole = write(tmp_path / "whole", [tokens])
-    first = ShardWriter(str(tmp_path / "broken"), "uint16", 10)
-    first.append(tokens[:23])
-    second = ShardWriter(str(tmp_path / "broken"), "uint16", 10)
-    second.resume(first.shards, first.pending())
-    second.append(tokens[23:])
-    assert second.total_tokens == 47
-    assert second.finish(INFO, b"{}", 3, 30, ["corpus.txt"]) == whole
-    verify(str(tmp_path / "broken"))
 
 
 def test_fingerprint_follows_tokens_and_tokenizer_but_not_the_place(tmp_path: Path) -> None:
@@ -141,3 +132,33 @@ def test_changed_contents_are_found_by_verify(tmp_path: Path) -> None:
     load_manifest(str(tmp_path))
     with pytest.raises(UserError, match="shard-00001.bin.*sha256"):
         verify(str(tmp_path))
+
+
+def test_a_layout_says_where_each_token_lies_and_travels_cheaply(tmp_path: Path) -> None:
+    manifest = write(tmp_path, [np.arange(25)])
+    layout = manifest.layout(str(tmp_path))
+    assert layout.starts.tolist() == [0, 10, 20, 25] and layout.starts.dtype == np.int64
+    assert layout.names == ("shard-00000.bin", "shard-00001.bin", "shard-00002.bin")
+    assert (layout.tokens, layout.numpy_dtype, layout.fingerprint) == (25, np.dtype("<u2"), manifest.fingerprint)
+    for names in (layout.names, ("one.bin", "a name.bin"), ()):
+        again = pickle.loads(pickle.dumps(replace(layout, names=names)))
+        assert again == layout and again.names == names and again.starts.tolist() == layout.starts.tolist()
+    assert len({layout, manifest.layout(str(tmp_path)), manifest.layout("s3://elsewhere/x")}) == 2
+
+    many = replace(layout, starts=np.arange(100_001) * 2**24, names=tuple(map(shard_name, range(100_000))))
+    data = pickle.dumps(many)
+    assert len(data) < 3 * 10**6
+    seconds = min(timeit.repeat(lambda: pickle.loads(data), number=1, repeat=5))
+    assert seconds < 0.05, f"{seconds:.3f} s to unpickle the layout of 100,000 shards"
+
+
+def test_a_reader_of_a_layout_asks_nothing_of_storage(tmp_path: Path) -> None:
+    layout = write(tmp_path / "here", [np.arange(25)]).layout(str(tmp_path / "here"))
+    assert TokenReader(replace(layout, uri="/nowhere/at/all")).total_tokens == 25
+    (tmp_path / "here" / "manifest.json").rename(tmp_path / "aside.json")
+    reader = TokenReader(layout)
+    assert reader.read(8, 23).tolist() == list(range(8, 23))
+    with pytest.raises(UserError, match=r"manifest.json"):
+        _ = reader.manifest
+    (tmp_path / "aside.json").rename(tmp_path / "here" / "manifest.json")
+    assert reader.manifest == load_manifest(tmp_path / "here")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raygpt.data.cache import BLOCK_BYTES, ShardCache
 from raygpt.data.order import Order
 from raygpt.data.reader import TokenReader
 from raygpt.data.service import Group, served_blocks, start_service
@@ -92,34 +91,6 @@ def test_shards_on_s3_give_the_same_tokens(ray_cluster: object, s3, folder: str,
     want = global_batches(folder, "mmap", 1, 290, 330)
     assert np.array_equal(global_batches(uri, "mmap", 2, 290, 330), want)
     assert np.array_equal(global_batches(uri, "ray", 2, 290, 330), want)
-
-
-def test_later_epochs_are_read_from_the_local_cache(s3, tokens: np.ndarray, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    uri = write_shards(f"{s3.make_bucket('cached')}/train", tokens)
-    first = TokenReader(uri, cache_bytes=10**8)
-    assert np.array_equal(first.read(0, 30_011), tokens)
-    again = TokenReader(uri, cache_bytes=10**8)
-    again._fetch = None  # type: ignore[assignment]  # a read of S3 would now fail
-    assert np.array_equal(again.read(5, 30_000), tokens[5:30_000])
-
-
-def test_the_cache_stops_growing_at_its_limit_and_drops_old_data_sets(tmp_path: Path) -> None:
-    content = np.random.default_rng(1).bytes(8 * BLOCK_BYTES)
-    fetched: list[tuple[int, int]] = []
-
-    def fetch(start: int, stop: int) -> bytes:
-        fetched.append((start, stop))
-        return content[start:stop]
-
-    cache = ShardCache("a", 3 * BLOCK_BYTES, tmp_path)
-    for _ in range(2):
-        for start in range(0, len(content) - 999, BLOCK_BYTES // 2):
-            assert cache.read("s", len(content), start, start + 999, fetch) == content[start : start + 999]
-    assert 3 * BLOCK_BYTES <= cache.used_bytes() < 5 * BLOCK_BYTES
-    assert len(fetched) < 2 * 16 - 6
-    ShardCache("b", BLOCK_BYTES, tmp_path)
-    assert not (tmp_path / "a").exists()
 
 
 def test_a_lost_repeated_or_misplaced_row_ends_the_job(folder: str) -> None:
