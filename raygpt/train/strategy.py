@@ -72,7 +72,21 @@ def build(
     strategy: Strategy
     if config.train.strategy == "ddp":
         model = _whole_model(config, model_config, tensors, state)
-        strategy = DataParallel(model, config, world, plan, precision, previous)
+        strategy = DataParallel(
+            model,
+            world,
+            precision=precision,
+            micro_batch_size=config.train.micro_batch_size,
+            local_rows=plan.order.global_batch_rows // world.size,
+            seq_len=plan.order.seq_len,
+            lr=config.optim.lr,
+            weight_decay=config.optim.weight_decay,
+            betas=config.optim.betas,
+            eps=config.optim.eps,
+            grad_clip=config.optim.grad_clip,
+            previous=previous,
+            compile=config.train.compile,
+        )
     else:
         weights = fresh_weights(config, model_config) if tensors is None else None
         rows = previous or (planned_rows if world.device.type == "cuda" else None)
