@@ -187,7 +187,7 @@ def sdpa_backend(config: GPTConfig, precision: str, device: torch.device) -> str
     shape = (1, config.n_head, config.seq_len, config.n_embd // config.n_head)
     query = torch.empty(shape, dtype=dtype, device=device, requires_grad=True)
     chosen = SDPBackend(torch._fused_sdp_choice(query, query, query, None, config.dropout, True))
-    return next(name for name, backend in KERNELS.items() if backend == chosen)
+    return next((name for name, backend in KERNELS.items() if backend == chosen), str(chosen))
 
 
 def _rows(text: str) -> int | str:

@@ -67,6 +67,7 @@ def build(
     Raises UserError for a precision or micro-batch that the device cannot do.
     """
     precision, reason = hardware.choose_precision(config.train.precision, world.device)
+    attention = hardware.prefer_attention(world.device)
     previous = state.micro_batch_size if found is not None and state.world_size == world.size else None
     tensors = checkpoint.open_tensors(found) if found is not None else None
     strategy: Strategy
@@ -93,7 +94,7 @@ def build(
         strategy = Zero(model_config, weights, config, world, plan, precision, rows)
     if tensors is not None:
         strategy.restore(tensors, state)
-    return strategy, f"{precision} ({reason})"
+    return strategy, f"{precision} ({reason})" + (f"; {attention}" if world.device.type == "cuda" else "")
 
 
 def fresh_weights(config: Config, model_config: GPTConfig) -> Iterator[tuple[str, Tensor]]:

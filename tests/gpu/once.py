@@ -50,10 +50,10 @@ def ladder() -> list[Part]:
         bench("fp32-32", 30, *rows, "32", "--precision", "fp32", *whole),
         bench("bf16-compile-pieces-64-flash", 60, *rows, "64", *pieces, "--attention", "flash"),
         bench("bf16-compile-pieces-64-ddp", 60, *rows, "64", *pieces, "--process_group"),
-        bench("xl-bf16", 50, *xl, "--precision", "bf16", "--grad_accum", "2"),
+        bench("xl-bf16", 70, *xl, "--precision", "bf16", "--grad_accum", "2"),
         bench(
             "xl-16gb",
-            90,
+            120,
             *xl,
             *["--strategy", "zero2", "--offload", "optimizer", "--precision", "fp16", "--memory_limit_gb", "16"],
             needs="deepspeed",
