@@ -128,11 +128,6 @@ def train(
             fetching = time.perf_counter()
             ahead.fetch()  # before anything waits for the device
             waited += time.perf_counter() - fetching
-        if state.step == first_step:
-            # What is there now stays: searching it for garbage again and again halts every rank for up to half a second
-            # at a time (nanochat), and the others wait.
-            gc.collect()
-            gc.freeze()
         digest = world.batch_digest(batch.tokens) if options.log_batch_digest else None
         state.step += 1
         state.tokens += plan.tokens_per_step
@@ -154,6 +149,11 @@ def train(
         if log_now or evaluate_now or save_now:
             loss_sum = float(interval.loss_sum)  # the one place that waits for the device
         seconds = time.perf_counter() - begin
+        if state.step == first_step + 1:
+            # What is there now stays: searching it for garbage again and again halts a rank for up to half a second at
+            # a time (nanochat), while the others wait for it.
+            gc.collect()
+            gc.freeze()
         interval.seconds += seconds
         interval.wait_seconds += waited
         interval.timed_steps += 1
