@@ -136,8 +136,7 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
 
         def save() -> None:
             if rank == 0:
-                buffers.take(dict(model.named_parameters()), "weight")
-                buffers.take(optimizer_tensors(optimizer), "moment")
+                buffers.take(dict(model.named_parameters()) | optimizer_tensors(optimizer, counters=False))
     else:
         from raygpt.model.tensorfile import Spec, write_tensors
         from raygpt.train.pieces import KINDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +24,9 @@ CUDA = torch.device("cuda", 0)
         ("NVIDIA A10G", 70e12, 24),
         ("NVIDIA A10", 125e12, 24),
         ("NVIDIA L4", 121e12, 24),
+        ("NVIDIA L40", 181e12, 48),
+        ("NVIDIA L40S", 362e12, 48),
+        ("NVIDIA GH200 480GB", 989.4e12, 96),
         ("Tesla V100-SXM2-16GB", None, 16),
     ],
 )
@@ -34,6 +38,8 @@ def test_peaks_are_the_datasheets_dense_figures(name: str, bf16: float | None, m
 def test_an_unknown_gpu_has_no_mfu_instead_of_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 6: MFU above 100 % on a GPU the table does not know."""
     assert hardware.spec_named("NVIDIA Imaginary 9000") is None
+    for longer in ("NVIDIA A100X", "NVIDIA A10M", "NVIDIA L40G", "NVIDIA T400", "NVIDIA GB200"):
+        assert hardware.spec_named(longer) is None, "another chip's name with one of ours in it"
     assert hardware.mfu(1e6, 1e9, "bf16", 1) is None
     monkeypatch.setattr(hardware, "gpu_spec", lambda: hardware.spec_named("NVIDIA H100 80GB HBM3"))
     assert hardware.mfu(400_000, 8.6e8, "bf16", 1) == pytest.approx(400_000 * 8.6e8 / 989.4e12)
@@ -65,3 +71,39 @@ def test_a_precision_the_device_lacks_is_refused_with_one_it_has(monkeypatch: py
         hardware.choose_precision("tf32", CPU)
     assert hardware.choose_precision("auto", CPU)[0] == "fp32"
     assert hardware.choose_precision("bf16", CPU) == ("bf16", "as set")
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernel", "first"),
+    [((9, 0), "auto", "cudnn"), ((8, 0), "auto", None), ((10, 0), "auto", None), ((8, 0), "math", "math")],
+)
+def test_attention_prefers_cudnn_on_hopper_alone_or_what_is_asked_for(monkeypatch, capability, kernel, first) -> None:
+    pretend(monkeypatch, capability)
+    before = torch._C._get_sdp_priority_order()
+    try:
+        sentence = hardware.prefer_attention(CUDA, kernel)
+        order = torch._C._get_sdp_priority_order()
+        if first is None:
+            assert order == before and "torch's own order" in sentence
+        else:
+            assert order[0] == int(hardware.KERNELS[first]) and f"{first} first" in sentence
+            assert sorted(order) == sorted(before), "an order, no restriction"
+            query = torch.randn(1, 1, 4, 8)  # what the first cannot do goes on to another
+            torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+    finally:
+        hardware._attention.close()
+    assert torch._C._get_sdp_priority_order() == before
+
+
+def test_a_device_gets_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert hardware.indexed(torch.device("cuda")) == torch.device("cuda", 3)
+    assert hardware.indexed(torch.device("cuda", 1)) == torch.device("cuda", 1)
+    assert hardware.indexed(CPU) == CPU
+
+
+def test_ids_of_any_width_reach_the_device_as_int64() -> None:
+    for dtype in (np.uint16, np.uint32, np.int64):
+        ids = np.array([[1, 65535], [7, 0]], dtype=dtype)
+        rows = hardware.to_device(ids, CPU)
+        assert rows.dtype == torch.int64 and rows.tolist() == ids.tolist()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import raygpt
@@ -15,6 +17,34 @@ PURE = sorted(
     | {ROOT / "data/order.py", ROOT / "train/step.py", ROOT / "train/optim.py", ROOT / "track/record.py"}
 )
 SHELL = ("ray", "deepspeed", "wandb", "transformers")
+# What a machine lent for minutes must be able to measure: these import with torch and numpy alone.
+BARE = (
+    "evaluate.perplexity",
+    "hardware",
+    "model.generate",
+    "model.gpt",
+    "model.text",
+    "train.ahead",
+    "train.bench",
+    "train.compile_cache",
+    "train.ddp",
+    "train.distributed",
+    "train.loop",
+    "train.warmup",
+)
+_PROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+_IMPORTED_AS = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+
+
+def dependencies() -> list[str]:
+    """Every package that raygpt or an extra of it asks for, but torch and numpy, as it is imported."""
+    extras = [word for name, words in _PROJECT["optional-dependencies"].items() if name != "dev" for word in words]
+    names = [re.split(r"[^A-Za-z0-9_-]", word)[0] for word in [*_PROJECT["dependencies"], *extras]]
+    return sorted({_IMPORTED_AS.get(name.lower(), name) for name in names} - {"torch", "numpy"})
+
+
+# makes them unimportable; torch itself does without
+BLOCKER = f"import sys\nfor name in {dependencies()!r}: sys.modules[name] = None\n"
 
 
 def test_pure_modules_import_without_ray_deepspeed_wandb_and_transformers() -> None:
@@ -25,6 +55,13 @@ def test_pure_modules_import_without_ray_deepspeed_wandb_and_transformers() -> N
         f"for name in {SHELL!r}: sys.modules[name] = None\n"
         f"for name in {names!r}: importlib.import_module(name)\n"
     )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_training_step_and_its_bench_import_with_torch_and_numpy_alone() -> None:
+    assert {"ray", "pydantic", "pyarrow", "yaml", "psutil", "deepspeed", "transformers"} <= set(dependencies())
+    code = BLOCKER + f"import importlib\nfor name in {BARE!r}: importlib.import_module('raygpt.' + name)\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

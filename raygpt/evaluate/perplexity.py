@@ -8,6 +8,7 @@ is sampled unless `max_rows` asks for it, so two runs of one model give one numb
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -19,8 +20,8 @@ import torch
 from torch import nn
 
 from raygpt.errors import UserError
-
-IGNORE_INDEX = -100
+from raygpt.hardware import to_device
+from raygpt.model.head_loss import IGNORE_INDEX
 
 
 class TokenSource(Protocol):
@@ -201,10 +202,10 @@ def _sum_losses(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled():
             for batch in batches:
                 tokens += int(np.count_nonzero(batch[:, 1:] != IGNORE_INDEX))
-                block = torch.from_numpy(batch).to(device)
+                block = to_device(batch, device)
                 targets = block[:, 1:].contiguous()
                 with autocast():
                     # what stands in for inputs after the end is any valid id: nothing looks back at it
@@ -213,3 +214,14 @@ def _sum_losses(
     finally:
         model.train(was_training)
     return float(loss_sum), tokens
+
+
+def uncompiled() -> AbstractContextManager:
+    """Inside, compiled modules run as they were written.
+
+    An evaluation has other shapes than training, a ragged last batch among them, and no gradients: each would be
+    compiled anew, for longer than most evaluations take.
+    """
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # nothing is; before torch 2.6
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -6,9 +6,14 @@ from collections.abc import Generator
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, KVCache
+
+# All but cuDNN's: that prepares a plan for every length of the cache, 0.4 s each (modelscope/FunASR#3704), and gave
+# wrong tokens on Blackwell (pytorch/pytorch#193893).
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def choose(
@@ -66,7 +71,7 @@ def stream(
         cache: KVCache | None = None
         finished = torch.zeros(tokens.size(0), 1, dtype=torch.bool, device=tokens.device)
         for _ in range(max_new_tokens):
-            with torch.no_grad():
+            with torch.no_grad(), sdpa_kernel(ATTENTION):
                 if use_cache and cache is not None and cache.length < cache.capacity:
                     hidden = model.hidden(window[:, -1:], cache)
                 else:

@@ -7,7 +7,7 @@ Linear weights lie [out, in]; Hugging Face's Conv1D keeps the transpose (see hug
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raygpt.errors import UserError
+from raygpt.model.head_loss import IGNORE_INDEX, chunked_loss
 
-IGNORE_INDEX = -100  # a target with this value adds nothing to the loss
 INIT_STD = 0.02
 LOGIT_ROWS = 1024  # tokens whose logits exist at a time under activation checkpointing
+EVALUATION_LOGIT_ROWS = 8192  # the same where there are no gradients: 1.6 GB of GPT-2's logits in fp32
 VOCAB_MULTIPLE = 128  # matrix sides in multiples of 128 fill tensor-core tiles: 50257 becomes 50304
 
 Reduction = Literal["mean", "sum", "none"]
@@ -237,6 +238,10 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
+        # Tokens whose logits exist at a time in training, 0 for all; see head_loss. Ignored under activation
+        # checkpointing, which has pieces of its own, and in fp16.
+        self.loss_tokens = 0
+        self.chunked_loss: Callable[..., Tensor] = chunked_loss  # may be replaced by its compiled form
         self.wte = Embedding(config.padded_vocab_size, config.n_embd)
         self.wpe = Embedding(config.seq_len, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -302,9 +307,23 @@ class GPT(nn.Module):
         hidden = self.hidden(tokens, cache)
         if targets is None:
             return self.lm_head(hidden)[..., : self.config.vocab_size]
-        if self._checkpoints and reduction == "mean":
-            return self._mean_loss_in_pieces(hidden.flatten(0, 1), targets.reshape(-1))
-        loss = self._loss(hidden.flatten(0, 1), targets.reshape(-1), reduction)
+        flat, wanted = hidden.flatten(0, 1), targets.reshape(-1)
+        if not torch.is_grad_enabled() and flat.size(0) > EVALUATION_LOGIT_ROWS:
+            loss = self._loss_in_pieces(flat, wanted, reduction, EVALUATION_LOGIT_ROWS)
+        elif self._checkpoints:
+            loss = self._loss_in_pieces(flat, wanted, reduction, LOGIT_ROWS)
+        elif self.loss_tokens and reduction != "none" and (dtype := _product_dtype(flat)) != torch.float16:
+            loss = self.chunked_loss(
+                flat,
+                self.lm_head.weight,
+                wanted,
+                vocab_size=self.config.vocab_size,
+                tokens=self.loss_tokens,
+                mean=reduction == "mean",
+                dtype=dtype,
+            )
+        else:
+            loss = self._loss(flat, wanted, reduction)
         return loss.view_as(targets) if reduction == "none" else loss
 
     @property
@@ -316,13 +335,22 @@ class GPT(nn.Module):
         logits = self.lm_head(hidden).float()
         return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction=reduction)
 
-    def _mean_loss_in_pieces(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The mean over all targets without ever holding all logits: 8 rows of 1024 tokens make 1.6 GB of them, three
-        times over."""
+    def _loss_in_pieces(self, hidden: Tensor, targets: Tensor, reduction: Reduction, tokens: int) -> Tensor:
+        """The same without ever holding all logits: 8 rows of 1024 tokens make 1.6 GB of them, three times over in
+        training."""
+        each: Reduction = "none" if reduction == "none" else "sum"
+        losses = []
+        for piece, wanted in zip(hidden.split(tokens), targets.split(tokens)):
+            if torch.is_grad_enabled():
+                losses.append(checkpoint(self._loss, piece, wanted, each, use_reentrant=False))
+            else:
+                losses.append(self._loss(piece, wanted, each))
+        if reduction == "none":
+            return torch.cat(losses)
         total = hidden.new_zeros((), dtype=torch.float32)
-        for piece, wanted in zip(hidden.split(LOGIT_ROWS), targets.split(LOGIT_ROWS)):
-            total = total + checkpoint(self._loss, piece, wanted, "sum", use_reentrant=False)
-        return total / (targets != IGNORE_INDEX).sum()
+        for loss in losses:
+            total = total + loss
+        return total / (targets != IGNORE_INDEX).sum() if reduction == "mean" else total
 
     def num_parameters(self, non_embedding: bool = False) -> int:
         """See GPTConfig.num_parameters."""
@@ -331,6 +359,12 @@ class GPT(nn.Module):
     def flops_per_token(self, seq_len: int | None = None) -> int:
         """See GPTConfig.flops_per_token."""
         return self.config.flops_per_token(seq_len)
+
+
+def _product_dtype(tensor: Tensor) -> torch.dtype:
+    """Type in which a matrix product with this tensor is made here: autocast's, or its own."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def initial_weights(config: GPTConfig) -> Iterator[tuple[str, Tensor]]:

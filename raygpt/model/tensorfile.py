@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -44,6 +44,21 @@ class Spec:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class TensorStream:
+    """Tensors of one file, fetched one after another when it is written: `values()` yields them in order of `specs`."""
+
+    specs: Sequence[Spec]
+    values: Callable[[], Iterable[Tensor]]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> TensorStream:
+        """Tensors that are there already."""
+        specs = [Spec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
+        return cls(specs, tensors.values)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raygpt.model.gpt import LOGIT_ROWS, GPTConfig
+from raygpt.model.gpt import EVALUATION_LOGIT_ROWS, LOGIT_ROWS, GPTConfig
 
 EVALUATION_ROWS = 2  # rows of an evaluation's batch for each row of the micro-batch
 # Bytes per logit at the worst moment: log-probabilities, their gradient and that of the logits, in fp32.
@@ -84,11 +84,11 @@ def _block(model: GPTConfig, work: Work) -> int:
 
 
 def evaluation_work(model: GPTConfig, work: Work) -> dict[str, int]:
-    """A forward pass without gradients, over twice the rows: the widest place of a block, or all logits twice."""
+    """A forward pass without gradients, over twice the rows: the widest place of a block, or the logits twice."""
     tokens = EVALUATION_ROWS * work.tokens
     stream = work.width * tokens * model.n_embd
     wide = (2 if work.half else 4) * 8 * tokens * model.n_embd + 2 * stream
-    logits = 8 * tokens * model.padded_vocab_size
+    logits = 8 * min(tokens, EVALUATION_LOGIT_ROWS) * model.padded_vocab_size
     return {"activations": stream + max(0, wide - logits), "logits and loss": logits}
 
 

@@ -1,8 +1,12 @@
-"""PURE. Speed of the training step alone: no Ray, no data, one process, whatever device there is.
+"""PURE. Speed of the training step alone, as the trainer makes it: no Ray, no data, whatever device there is.
 
     python -m raygpt.train.bench --preset gpt2 --micro_batch 8 --precision bf16 --compile --out bench.json
     python -m raygpt.train.bench --preset gpt2-xl --strategy zero2 --offload optimizer --activation_checkpointing \\
         --precision fp16 --micro_batch 8 --memory_limit_gb 16
+    torchrun --nproc_per_node 8 -m raygpt.train.bench --preset gpt2 --micro_batch 64 --precision bf16 --compile
+
+Needs torch and numpy alone (DeepSpeed for --strategy zero…, transformers for --compare). Under torchrun every process
+is a worker under DDP, and figures are of all of them together; --process_group does the same with one process.
 
 Says tokens per second, and what share that is of two ceilings: the datasheet's peak (absent where the device is not
 in the table) and a large matrix product measured in the same run, in the same precision, on the same device.
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import itertools
 import json
 import os
@@ -26,16 +31,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.nn.attention import SDPBackend
 
 import raygpt
 from raygpt.errors import UserError
-from raygpt.hardware import choose_precision, gpu_spec
+from raygpt.hardware import KERNELS, choose_precision, gpu_spec, indexed
 from raygpt.model.gpt import GPT, GPTConfig, initial_weights
 from raygpt.model.presets import PRESETS
+from raygpt.train.ddp import DataParallel
+from raygpt.train.distributed import World
 from raygpt.train.memory import Setup, needs
-from raygpt.train.optim import make_adamw
 from raygpt.train.precision import Precision
-from raygpt.train.step import StepResult, TrainStep
+from raygpt.train.step import StepFunction
 from raygpt.train.zero_config import deepspeed_config
 
 WARMUP_STEPS = 5  # compilation, allocator, clocks: left out of every figure
@@ -47,15 +55,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     for key in ("n_layer", "n_head", "n_embd", "vocab_size"):
         parser.add_argument(f"--{key}", type=int, help=f"overrides the preset's {key}")
     parser.add_argument("--seq_len", type=int, help="tokens per row (default: the preset's)")
-    parser.add_argument("--micro_batch", type=int, default=8, help="rows per forward pass")
+    parser.add_argument("--micro_batch", type=_rows, default=8, help="rows per forward pass, or auto")
     parser.add_argument("--grad_accum", type=int, default=1, help="forward passes per optimizer step")
     parser.add_argument("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--compile_backend", default="inductor", help="torch.compile's backend")
+    parser.add_argument("--compile_mode", help="torch.compile's mode, such as max-autotune-no-cudagraphs")
+    parser.add_argument("--loss_tokens", type=int, help="tokens whose logits exist at a time, 0 for all")
+    parser.add_argument("--attention", choices=("auto", *KERNELS), default="auto")
+    parser.add_argument("--process_group", action="store_true", help="DDP even where this process is alone")
     parser.add_argument("--activation_checkpointing", action="store_true")
     parser.add_argument("--strategy", choices=("ddp", "zero1", "zero2", "zero3"), default="ddp")
     parser.add_argument("--offload", choices=("none", "optimizer", "all"), default="none")
     parser.add_argument("--memory_limit_gb", type=float, help="fail beyond this much memory of the GPU")
     parser.add_argument("--steps", type=int, default=20, help=f"timed steps, after {WARMUP_STEPS} that are not")
+    parser.add_argument("--seconds", type=float, help="fewer timed steps, at least 3, where they would take longer")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--compare", action="store_true", help="also time transformers' model, forward and backward")
@@ -67,31 +81,36 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The whole measurement as JSON-ready figures: seconds, tokens, bytes, FLOP/s. Absent rather than guessed."""
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(options.device)
+    world = _world(options, device)
     name, reason = choose_precision(options.precision, device)
     config = _config(options)
     if options.memory_limit_gb and device.type == "cuda":
         share = options.memory_limit_gb * 1e9 / torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
     torch.manual_seed(0)
-    precision = Precision(name, device)
-    model, step = _model_and_step(options, config, precision)
-    rows = torch.randint(
-        config.vocab_size, (options.micro_batch * options.grad_accum, config.seq_len + 1), device=device
-    )
+    began = time.perf_counter()
+    trainer = _trainer(options, config, name, world)
+    micro_batch, step = trainer.micro_batch_size, trainer.step
+    rows = torch.randint(config.vocab_size, (micro_batch * options.grad_accum, config.seq_len + 1), device=device)
     losses: list[torch.Tensor] = []
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    began = time.perf_counter()
-    _timed(lambda: losses.append(step(rows, 6e-4).loss), WARMUP_STEPS, device)
+    warming = _timed(lambda: losses.append(step(rows, 6e-4).loss), WARMUP_STEPS, device)
     warmup_seconds = time.perf_counter() - began
-    seconds = _timed(lambda: losses.append(step(rows, 6e-4).loss), options.steps, device)
+    steps = options.steps
+    if options.seconds:
+        steps = max(3, min(steps, int(options.seconds / max(min(warming), 1e-6))))
+    gc.collect()
+    gc.freeze()  # as the loop does
+    seconds = _timed(lambda: losses.append(step(rows, 6e-4).loss), steps, device)
+    gc.unfreeze()
     peak_memory = _peak_memory(device)
 
-    tokens = rows.shape[0] * config.seq_len
+    tokens = rows.shape[0] * config.seq_len * world.size
     tokens_per_second = tokens / statistics.median(seconds)
-    flops_per_second = tokens_per_second * config.flops_per_token()
+    flops_per_second = tokens_per_second / world.size * config.flops_per_token()  # of one device
     matmul = _matmul_flops(name, device)
     result: dict[str, Any] = {
         "tokens_per_second": tokens_per_second,
@@ -112,14 +131,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "precision": name,
         "precision_reason": reason,
         "compile": options.compile,
+        "compile_mode": options.compile_mode,
+        "loss_tokens": trainer.model.loss_tokens,
+        "attention": sdpa_backend(config, name, device),
+        "process_group": dist.is_initialized(),
+        "world_size": world.size,
         "activation_checkpointing": options.activation_checkpointing,
         "strategy": options.strategy,
         "offload": options.offload,
         "memory_limit_gb": options.memory_limit_gb,
-        "planned_memory_bytes": _planned_memory(options, config, name, device),
-        "micro_batch_size": options.micro_batch,
+        "planned_memory_bytes": _planned_memory(options, config, name, device, micro_batch),
+        "micro_batch_size": micro_batch,
         "grad_accum_steps": options.grad_accum,
-        "steps": options.steps,
+        "steps": steps,
     }
     spec = gpu_spec(device)
     peak = spec.peak(name) if spec else None
@@ -127,37 +151,105 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         result |= {"mfu": flops_per_second / peak, "datasheet_flops_per_second": peak, "datasheet": spec and spec.name}
     if options.compare:
         result["against_transformers"] = _against_transformers(
-            model, rows[: options.micro_batch], precision, options.steps
+            trainer.model, rows[:micro_batch], Precision(name, device), steps
         )
     return result | _circumstances(device)
 
 
-def _model_and_step(
-    options: argparse.Namespace, config: GPTConfig, precision: Precision
-) -> tuple[GPT, Callable[[torch.Tensor, float], StepResult]]:
-    if options.strategy == "ddp":
-        model = GPT(config, options.activation_checkpointing).to(precision.device)
-        optimizer = make_adamw(model, lr=6e-4, weight_decay=0.1, betas=(0.9, 0.95))
-        module: Any = torch.compile(model) if options.compile else model
-        return model, TrainStep(module, optimizer, precision, micro_batch_size=options.micro_batch, grad_clip=1.0)
-    from raygpt.train.zero import ZeroEngine, ZeroStep
+def choose_device(wanted: str | None) -> torch.device:
+    """The device named, or CUDA where there is one; with its number, and the current one from here on."""
+    chosen = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cuda" and chosen.index is None and "LOCAL_RANK" in os.environ:
+        chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    chosen = indexed(chosen)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def _world(options: argparse.Namespace, device: torch.device) -> World:
+    """torchrun's processes, or this one alone: without a process group unless one is asked for."""
+    if dist.is_initialized() or not (options.process_group or "RANK" in os.environ):
+        return World.join(device)
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    else:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1
+        )
+    return World.join(device)
+
+
+def sdpa_backend(config: GPTConfig, precision: str, device: torch.device) -> str:
+    """Name of the kernel that torch takes for this attention: cudnn, flash, efficient or math."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    dtype = torch.float32 if device.type == "cpu" else dtype
+    shape = (1, config.n_head, config.seq_len, config.n_embd // config.n_head)
+    query = torch.empty(shape, dtype=dtype, device=device, requires_grad=True)
+    chosen = SDPBackend(torch._fused_sdp_choice(query, query, query, None, config.dropout, True))
+    return next((name for name, backend in KERNELS.items() if backend == chosen), str(chosen))
+
+
+def _rows(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _trainer(options: argparse.Namespace, config: GPTConfig, precision: str, world: World) -> DataParallel | _Zero:
+    """The trainer's own strategy, warmed up; `micro_batch_size`, `model` and `step` are what is needed of it."""
+    if options.strategy != "ddp":
+        return _Zero(options, config, precision, world.device)
+    trainer = DataParallel(
+        GPT(config, options.activation_checkpointing),
+        world,
+        precision=precision,
+        micro_batch_size=options.micro_batch,
+        local_rows=64 if options.micro_batch == "auto" else options.micro_batch,
+        seq_len=config.seq_len,
+        lr=6e-4,
+        weight_decay=0.1,
+        betas=(0.9, 0.95),
+        grad_clip=1.0,
+        compile=options.compile,
+        backend=options.compile_backend,
+        compile_mode=options.compile_mode,
+        loss_tokens=options.loss_tokens,
+        attention=options.attention,
+        always_wrap=dist.is_initialized(),
+    )
+    return trainer
+
+
+class _Zero:
+    def __init__(self, options: argparse.Namespace, config: GPTConfig, precision: str, device: torch.device) -> None:
+        if options.micro_batch == "auto":
+            raise UserError("--micro_batch=auto needs --strategy=ddp: name the rows.")
+        engine = _zero_engine(options, config, precision, device)
+        from raygpt.train.zero import ZeroStep
+
+        self.micro_batch_size: int = options.micro_batch
+        self.model: GPT = engine.model
+        self.step: StepFunction = ZeroStep(engine, options.micro_batch)
+
+
+def _zero_engine(options: argparse.Namespace, config: GPTConfig, precision: str, device: torch.device) -> Any:
+    from raygpt.train.zero import ZeroEngine
 
     # one process by itself is a group of one
     for key, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577", "RANK": "0", "WORLD_SIZE": "1"}.items():
         os.environ.setdefault(key, value)
     engine = ZeroEngine(
         config,
-        precision.device,
+        device,
         deepspeed_config(
             strategy=options.strategy,
             offload=options.offload,
-            precision=precision.name,
+            precision=precision,
             micro_batch_size=options.micro_batch,
             grad_accum_steps=options.grad_accum,
             grad_clip=1.0,
-            pin_memory=precision.device.type == "cuda",
+            pin_memory=device.type == "cuda",
         ),
-        precision=precision.name,
+        precision=precision,
         activation_checkpointing=options.activation_checkpointing,
         lr=6e-4,
         weight_decay=0.1,
@@ -165,10 +257,12 @@ def _model_and_step(
         eps=1e-8,
     )
     engine.fill(initial_weights(config))
-    return engine.model, ZeroStep(engine, options.micro_batch)
+    return engine
 
 
-def _planned_memory(options: argparse.Namespace, config: GPTConfig, precision: str, device: torch.device) -> int | None:
+def _planned_memory(
+    options: argparse.Namespace, config: GPTConfig, precision: str, device: torch.device, micro_batch: int
+) -> int | None:
     """Bytes that the memory plan gives one GPU, its context and fragments left out as the allocator counts neither."""
     if device.type != "cuda":
         return None
@@ -177,7 +271,7 @@ def _planned_memory(options: argparse.Namespace, config: GPTConfig, precision: s
         offload=options.offload,
         precision=precision,
         seq_len=config.seq_len,
-        micro_batch_size=options.micro_batch,
+        micro_batch_size=micro_batch,
         activation_checkpointing=options.activation_checkpointing,
         gpu=True,
     )
@@ -304,6 +398,11 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if int(os.environ.get("RANK", "0")) != 0:
+        return 0
     print(describe(result))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

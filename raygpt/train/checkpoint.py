@@ -19,9 +19,8 @@ import hashlib
 import io
 import json
 import os
-import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,9 +31,12 @@ from pyarrow import fs as pafs
 
 from raygpt import storage
 from raygpt.errors import UserError
-from raygpt.model.tensorfile import Spec, write_tensors
+from raygpt.model.tensorfile import TensorStream, write_tensors
 from raygpt.storage import Location
 from raygpt.train.pieces import CheckpointTensors
+from raygpt.train.rng import restore_rng, rng_state
+
+__all__ = ["TensorStream", "restore_rng", "rng_state"]  # beside what is defined here
 
 FOLDER = "checkpoints"
 BEST = "best"  # stands in for the name of a step's folder
@@ -87,21 +89,6 @@ class RunState:
     def from_json(cls, text: str) -> RunState:
         values = json.loads(text)
         return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
-
-
-@dataclass(frozen=True)
-class TensorStream:
-    """Tensors of one file, fetched one after another when it is written: `values()` yields them in order of `specs`."""
-
-    specs: Sequence[Spec]
-    values: Callable[[], Iterable[torch.Tensor]]
-    metadata: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, tensors: dict[str, torch.Tensor]) -> TensorStream:
-        """Tensors that are there already."""
-        specs = [Spec(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()]
-        return cls(specs, tensors.values)
 
 
 def folder_name(step: int) -> str:
@@ -268,21 +255,6 @@ def delete_leftovers(run: Location) -> None:
         unfinished = _STEP.fullmatch(name) and not storage.exists(root / name / _manifest_name(0))
         if name.startswith(".step_") or unfinished:
             storage.delete(root / name)
-
-
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """Random generators of this process: torch on the CPU and the device, and Python's."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_rng(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def rank_bytes(state: dict[str, Any]) -> bytes:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from raygpt.hardware import indexed
+
+SIOCGIFADDR = 0x8915  # ioctl of Linux: IPv4 address of an interface
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class World:
         """World of the initialised default process group, or of one process without any."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls(0, 1, device)
+        name_gloo_interface()
         control = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         return cls(dist.get_rank(), dist.get_world_size(), device, control)
 
@@ -92,11 +100,55 @@ class Agreement:
         return int(self._flag)
 
 
-def parallel(model: nn.Module, world: World) -> nn.Module:
-    """The model under DDP, or itself where there is one worker."""
-    if world.size == 1:
+def name_gloo_interface() -> str | None:
+    """Where a world spans several hosts, tell gloo which network interface leads to them; returns its name.
+
+    By itself gloo takes the address that the host's own name resolves to, which on Ubuntu's cloud images is 127.0.1.1:
+    then ranks of different hosts wait for each other for ever. Left alone: GLOO_SOCKET_IFNAME where it is set, and
+    worlds on one host (torchrun and Ray Train say so by LOCAL_WORLD_SIZE).
+    """
+    master, local = os.environ.get("MASTER_ADDR"), os.environ.get("LOCAL_WORLD_SIZE")
+    if "GLOO_SOCKET_IFNAME" in os.environ or not master or not local or int(local) == dist.get_world_size():
+        return None
+    name = interface_of(address_towards(master))
+    if name is not None and name != "lo":
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+        return name
+    return None
+
+
+def address_towards(host: str) -> str | None:
+    """This machine's own IPv4 address on the way to `host`, None where there is no way. Sends nothing."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))
+            return probe.getsockname()[0]
+    except OSError:
+        return None
+
+
+def interface_of(address: str | None) -> str | None:
+    """Name of the network interface that carries an IPv4 address, None where none does or the system cannot say."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    for _, name in socket.if_nameindex() if address else ():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                found = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:  # it has no IPv4 address
+                continue
+        if socket.inet_ntoa(found[20:24]) == address:
+            return name
+    return None
+
+
+def parallel(model: nn.Module, world: World, *, always: bool = False) -> nn.Module:
+    """The model under DDP, or itself where there is one worker, unless `always`; that takes a process group."""
+    if world.size == 1 and not always:
         return model
-    ids = [world.device.index] if world.device.type == "cuda" else None
+    ids = [indexed(world.device).index] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 

@@ -6,24 +6,27 @@ checkpoint is stored, who asks it to stop) comes in as `Hooks`.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 import torch
 
-from raygpt.data.stream import Batch
 from raygpt.hardware import mfu
 from raygpt.track.cost import Cost
 from raygpt.track.eta import Eta
 from raygpt.track.record import Record, make_record
-from raygpt.train.checkpoint import RunState
+from raygpt.train.ahead import Ahead
 from raygpt.train.distributed import World
 from raygpt.train.plan import TrainPlan
 from raygpt.train.step import StepFunction, StepResult
+
+if TYPE_CHECKING:
+    from raygpt.data.stream import Batch
+    from raygpt.train.checkpoint import RunState
 
 RUNNING, STOP, BUDGET = 0, 1, 2  # what ranks agree on after every step; the largest wins
 # Steps in a row skipped at the smallest loss scale: no scale is left at which the gradients are finite.
@@ -102,8 +105,9 @@ def train(
     )
     interval = _open_interval(world, rank_state)
     stall: float | None = None
-    saved_step = state.step
+    first_step = saved_step = state.step
     hopeless = 0
+    ahead = Ahead(batches, world.device)
     if evaluate is not None and options.evaluate_first and state.step == 0:
         before = time.perf_counter()
         state.val_loss = state.best_val_loss = evaluate()
@@ -112,8 +116,7 @@ def train(
             hooks.log(make_record(step=0, tokens=0, val_loss=state.val_loss, world_size=world.size, time=time.time()))
     while state.step < plan.total_steps:
         begin = time.perf_counter()
-        batch = next(batches)
-        rows = _to_device(batch.tokens, world.device)
+        batch, rows = ahead.take()
         waited = time.perf_counter() - begin
         assert batch.step == state.step
         spent = options.spent_seconds + time.monotonic() - started
@@ -121,6 +124,10 @@ def train(
         agreement = world.agree(flag)
         lr = plan.schedule.lr(state.step - state.skipped_steps)
         result = step_fn(rows, lr)
+        if flag == RUNNING and state.step + 1 < plan.total_steps:
+            fetching = time.perf_counter()
+            ahead.fetch()  # before anything waits for the device
+            waited += time.perf_counter() - fetching
         digest = world.batch_digest(batch.tokens) if options.log_batch_digest else None
         state.step += 1
         state.tokens += plan.tokens_per_step
@@ -142,6 +149,11 @@ def train(
         if log_now or evaluate_now or save_now:
             loss_sum = float(interval.loss_sum)  # the one place that waits for the device
         seconds = time.perf_counter() - begin
+        if state.step == first_step + 1:
+            # What is there now stays: searching it for garbage again and again halts a rank for up to half a second at
+            # a time (nanochat), while the others wait for it.
+            gc.collect()
+            gc.freeze()
         interval.seconds += seconds
         interval.wait_seconds += waited
         interval.timed_steps += 1
@@ -242,10 +254,3 @@ def _open_interval(world: World, rank_state: dict | None) -> _Interval:
 
 def _due(step: int, every: int, last: bool) -> bool:
     return last or (every > 0 and step % every == 0)
-
-
-def _to_device(tokens: np.ndarray, device: torch.device) -> torch.Tensor:
-    rows = torch.from_numpy(tokens.astype(np.int64))
-    if device.type == "cuda":
-        return rows.pin_memory().to(device, non_blocking=True)
-    return rows

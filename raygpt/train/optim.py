@@ -35,12 +35,17 @@ def make_adamw(
     return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """State as flat named tensors `<parameter>.<moment>`: independent of parameter order, fit for safetensors."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, *, counters: bool = True) -> dict[str, torch.Tensor]:
+    """State as flat named tensors `<parameter>.<moment>`: independent of parameter order, fit for safetensors.
+
+    Without `counters` the step counts are left out: all are equal, and on a GPU each is a transfer of four bytes.
+    """
     out = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key, value in optimizer.state.get(parameter, {}).items():
+                if key == "step" and not counters:
+                    continue
                 out[f"{name}.{key}"] = value if isinstance(value, torch.Tensor) else torch.tensor(value)
     return out
 

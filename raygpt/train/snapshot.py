@@ -15,22 +15,23 @@ class SnapshotBuffers:
     """
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[str, str], torch.Tensor] = {}
+        self._buffers: dict[str, torch.Tensor] = {}
 
-    def take(self, tensors: Mapping[str, torch.Tensor], group: str = "") -> dict[str, torch.Tensor]:
-        """CPU copies under the same names, complete on return. They are overwritten by the next `take` of the group."""
+    def take(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """CPU copies under the same names, complete on return after one wait for the device. The next `take`
+        overwrites them, so all that belongs to one snapshot is taken at once."""
         out = {}
         waiting: set[torch.device] = set()
         for name, tensor in tensors.items():
             tensor = tensor.detach()
-            buffer = self._buffers.get((group, name))
+            buffer = self._buffers.get(name)
             if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
                 buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._buffers[group, name] = buffer
+                self._buffers[name] = buffer
             buffer.copy_(tensor, non_blocking=tensor.is_cuda)
             if tensor.is_cuda:
                 waiting.add(tensor.device)
             out[name] = buffer
         for device in waiting:
-            torch.cuda.synchronize(device)
+            torch.cuda.current_stream(device).synchronize()
         return out

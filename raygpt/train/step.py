@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,12 @@ class StepResult:
 
     loss: torch.Tensor  # mean over this rank's micro-batches, fp32 scalar
     grad_norm: torch.Tensor  # before clipping, over all parameters and ranks
-    skipped: bool  # fp16 only: gradients overflowed and the weights did not move
+    overflow: torch.Tensor | bool = False  # fp16 only: gradients overflowed and the weights did not move
+
+    @cached_property
+    def skipped(self) -> bool:
+        """`overflow`, read once: a synchronisation where it is a tensor."""
+        return bool(self.overflow)
 
 
 class StepFunction(Protocol):
@@ -72,12 +78,14 @@ class TrainStep:
         scaler.unscale_(self.optimizer)
         limit = self.grad_clip if self.grad_clip > 0 else float("inf")
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-        before = scaler.get_scale() if scaler.is_enabled() else 1.0
+        # a scaled one is the scale, and stays on the device, where get_scale would wait for it
+        one = torch.ones((), device=loss.device)
+        before = scaler.scale(one)
         scaler.step(self.optimizer)
         scaler.update()
-        skipped = scaler.is_enabled() and scaler.get_scale() < before
+        overflow = scaler.scale(one) < before if scaler.is_enabled() else False
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, grad_norm, skipped)
+        return StepResult(loss, grad_norm, overflow)
 
     def loss_scale(self) -> float | None:
         """Current loss scale of fp16, None in other precisions."""

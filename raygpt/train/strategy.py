@@ -67,19 +67,34 @@ def build(
     Raises UserError for a precision or micro-batch that the device cannot do.
     """
     precision, reason = hardware.choose_precision(config.train.precision, world.device)
+    attention = hardware.prefer_attention(world.device)
     previous = state.micro_batch_size if found is not None and state.world_size == world.size else None
     tensors = checkpoint.open_tensors(found) if found is not None else None
     strategy: Strategy
     if config.train.strategy == "ddp":
         model = _whole_model(config, model_config, tensors, state)
-        strategy = DataParallel(model, config, world, plan, precision, previous)
+        strategy = DataParallel(
+            model,
+            world,
+            precision=precision,
+            micro_batch_size=config.train.micro_batch_size,
+            local_rows=plan.order.global_batch_rows // world.size,
+            seq_len=plan.order.seq_len,
+            lr=config.optim.lr,
+            weight_decay=config.optim.weight_decay,
+            betas=config.optim.betas,
+            eps=config.optim.eps,
+            grad_clip=config.optim.grad_clip,
+            previous=previous,
+            compile=config.train.compile,
+        )
     else:
         weights = fresh_weights(config, model_config) if tensors is None else None
         rows = previous or (planned_rows if world.device.type == "cuda" else None)
         strategy = Zero(model_config, weights, config, world, plan, precision, rows)
     if tensors is not None:
         strategy.restore(tensors, state)
-    return strategy, f"{precision} ({reason})"
+    return strategy, f"{precision} ({reason})" + (f"; {attention}" if world.device.type == "cuda" else "")
 
 
 def fresh_weights(config: Config, model_config: GPTConfig) -> Iterator[tuple[str, Tensor]]:

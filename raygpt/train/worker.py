@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from raygpt import storage
 from raygpt.config import Config
 from raygpt.data.order import ORDER_VERSION
 from raygpt.data.reader import TokenReader
@@ -24,7 +26,8 @@ from raygpt.model.gpt import GPTConfig
 from raygpt.settings import config_from_dict
 from raygpt.storage import Location, locate
 from raygpt.track.cost import Cost
-from raygpt.train import checkpoint
+from raygpt.train import checkpoint, compile_cache
+from raygpt.train.activations import EVALUATION_ROWS
 from raygpt.train.allocator import is_tight, return_freed_memory
 from raygpt.train.checkpoint import RunState
 from raygpt.train.control import ControlLink
@@ -86,7 +89,12 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     source = Source(assignment.train, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
     stream = _stream(source, config.data.backend, assignment.reader, world, state.step, plan.total_steps)
     model_config = GPTConfig.from_dict(assignment.model)
+    cached = found is not None and config.train.compile and _load_compiled(run, world, link)
     strategy, precision = build(config, model_config, world, plan, found, state, assignment.planned_rows)
+    if config.train.compile and world.rank == 0 and not cached:
+        compiled = compile_cache.pack(world.device)  # rehearsing has compiled all that training needs
+        if compiled is not None:
+            storage.write_bytes(run / compile_cache.NAME, compiled)
     model, micro = strategy.model, strategy.micro_batch_size
     # every rank draws its own dropout; a restored generator goes on where it was
     torch.manual_seed(config.run.seed * 1_000_003 + world.rank)
@@ -105,7 +113,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
             model,
             val_reader,
             plan.order.seq_len,
-            max(micro, 1) * 2,
+            EVALUATION_ROWS * micro,
             world.device,
             strategy.autocast,
             max_rows=evaluation_rows,
@@ -156,6 +164,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         outcome = train(strategy.step, stream, plan, state, world, hooks, options, evaluate, rank_state)
     finally:
         hooks.finish()
+        gc.unfreeze()  # the loop froze it
     if link is not None:
         link.send("end", {"outcome": outcome, "state": dataclasses.asdict(state)})
 
@@ -172,6 +181,17 @@ def _stream(
         group = Group(world.broadcast(uuid.uuid4().hex), tuple(here), last_step)
         blocks = served_blocks(start_service(reader, len(here)), group, source, first_step)
     return batches(source, blocks, first_step, last_step)
+
+
+def _load_compiled(run: Location, world: World, link: ControlLink | None) -> bool:
+    """Take up what an earlier attempt of this run compiled; whether there was any. What is wrong with it is noted."""
+    try:
+        problem = compile_cache.unpack(storage.read_bytes(run / compile_cache.NAME), world.device)
+    except FileNotFoundError:
+        return False
+    if problem is not None and link is not None:
+        link.send("note", f"{compile_cache.NAME} is ignored: {problem}")
+    return problem is None
 
 
 def _choose_checkpoint(run: Location, world: World, link: ControlLink | None) -> Location | None:

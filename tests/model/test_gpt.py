@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from raygpt.errors import UserError
+from raygpt.model import gpt
 from raygpt.model.gpt import GPT, Attention, GPTConfig, KVCache
 from raygpt.model.presets import PRESETS
 from tests.model.reference import loss_by_hand, transformers_gpt2
@@ -156,6 +157,74 @@ def test_activation_checkpointing_gives_the_same_gradients(dropout: float) -> No
         assert torch.equal(plain, recomputed)
 
 
+def masked_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """48 tokens, some of them not to be predicted: whole pieces of 7, parts of them, and none."""
+    tokens, targets = batch()
+    targets = targets.clone()
+    targets[0, 3:12] = -100
+    return tokens, targets
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("tie_weights", [True, False])
+def test_logits_in_pieces_give_the_loss_and_the_gradients_of_all_at_once(reduction, dtype, tie_weights) -> None:
+    torch.manual_seed(1)
+    exact = GPT(GPTConfig(**{**SMALL.to_dict(), "tie_weights": tie_weights})).double()
+    tokens, targets = masked_batch()
+    wanted = exact(tokens, targets, reduction) * 3
+    wanted.backward()
+    for pieces in (7, 16, 1000):
+        model = copy.deepcopy(exact).float()
+        model.zero_grad()
+        model.loss_tokens = pieces
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss = model(tokens, targets, reduction) * 3
+        loss.backward()
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(wanted.item(), rel=2e-3 if dtype else 1e-6)
+        for (name, ours), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
+            distance = (gradient(ours).double() - gradient(theirs)).norm()
+            assert distance <= (0.03 if dtype else 1e-5) * gradient(theirs).norm() + 1e-5, (name, pieces)
+        assert torch.all(gradient(model.lm_head.weight)[65:] == 0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_more_logits_than_a_piece_exist_in_evaluation_and_under_activation_checkpointing(
+    monkeypatch: pytest.MonkeyPatch, reduction, checkpointing: bool
+) -> None:
+    torch.manual_seed(1)
+    model = GPT(SMALL)
+    tokens, targets = masked_batch()
+    whole = model(tokens, targets, reduction)
+    whole.sum().backward()
+    wanted = [gradient(parameter) for parameter in model.parameters()]
+    seen: list[int] = []
+    model.lm_head.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[0]))
+    monkeypatch.setattr(gpt, "LOGIT_ROWS", 7)
+    monkeypatch.setattr(gpt, "EVALUATION_LOGIT_ROWS", 7)
+    model.zero_grad()
+    model.activation_checkpointing = checkpointing
+    with torch.set_grad_enabled(checkpointing):
+        pieces = model(tokens, targets, reduction)
+    assert torch.allclose(pieces, whole, rtol=1e-6, atol=1e-6)
+    if checkpointing:
+        pieces.sum().backward()
+        for parameter, other in zip(model.parameters(), wanted, strict=True):
+            assert torch.allclose(gradient(parameter), other, atol=1e-5)
+    assert seen and max(seen) == 7
+
+
+def test_fp16_keeps_its_logits_together_as_its_gradients_need_the_loss_scale() -> None:
+    model = GPT(SMALL)
+    model.loss_tokens = 7
+    model.chunked_loss = None  # type: ignore[assignment]  # calling it would raise
+    tokens, targets = batch()
+    with torch.autocast("cpu", torch.float16):
+        assert torch.isfinite(model(tokens, targets))
+
+
 def test_dropout_acts_in_training_only() -> None:
     model = GPT(GPTConfig(**{**SMALL.to_dict(), "dropout": 0.5}))
     tokens, targets = batch()
@@ -258,9 +327,12 @@ def test_impossible_shapes_are_named(values: dict, sentence: str) -> None:
         GPTConfig(vocab_size=10, **values)
 
 
-def test_a_training_step_compiles_to_the_same_loss_and_gradients(model: GPT) -> None:
+@pytest.mark.parametrize("loss_tokens", [0, 7])
+def test_a_training_step_compiles_to_the_same_loss_and_gradients(model: GPT, loss_tokens: int) -> None:
     tokens, targets = batch()
     plain = copy.deepcopy(model)
+    model.loss_tokens = loss_tokens
+    torch._dynamo.reset()
     expected = plain(tokens, targets)
     expected.backward()
     # the graph alone: what the inductor makes of it needs a C++ compiler

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from raygpt.train import bench
+from raygpt.train.ddp import DataParallel
 
 TINY = [
     "--preset",
@@ -57,3 +59,39 @@ def test_zero_is_timed_without_ray(tmp_path: Path) -> None:
     result = json.loads(out.read_text())
     assert result["tokens_per_step"] == 128 and result["loss_last"] < result["loss_first"]
     assert (result["strategy"], result["offload"]) == ("zero3", "all")
+
+
+def test_a_gpu_is_named_with_its_number_as_the_memory_limit_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.set_per_process_memory_fraction raises ValueError for "cuda" alone."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert bench.choose_device("cuda") == torch.device("cuda", 0) == chosen[0]
+    monkeypatch.setenv("LOCAL_RANK", "2")  # torchrun's
+    assert bench.choose_device("cuda") == torch.device("cuda", 2) == chosen[1]
+    assert bench.choose_device("cpu") == torch.device("cpu")
+
+
+def test_the_bench_takes_the_trainers_own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict] = []
+
+    class Watched(DataParallel):
+        def __init__(self, *words, **options) -> None:
+            made.append(options)
+            super().__init__(*words, **options)
+
+    monkeypatch.setattr(bench, "DataParallel", Watched)
+    words = ["--micro_batch", "2", "--compile", "--compile_backend", "eager", "--loss_tokens", "16"]
+    result = bench.measure(bench.parse([*TINY, *words]))
+    assert made[0]["compile"] and made[0]["loss_tokens"] == result["loss_tokens"] == 16
+    assert (result["process_group"], result["world_size"], result["attention"]) == (False, 1, "flash")
+    assert bench.measure(bench.parse([*TINY, "--micro_batch", "auto"]))["micro_batch_size"] == 64
+
+
+def test_torchruns_processes_are_workers_of_one_world(tmp_path: Path) -> None:
+    out = tmp_path / "two.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    subprocess.run([*command, "-m", "raygpt.train.bench", *TINY, "--micro_batch", "2", "--out", str(out)], check=True)
+    result = json.loads(out.read_text())
+    assert (result["world_size"], result["process_group"], result["tokens_per_step"]) == (2, True, 2 * 2 * 32)

@@ -119,6 +119,24 @@ def test_a_skipped_step_leaves_the_weights_alone() -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters()))
 
 
+def test_an_fp16_step_never_asks_the_device_for_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each get_scale would wait for everything queued; whether a step was skipped is read when somebody asks."""
+    _, step = build(8, "fp16")
+    step.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+
+    def ask() -> float:
+        raise AssertionError("a synchronisation")
+
+    monkeypatch.setattr(step.precision.scaler, "get_scale", ask)
+    result = step(rows(), 1e-2)
+    monkeypatch.undo()
+    assert isinstance(result.overflow, torch.Tensor) and result.skipped is True
+    assert step.loss_scale() == 2.0**59
+    step.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    assert step(rows(), 1e-2).skipped is False and step.loss_scale() == 2.0**10
+    assert build(8)[1](rows(), 1e-2).overflow is False
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_every_precision_learns(precision: str) -> None:
     _, step = build(4, precision)

@@ -1,0 +1,23 @@
+"""PURE. The random generators of one process, taken down and put back."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Random generators of this process: torch on the CPU and the device, and Python's."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

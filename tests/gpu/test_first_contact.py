@@ -1,0 +1,13 @@
+"""The ten questions of first_contact.py on the GPU that is here. On a CPU: tests/train/test_gpu_once.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from raygpt.train.bench import choose_device
+from tests.gpu.first_contact import CASES, Site
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_contact(case: str) -> None:
+    print(CASES[case](Site(choose_device(None))))
