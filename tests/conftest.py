@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,36 @@ torch.set_num_threads(1)
 
 # Fixtures that start Ray or Swift: `-n 2 --dist loadgroup` keeps the tests that ask for one in one process, the rest
 # run beside it.
-CLUSTERS = {"ray_cluster", "one_gpu", "two_nodes", "s3"}
+CLUSTERS = {"ray_cluster", "one_gpu", "s3"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--durations-file", type=Path, help="write there how long every file and every test took")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--durations-file")
+    if path is not None and not hasattr(config, "workerinput"):  # under xdist the first process hears of all tests
+        config.pluginmanager.register(Durations(path))
+
+
+class Durations:
+    """Seconds of every file and test, set-up and teardown included, slowest first. A fixture counts where it began."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tests: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.tests[report.nodeid.split("@")[0]] += report.duration  # xdist appends the group
+
+    def pytest_sessionfinish(self) -> None:
+        files: Counter[str] = Counter()
+        for name, seconds in self.tests.items():
+            files[name.split("::")[0]] += seconds
+        lines = [f"{seconds:8.1f} {name}" for table in (files, self.tests) for name, seconds in table.most_common()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("\n".join(lines) + "\n")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
