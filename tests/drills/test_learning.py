@@ -84,7 +84,7 @@ def test_compiled_training_on_two_workers_follows_the_uncompiled_one(gloo: GlooP
     writer = ShardWriter(str(tmp_path / "shards"), "uint16")
     writer.append(np.random.default_rng(0).integers(97, 123, 5000).astype("<u2"))
     writer.finish(tokenizer.info, tokenizer.to_json(), 1, 5000, ["memory"])
-    more = {"scale__num_workers": "2", "model__dropout": "0", "train__max_steps": "8", "model__n_layer": "2"}
+    more = {"scale__num_workers": "2", "model__dropout": "0", "train__max_steps": "8", "model__n_layer": "1"}
     more |= {**POOLED, "train__micro_batch_size": "8", "optim__lr": "1e-3"}
     _, plain, _ = run(settings(str(tmp_path / "shards"), tmp_path / "plain", **more), pool=gloo)
     config = settings(str(tmp_path / "shards"), tmp_path / "compiled", train__compile="true", **more)

@@ -57,7 +57,7 @@ def test_losses_are_those_of_ddp_for_50_steps(
     assert_same_training(unbroken(strategy, offload), ddp, 2e-4)
 
 
-def test_a_run_goes_from_zero_3_to_zero_1_to_ddp_with_the_losses_of_ddp(
+def test_a_run_goes_through_stages_and_from_2_to_1_to_2_to_1_workers_with_the_losses_of_ddp(
     gloo: GlooPool, shards: str, tmp_path: Path
 ) -> None:
     # no dropout: every rank draws its own, so it differs between worker counts
@@ -71,7 +71,8 @@ def test_a_run_goes_from_zero_3_to_zero_1_to_ddp_with_the_losses_of_ddp(
     whole = part(tmp_path / "whole", "ddp", 24)
     part(tmp_path, "zero3", 2)
     assert_same_values(tmp_path / "r", tmp_path / "whole" / "r", "step_00000002")
-    part(tmp_path, "zero1", 14)
+    part(tmp_path, "zero1", 10, workers=1)
+    part(tmp_path, "zero2", 18)
     rows = part(tmp_path, "ddp", 24, workers=1)
     assert len(sequence(rows, "train_loss")) == 24
     assert sequence(rows, "batch_digest") == sequence(whole, "batch_digest")
