@@ -32,7 +32,8 @@ test: $(INSTALLED) $(S3_SERVER)  ## all tests but drills and GPU tests
 	$(BIN)/pytest tests -m 'not drill and not gpu and not long' -n 2 --dist loadgroup $(DURATIONS)-test.txt $(ARGS)
 
 drills: $(INSTALLED) $(S3_SERVER)  ## kills, faults and whole jobs (LONG=1: the long ones too)
-	$(BIN)/pytest tests/drills $(if $(LONG),,-m 'not long') $(DURATIONS)-drills.txt $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/pytest tests/drills $(if $(LONG),,-m 'not long') -n 2 --dist loadfile --no-loadscope-reorder \
+	  $(DURATIONS)-drills.txt $(ARGS) || [ $$? -eq 5 ]
 
 gpu: $(INSTALLED)  ## tests that need a CUDA device
 	$(BIN)/pytest tests/gpu $(ARGS) || [ $$? -eq 5 ]

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -37,6 +38,8 @@ def raygpt(*words: str, status: int = 0) -> str:
 class Program:
     """`raygpt <words>` in its own process group; `terminal` gives it a pseudo-terminal as its controlling one."""
 
+    started: ClassVar[list[Program]] = []  # those whose end nobody has seen
+
     def __init__(self, *words: str, terminal: bool = False, env: dict[str, str] | None = None) -> None:
         self.output = ""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **(env or {})}
@@ -55,6 +58,7 @@ class Program:
             self.pid = self.process.pid
             self._reader = threading.Thread(target=self._read_pipe, daemon=True)
         self._reader.start()
+        self.started.append(self)
 
     def wait_for(self, text: str, timeout: float = 120) -> None:
         """Until `text`, a regular expression, has been printed."""
@@ -86,6 +90,8 @@ class Program:
                     raise AssertionError(f"did not end in {timeout} s:\n{self.output[-4000:]}")
                 time.sleep(0.05)
         self._reader.join(5)
+        if self in self.started:
+            self.started.remove(self)
         return status
 
     def kill(self) -> None:
@@ -99,6 +105,14 @@ class Program:
         self.finish()
         _, alive = psutil.wait_procs(others, timeout=60)
         assert not alive, [process.cmdline()[:3] for process in alive]
+
+    def sweep_up(self) -> None:
+        """SIGKILL to it and all below it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            driver = psutil.Process(self.pid)
+            for process in [*driver.children(recursive=True), driver]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def _alive(self) -> bool:
         try:
