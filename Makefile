@@ -14,6 +14,8 @@ SHELL := bash
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 S3_SERVER := .cache/swift-venv/.installed
+# how long every file and test took
+DURATIONS := --durations-file=.cache/ci/durations
 # of pip's report only what takes time
 PIP_PROGRESS := sed -u -n -E -e 's/^ *Downloading ([^-]+)-([^-]+)-.*(\([0-9.]+ [MG]B\))/  downloading \1 \2 \3/p' \
   -e 's/^ *Installing collected packages.*/  installing/p'
@@ -27,10 +29,11 @@ quickstart: $(INSTALLED)  ## train a small GPT on this machine and show what cam
 	$(BIN)/raygpt quickstart
 
 test: $(INSTALLED) $(S3_SERVER)  ## all tests but drills and GPU tests
-	$(BIN)/pytest tests -m 'not drill and not gpu and not long' $(ARGS)
+	$(BIN)/pytest tests -m 'not drill and not gpu and not long' -n 2 --dist loadgroup $(DURATIONS)-test.txt $(ARGS)
 
 drills: $(INSTALLED) $(S3_SERVER)  ## kills, faults and whole jobs (LONG=1: the long ones too)
-	$(BIN)/pytest tests/drills $(if $(LONG),,-m 'not long') $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/pytest tests/drills $(if $(LONG),,-m 'not long') -n 2 --dist loadfile --no-loadscope-reorder \
+	  $(DURATIONS)-drills.txt $(ARGS) || [ $$? -eq 5 ]
 
 gpu: $(INSTALLED)  ## tests that need a CUDA device
 	$(BIN)/pytest tests/gpu $(ARGS) || [ $$? -eq 5 ]

@@ -9,9 +9,10 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Before anything reads them: nothing of the developer's own reaches a test, and no test reaches out.
 for _name in list(os.environ):
@@ -39,15 +40,54 @@ import torch
 
 from tests import s3_server
 
+if TYPE_CHECKING:
+    from tests.train.gloo_pool import GlooPool
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 torch.set_num_threads(1)
 
 
+# Fixtures that start Ray or Swift: `-n 2 --dist loadgroup` keeps the tests that ask for one in one process, the rest
+# run beside it.
+CLUSTERS = {"ray_cluster", "one_gpu", "s3"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--durations-file", type=Path, help="write there how long every file and every test took")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--durations-file")
+    if path is not None and not hasattr(config, "workerinput"):  # under xdist the first process hears of all tests
+        config.pluginmanager.register(Durations(path))
+
+
+class Durations:
+    """Seconds of every file and test, set-up and teardown included, slowest first. A fixture counts where it began."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tests: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.tests[report.nodeid.split("@")[0]] += report.duration  # xdist appends the group
+
+    def pytest_sessionfinish(self) -> None:
+        files: Counter[str] = Counter()
+        for name, seconds in self.tests.items():
+            files[name.split("::")[0]] += seconds
+        lines = [f"{seconds:8.1f} {name}" for table in (files, self.tests) for name, seconds in table.most_common()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("\n".join(lines) + "\n")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = ROOT / "tests"
     for item in items:
+        if CLUSTERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("clusters"))
         if item.path.is_relative_to(here / "drills"):
             item.add_marker(pytest.mark.drill)
         if item.path.is_relative_to(here / "gpu"):
@@ -66,11 +106,21 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def gloo() -> Iterator[GlooPool]:
+    """Trains by `run(..., pool=gloo)` on real workers without Ray Train: for what is not about Ray."""
+    from tests.train.gloo_pool import GlooPool
+
+    pool = GlooPool()
+    yield pool
+    pool.close()
+
+
 @pytest.fixture(scope="module")
 def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
     """Address of a local Ray cluster of six logical CPUs (four workers and their readers).
 
-    The modules after it go on with it; drills, whose programs start clusters of their own, have it for one module.
+    The modules after it go on with it, unless one of them needs another and shuts it down.
     """
     if any("s3" in getattr(item, "fixturenames", ()) for item in request.session.items):
         # Ray's workers inherit the environment of the moment Ray starts, so the credentials come first
@@ -80,8 +130,6 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
     if not ray.is_initialized():
         start_ray(cpus=6, gpus=0, object_store=600_000_000)
     yield ray.get_runtime_context().gcs_address
-    if request.path.is_relative_to(ROOT / "tests" / "drills"):
-        ray.shutdown()
 
 
 def start_ray(*, cpus: int, gpus: int, object_store: int) -> None:

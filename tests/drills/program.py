@@ -1,7 +1,9 @@
-"""Runs the command line as a user does, in a process of its own, and watches what it prints."""
+"""Runs the command line as a user does: in a process of its own, to be killed or to have a terminal, or right here."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pty
 import re
@@ -11,14 +13,32 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
+
+from raygpt.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def raygpt(*words: str, status: int = 0) -> str:
+    """What `raygpt <words>` prints, run in this process on the Ray cluster that it is connected to.
+
+    Saves the nine seconds that a process and a cluster of its own take to start. `status` is the exit status it must
+    end with.
+    """
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        ended = main(words)
+    assert ended == status, (words, printed.getvalue()[-4000:])
+    return printed.getvalue()
+
+
 class Program:
     """`raygpt <words>` in its own process group; `terminal` gives it a pseudo-terminal as its controlling one."""
+
+    started: ClassVar[list[Program]] = []  # those whose end nobody has seen
 
     def __init__(self, *words: str, terminal: bool = False, env: dict[str, str] | None = None) -> None:
         self.output = ""
@@ -38,6 +58,7 @@ class Program:
             self.pid = self.process.pid
             self._reader = threading.Thread(target=self._read_pipe, daemon=True)
         self._reader.start()
+        self.started.append(self)
 
     def wait_for(self, text: str, timeout: float = 120) -> None:
         """Until `text`, a regular expression, has been printed."""
@@ -69,6 +90,8 @@ class Program:
                     raise AssertionError(f"did not end in {timeout} s:\n{self.output[-4000:]}")
                 time.sleep(0.05)
         self._reader.join(5)
+        if self in self.started:
+            self.started.remove(self)
         return status
 
     def kill(self) -> None:
@@ -82,6 +105,14 @@ class Program:
         self.finish()
         _, alive = psutil.wait_procs(others, timeout=60)
         assert not alive, [process.cmdline()[:3] for process in alive]
+
+    def sweep_up(self) -> None:
+        """SIGKILL to it and all below it."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            driver = psutil.Process(self.pid)
+            for process in [*driver.children(recursive=True), driver]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def _alive(self) -> bool:
         try:

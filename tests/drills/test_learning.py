@@ -19,6 +19,8 @@ from raygpt.train.optim import make_adamw
 from raygpt.train.precision import Precision
 from raygpt.train.schedule import Schedule
 from raygpt.train.step import TrainStep
+from tests.train.gloo_pool import GlooPool
+from tests.train.running import POOLED, run, sequence, settings
 
 CPU = torch.device("cpu")
 STEPS = 500
@@ -53,7 +55,12 @@ def learn(order: Order, train: str, val: np.ndarray, seed: int) -> float:
     return evaluate_tokens(model, ArrayTokens(val), 32, 64).loss
 
 
-def test_runs_of_neighbouring_rows_learn_as_well_as_a_full_shuffle(shared_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "seeds", [pytest.param((1, 2), id="two-seeds"), pytest.param((1, 2, 3), id="three-seeds", marks=pytest.mark.long)]
+)
+def test_runs_of_neighbouring_rows_learn_as_well_as_a_full_shuffle(
+    shared_data: Path, tmp_path: Path, seeds: tuple[int, ...]
+) -> None:
     tokens = load_tokenizer("bytes").encode((shared_data / "shakespeare" / "input.txt").read_text())
     cut = int(0.9 * len(tokens))
     tokenizer = load_tokenizer("bytes")
@@ -61,7 +68,7 @@ def test_runs_of_neighbouring_rows_learn_as_well_as_a_full_shuffle(shared_data: 
     writer.append(tokens[:cut])
     manifest = writer.finish(tokenizer.info, tokenizer.to_json(), 1, cut, ["input.txt"])
     shuffled, in_runs = [], []
-    for seed in (1, 2, 3):
+    for seed in seeds:
         options = dict(
             seed=seed, seq_len=32, global_batch_rows=24, total_tokens=TokenReader(str(tmp_path)).total_tokens
         )
@@ -71,16 +78,16 @@ def test_runs_of_neighbouring_rows_learn_as_well_as_a_full_shuffle(shared_data: 
     assert np.mean(in_runs) - np.mean(shuffled) < 2 * spread, (shuffled, in_runs)
 
 
-def test_compiled_training_on_two_workers_follows_the_uncompiled_one(ray_cluster, tmp_path: Path) -> None:
-    from tests.train.running import run, sequence, settings
+def test_compiled_training_on_two_workers_follows_the_uncompiled_one(gloo: GlooPool, tmp_path: Path) -> None:
 
     tokenizer = load_tokenizer("bytes")
     writer = ShardWriter(str(tmp_path / "shards"), "uint16")
     writer.append(np.random.default_rng(0).integers(97, 123, 5000).astype("<u2"))
     writer.finish(tokenizer.info, tokenizer.to_json(), 1, 5000, ["memory"])
-    more = {"scale__num_workers": "2", "model__dropout": "0", "train__max_steps": "8", "model__n_layer": "2"}
-    more |= {"train__micro_batch_size": "8", "optim__lr": "1e-3"}
-    _, plain, _ = run(settings(str(tmp_path / "shards"), tmp_path / "plain", **more))
-    _, compiled, _ = run(settings(str(tmp_path / "shards"), tmp_path / "compiled", train__compile="true", **more))
+    more = {"scale__num_workers": "2", "model__dropout": "0", "train__max_steps": "8", "model__n_layer": "1"}
+    more |= {**POOLED, "train__micro_batch_size": "8", "optim__lr": "1e-3"}
+    _, plain, _ = run(settings(str(tmp_path / "shards"), tmp_path / "plain", **more), pool=gloo)
+    config = settings(str(tmp_path / "shards"), tmp_path / "compiled", train__compile="true", **more)
+    _, compiled, _ = run(config, pool=gloo)
     for step, loss in sequence(plain, "train_loss").items():
         assert sequence(compiled, "train_loss")[step] == pytest.approx(loss, abs=1e-3)

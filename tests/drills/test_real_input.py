@@ -14,7 +14,7 @@ from raygpt import storage
 from raygpt.storage import locate
 from raygpt.track.jsonl import read_metrics
 from raygpt.train import checkpoint
-from tests.drills.program import Program
+from tests.drills.program import Program, raygpt
 
 MODEL = {
     "model.preset": "nano",
@@ -32,15 +32,14 @@ def options(values: dict[str, object]) -> list[str]:
 
 @pytest.mark.timeout(900)
 def test_real_text_through_s3_survives_a_kill_and_becomes_a_hugging_face_model(
-    bucket: str, shared_data: Path, tmp_path: Path
+    ray_cluster: str, bucket: str, shared_data: Path, tmp_path: Path
 ) -> None:
     for name in ("openwebtext_1k.parquet", "openstax_ccby.parquet"):
         storage.write_bytes(locate(bucket) / "text" / name, (shared_data / "pretrain_text" / name).read_bytes())
     prepare = ["prepare", f"--prepare.sources={bucket}/text", f"--prepare.output={bucket}/tokens"]
     prepare += [f"--data.tokenizer={shared_data / 'gpt2_bpe'}", "--prepare.shard_tokens=1000000"]
-    prepared = Program(*prepare)
-    assert prepared.finish(300) == 0, prepared.output
-    assert "Prepared 3,554 documents" in prepared.output and "of 50,257" in prepared.output
+    printed = raygpt(*prepare)
+    assert "Prepared 3,554 documents" in printed and "of 50,257" in printed
 
     run = {
         **MODEL,
@@ -59,14 +58,11 @@ def test_real_text_through_s3_survives_a_kill_and_becomes_a_hugging_face_model(
         "eval.batches": 4,
         "track.wandb": "off",
     }
-    whole = Program("pretrain", *options({**run, "run.name": "whole"}))
-    assert whole.finish(400) == 0, whole.output
+    raygpt("pretrain", *options({**run, "run.name": "whole"}))
     broken = Program("pretrain", *options(run))
     broken.wait_for("step 15/30", 300)
     broken.kill()
-    resumed = Program("pretrain", *options(run))
-    assert resumed.finish(400) == 0, resumed.output
-    assert "Going on from step" in resumed.output
+    assert "Going on from step" in raygpt("pretrain", *options(run))
 
     left, right = (read_metrics(locate(f"{bucket}/runs/{name}/metrics.jsonl")) for name in ("whole", "real"))
     for key in ("batch_digest", "train_loss", "val_loss"):
@@ -75,8 +71,7 @@ def test_real_text_through_s3_survives_a_kill_and_becomes_a_hugging_face_model(
     assert checkpoint.verify(checkpoint.complete_checkpoints(locate(f"{bucket}/runs/real"))[0]) is None
 
     exported = tmp_path / "hf"
-    export = Program("export", f"--model.init_from={bucket}/runs/real", f"--export.output={exported}")
-    assert export.finish(120) == 0, export.output
+    raygpt("export", f"--model.init_from={bucket}/runs/real", f"--export.output={exported}")
     code = (
         "import sys, json; from transformers import pipeline;"
         "p = pipeline('text-generation', model=sys.argv[1]);"
@@ -91,9 +86,8 @@ def test_real_text_through_s3_survives_a_kill_and_becomes_a_hugging_face_model(
     wikitext.write_bytes((shared_data / "pretrain_text" / "wikitext2" / "test.txt").read_bytes()[:150_000])
     losses = []
     for model in (f"{bucket}/runs/real", str(exported)):
-        evaluate = Program("evaluate", f"--model.init_from={model}", f"--data.val={wikitext}")
-        assert evaluate.finish(300) == 0, evaluate.output
-        line = next(line for line in evaluate.output.splitlines() if line.startswith("{"))
+        printed = raygpt("evaluate", f"--model.init_from={model}", f"--data.val={wikitext}")
+        line = next(line for line in printed.splitlines() if line.startswith("{"))
         losses.append(json.loads(line))
     assert losses[0]["loss"] == pytest.approx(losses[1]["loss"], abs=1e-5)
     assert 4 < losses[0]["loss"] < math.log(50_257) and losses[0]["bits_per_byte"] > 1

@@ -22,7 +22,7 @@ from raygpt.settings import config_with
 from raygpt.tune.classify import EncodedTask, Recipe, Training
 from raygpt.tune.plan import read_task
 from raygpt.tune.trial import base_model
-from tests.drills.program import Program
+from tests.drills.program import Program, raygpt
 from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 from tests.tune.test_sweep import check_scheduler
 
@@ -67,6 +67,12 @@ def start(config: Config, name: str) -> tuple[Program, Path]:
     return Program("tune", "--config", str(file), f"--run.name={name}"), Path(config.run.storage) / name
 
 
+def go_on(config: Config, folder: Path) -> tuple[dict[float, list[float]], dict[str, Any]]:
+    """The same command again, on the cluster of this process."""
+    raygpt("tune", "--config", str(Path(config.run.storage) / "sweep.yaml"), f"--run.name={folder.name}")
+    return outcome(folder)
+
+
 def finish(program: Program, folder: Path) -> tuple[dict[float, list[float]], dict[str, Any]]:
     assert program.finish(600) == 0, program.output[-4000:]
     return outcome(folder)
@@ -81,7 +87,9 @@ def check_same(curves: dict[float, list[float]], summary: dict[str, Any], interr
 
 
 @pytest.mark.long
-def test_kill_9_of_the_driver_of_a_grid_ends_with_the_same_trials(sweep_config: Callable[..., Config]) -> None:
+def test_kill_9_of_the_driver_of_a_grid_ends_with_the_same_trials(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
     config = sweep_config(SETTINGS)
     broken, folder = start(config, "broken")
     broken.wait_for(r"[23]/4 trials done", 300)
@@ -90,7 +98,9 @@ def test_kill_9_of_the_driver_of_a_grid_ends_with_the_same_trials(sweep_config: 
     assert curves == trained_here(config)
 
 
-def test_kill_9_of_the_driver_at_half_time_leaves_optuna_whole(sweep_config: Callable[..., Config]) -> None:
+def test_kill_9_of_the_driver_at_half_time_leaves_optuna_whole(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
     config = sweep_config({**SETTINGS, "tune.space": RANGES, "tune.search": "optuna", "tune.trials": 4})
     broken, folder = start(config, "optuna")
     broken.wait_for(r"[23]/4 trials done", 300)
@@ -104,7 +114,9 @@ def test_kill_9_of_the_driver_at_half_time_leaves_optuna_whole(sweep_config: Cal
 
 
 @pytest.mark.long
-def test_kill_9_of_the_driver_leaves_a_population_in_step(sweep_config: Callable[..., Config]) -> None:
+def test_kill_9_of_the_driver_leaves_a_population_in_step(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
     change = {"tune.space": RANGES, "tune.search": "random", "tune.scheduler": "pbt", "tune.trials": 4}
     config = sweep_config({**SETTINGS, **change, "tune.interval": 3, "tune.concurrent": None})
     broken, folder = start(config, "pbt")
@@ -122,8 +134,7 @@ def kill_and_go_on(broken: Program, config: Config, folder: Path) -> tuple[dict[
         path: path.read_text() for path in folder.glob("search/*/result.json") if path.read_text().count("\n") == EPOCHS
     }
     assert len(whole) < 4
-    again, folder = start(config, folder.name)
-    found = finish(again, folder)
+    found = go_on(config, folder)
     assert all(path.read_text() == text for path, text in whole.items())
     return found
 
@@ -136,7 +147,7 @@ def check_all_trained(curves: dict[float, list[float]], summary: dict[str, Any])
 
 @pytest.mark.long
 def test_a_killed_sweep_of_fine_tuning_jobs_goes_on_in_their_own_runs(
-    sweep_config: Callable[..., Config], make_shards: Callable[..., str], tmp_path: Path
+    ray_cluster: str, sweep_config: Callable[..., Config], make_shards: Callable[..., str], tmp_path: Path
 ) -> None:
     shards = make_shards(40_000)
     rates = [1e-5, 1e-3, 1e-2]
@@ -152,8 +163,7 @@ def test_a_killed_sweep_of_fine_tuning_jobs_goes_on_in_their_own_runs(
     # in the middle of the second trial
     broken.wait_for(r"(?s)1/3 trials done.*running\s+[2-6] ", 300)
     broken.kill()
-    again, folder = start(config, "nested")
-    assert again.finish(600) == 0, again.output[-4000:]
+    go_on(config, folder)
     summary = json.loads((folder / "summary.json").read_text())
     trials = {trial["params"]["optim.lr"]: trial for trial in json.loads((folder / "sweep.json").read_text())}
     assert sorted(trials) == rates and set(summary["states"]) <= {"finished", "stopped early"}
@@ -162,8 +172,7 @@ def test_a_killed_sweep_of_fine_tuning_jobs_goes_on_in_their_own_runs(
         assert [row["step"] for row in trial["history"]] == [50 * n for n in range(1, len(trial["history"]) + 1)]
     # the same job on its own
     best = trials[summary["best_params"]["optim.lr"]]
-    alone = Program("finetune", "--config", str(folder / "best.yaml"), f"--run.storage={tmp_path}", "--run.name=alone")
-    assert alone.finish(300) == 0, alone.output[-3000:]
+    raygpt("finetune", "--config", str(folder / "best.yaml"), f"--run.storage={tmp_path}", "--run.name=alone")
     records = [json.loads(line) for line in (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()]
     expected = [record["val_loss"] for record in records if "val_loss" in record and record["step"]]
     assert [row["val_loss"] for row in best["history"]] == pytest.approx(expected[: len(best["history"])], abs=1e-6)
@@ -209,15 +218,14 @@ def test_a_lost_node_costs_no_trial(sweep_config: Callable[..., Config]) -> None
 
 
 @pytest.mark.long
-def test_ctrl_c_stops_and_the_same_command_goes_on(sweep_config: Callable[..., Config]) -> None:
+def test_ctrl_c_stops_and_the_same_command_goes_on(ray_cluster: str, sweep_config: Callable[..., Config]) -> None:
     config = sweep_config(SETTINGS)
     program, folder = start(config, "ctrl-c")
     program.wait_for(r"[1-3]/4 trials done", 300)
     program.signal(signal.SIGINT)
     assert program.finish(120) == 130, program.output[-3000:]
     assert "To go on: raygpt tune" in program.output
-    again, folder = start(config, "ctrl-c")
-    curves, summary = finish(again, folder)
+    curves, summary = go_on(config, folder)
     check_same(curves, summary, 4)
 
 

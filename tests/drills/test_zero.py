@@ -11,6 +11,7 @@ import torch
 
 from raygpt.storage import locate
 from raygpt.train import checkpoint
+from tests.train.gloo_pool import GlooPool
 from tests.train.running import assert_same_training, kill_a_worker, letters, run, sequence, zero_settings
 
 
@@ -20,19 +21,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def ddp(ray_cluster: object, shards: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    return run(zero_settings(shards, tmp_path_factory.mktemp("ddp"), "ddp"))[1]
+def ddp(gloo: GlooPool, shards: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    return run(zero_settings(shards, tmp_path_factory.mktemp("ddp"), "ddp", data__backend="mmap"), pool=gloo)[1]
 
 
 @pytest.fixture(scope="module")
-def unbroken(
-    ray_cluster: object, shards: str, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str, str], list[dict]]:
+def unbroken(gloo: GlooPool, shards: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], list[dict]]:
     """Records of a run that nothing befell, by strategy and offload."""
 
     @lru_cache
     def records(strategy: str, offload: str) -> list[dict]:
-        _, rows, text = run(zero_settings(shards, tmp_path_factory.mktemp(strategy), strategy, offload))
+        config = zero_settings(shards, tmp_path_factory.mktemp(strategy), strategy, offload, data__backend="mmap")
+        _, rows, text = run(config, pool=gloo)
         assert len(sequence(rows, "train_loss")) == 50 and "Finished 50 steps" in text
         return rows
 
@@ -57,8 +57,8 @@ def test_losses_are_those_of_ddp_for_50_steps(
     assert_same_training(unbroken(strategy, offload), ddp, 2e-4)
 
 
-def test_a_run_goes_from_zero_3_to_zero_1_to_ddp_with_the_losses_of_ddp(
-    ray_cluster: object, shards: str, tmp_path: Path
+def test_a_run_goes_through_stages_and_from_2_to_1_to_2_to_1_workers_with_the_losses_of_ddp(
+    gloo: GlooPool, shards: str, tmp_path: Path
 ) -> None:
     # no dropout: every rank draws its own, so it differs between worker counts
     fixed = {"model__dropout": "0", "optim__schedule": "constant", "data__backend": "mmap"}
@@ -66,12 +66,13 @@ def test_a_run_goes_from_zero_3_to_zero_1_to_ddp_with_the_losses_of_ddp(
 
     def part(storage: Path, strategy: str, steps: int, workers: int = 2) -> list[dict]:
         changes = {**fixed, "train__max_steps": str(steps), "scale__num_workers": str(workers)}
-        return run(zero_settings(shards, storage, strategy, **changes))[1]
+        return run(zero_settings(shards, storage, strategy, **changes), pool=gloo)[1]
 
     whole = part(tmp_path / "whole", "ddp", 24)
     part(tmp_path, "zero3", 2)
     assert_same_values(tmp_path / "r", tmp_path / "whole" / "r", "step_00000002")
-    part(tmp_path, "zero1", 14)
+    part(tmp_path, "zero1", 10, workers=1)
+    part(tmp_path, "zero2", 18)
     rows = part(tmp_path, "ddp", 24, workers=1)
     assert len(sequence(rows, "train_loss")) == 24
     assert sequence(rows, "batch_digest") == sequence(whole, "batch_digest")
@@ -94,8 +95,14 @@ def assert_same_values(pieces: Path, ddp: Path, step: str) -> None:
     ("strategy", "offload"), [("zero3", "all"), pytest.param("zero2", "optimizer", marks=pytest.mark.long)]
 )
 def test_a_lost_worker_costs_nothing_and_the_losses_repeat(
-    unbroken: Callable[[str, str], list[dict]], shards: str, tmp_path: Path, strategy: str, offload: str
+    ray_cluster: object,
+    unbroken: Callable[[str, str], list[dict]],
+    shards: str,
+    tmp_path: Path,
+    strategy: str,
+    offload: str,
 ) -> None:
+    """Under Ray Train, on Ray Data, beside the ranks that nothing befell on the memory map."""
     whole = unbroken(strategy, offload)
     config = zero_settings(shards, tmp_path, strategy, offload)
     _, rows, text = run(config, {"step 27/50": kill_a_worker})

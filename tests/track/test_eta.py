@@ -1,4 +1,4 @@
-"""The ETA against simulated runs whose true end is known."""
+"""The ETA against simulated and recorded runs whose true end is known."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import pytest
 
 from raygpt.track.eta import Eta
+from tests.track.traces import FOLDER, estimates, read_trace, relative_error
 
 
 def simulate(
@@ -119,3 +120,21 @@ def test_an_unobserved_evaluation_counts_as_the_given_number_of_steps() -> None:
     eta = Eta(100, eval_every=50, evaluation_steps=4)
     eta.observe(10, 2.0)
     assert eta.seconds_left(10) == pytest.approx(90 * 2.0 + 2 * 4 * 2.0)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
+def test_a_recorded_run_is_right_within_five_percent_from_a_tenth_to_nine_tenths(name: str) -> None:
+    trace = read_trace(name)
+    assert sum(row[2] is not None for row in trace["rows"]) >= 10
+    checked = [(step, left) for step, left in estimates(trace) if 0.1 <= step / trace["total"] <= 0.9]
+    assert len(checked) >= 30
+    for step, left in checked:
+        assert abs(relative_error(trace, step, left)) <= 0.05, (step, left)
+
+
+def test_a_recorded_run_without_its_evaluations_would_be_told_apart() -> None:
+    """There are enough for an estimate that forgets them to fail."""
+    trace = read_trace("papers")
+    blind = {**trace, "eval_every": 0}
+    step, left = next(item for item in estimates(blind) if item[0] >= 20)
+    assert relative_error(trace, step, left) < -0.05

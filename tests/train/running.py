@@ -17,6 +17,7 @@ from raygpt.storage import locate
 from raygpt.train.assignment import resolve
 from raygpt.train.checkpoint import complete_checkpoints, step_of
 from raygpt.train.trainer import Outcome, run_training
+from tests.train.gloo_pool import GlooPool
 
 OPTIONS = {
     "run.name": "r",
@@ -51,14 +52,22 @@ class Screen(io.StringIO):
         return super().write(text)
 
 
+# on the pool nobody has to catch a step: as few passes as there can be
+POOLED = {"train__micro_batch_size": "16", "data__backend": "mmap"}
+
+
 def settings(train: str, storage: Path | str, **changes: str) -> Config:
     options = {**OPTIONS, "data.train": train, "data.val": train, "run.storage": str(storage)}
     return load_config("pretrain", None, {**options, **{k.replace("__", "."): v for k, v in changes.items()}}, {})
 
 
-def run(config: Config, on: dict[str, Callable[[], None]] | None = None) -> tuple[Outcome, list[dict], str]:
+def run(
+    config: Config, on: dict[str, Callable[[], None]] | None = None, pool: GlooPool | None = None
+) -> tuple[Outcome, list[dict], str]:
+    """(outcome, records, what was printed) of a run under Ray Train, or on ranks of `pool`; `on` as in Screen."""
     screen = Screen(on)
-    outcome = run_training(config, resolve(config), "raygpt pretrain …", screen)
+    start = run_training if pool is None else pool.run_training
+    outcome = start(config, resolve(config), "raygpt pretrain …", screen)
     return outcome, records(config), screen.getvalue()
 
 

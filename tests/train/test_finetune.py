@@ -18,15 +18,10 @@ from raygpt.train import checkpoint
 from raygpt.train.assignment import resolve
 from raygpt.train.lora import Adapters, add_adapters
 from raygpt.train.weights import fill_model, load_weights, open_weights
-from tests.train.running import forget_after, letters, run, sequence, settings
+from tests.train.gloo_pool import GlooPool
+from tests.train.running import POOLED, forget_after, letters, run, sequence, settings
 
-QUICK = {
-    "train__micro_batch_size": "16",
-    "train__checkpoint_every": "0",
-    "eval__every": "0",
-    "train__max_steps": "12",
-    "data__backend": "mmap",
-}
+QUICK = {**POOLED, "train__checkpoint_every": "0", "eval__every": "0", "train__max_steps": "12"}
 LORA = {
     "model__lora_rank": "4",
     "model__lora_dropout": "0.1",
@@ -41,24 +36,26 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def base(ray_cluster: object, shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def base(gloo: GlooPool, shards: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     storage = tmp_path_factory.mktemp("base")
-    run(settings(shards, storage, **QUICK))
+    run(settings(shards, storage, **QUICK), pool=gloo)
     return str(storage / "r")
 
 
 @pytest.fixture(scope="module")
-def tuned(base: str, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+def tuned(gloo: GlooPool, base: str, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     """Storage folder and records of all the base's weights trained for 12 more steps."""
     storage = tmp_path_factory.mktemp("tuned")
-    return storage, run(settings(shards, storage, model__init_from=base, eval__first="true", **QUICK))[1]
+    return storage, run(settings(shards, storage, model__init_from=base, eval__first="true", **QUICK), pool=gloo)[1]
 
 
 @pytest.fixture(scope="module")
-def adapted(base: str, shards: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+def adapted(
+    gloo: GlooPool, base: str, shards: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict]]:
     """Storage folder and records of adapters trained on the base."""
     storage = tmp_path_factory.mktemp("adapted")
-    return storage, run(settings(shards, storage, model__init_from=base, **{**QUICK, **LORA}))[1]
+    return storage, run(settings(shards, storage, model__init_from=base, **{**QUICK, **LORA}), pool=gloo)[1]
 
 
 def newest(storage: Path) -> checkpoint.Location:
@@ -89,11 +86,11 @@ def test_training_starts_from_the_base_and_the_first_evaluation_is_its_own(
 
 
 def test_adapters_resume_bit_for_bit_and_leave_a_small_checkpoint(
-    base: str, adapted: tuple[Path, list[dict]], shards: str, tmp_path: Path
+    gloo: GlooPool, base: str, adapted: tuple[Path, list[dict]], shards: str, tmp_path: Path
 ) -> None:
     shutil.copytree(adapted[0] / "r", tmp_path / "r")
     forget_after(tmp_path / "r", 5)
-    _, rows, text = run(settings(shards, tmp_path, model__init_from=base, **{**QUICK, **LORA}))
+    _, rows, text = run(settings(shards, tmp_path, model__init_from=base, **{**QUICK, **LORA}), pool=gloo)
     assert "Going on from step 5" in text
     assert sequence(rows, "train_loss") == sequence(adapted[1], "train_loss")
     whole = (Path(newest(Path(base).parent).path) / "model.safetensors").stat().st_size
@@ -131,24 +128,24 @@ def test_adapters_refuse_a_base_that_changed(
 
 
 def test_a_run_stops_when_evaluations_bring_nothing_better_and_goes_on_without_its_base(
-    base: str, shards: str, tmp_path: Path
+    gloo: GlooPool, base: str, shards: str, tmp_path: Path
 ) -> None:
     changes = {**QUICK, "train__max_steps": "40", "eval__every": "2", "eval__first": "true", "optim__lr": "1.0"}
     config = settings(shards, tmp_path, model__init_from=base, eval__patience="3", **changes)
-    outcome, _, text = run(config)
+    outcome, _, text = run(config, pool=gloo)
     assert outcome.outcome == "early" and outcome.exit_status == 0 and "Stopped early after step 6 of 40" in text
     assert checkpoint.step_of(newest(tmp_path).name) == 6
-    outcome, _, text = run(config)
+    outcome, _, text = run(config, pool=gloo)
     assert outcome.outcome == "complete" and "set eval.patience=none to train on" in text
     on = settings(shards, tmp_path, model__init_from=base, **{**changes, "train__max_steps": "8"})
     with replaced(base, None):
-        outcome, rows, _ = run(on)
+        outcome, rows, _ = run(on, pool=gloo)
     assert outcome.outcome == "finished" and max(sequence(rows, "train_loss")) == 8
 
 
-def test_the_best_evaluation_is_kept_though_no_checkpoint_was_due(base: str, shards: str, tmp_path: Path) -> None:
+def test_the_best_evaluation_is_kept_though_no_checkpoint_was_due(gloo: GlooPool, shards: str, tmp_path: Path) -> None:
     changes = {**QUICK, "eval__every": "4", "train__save_best": "true", "train__keep_checkpoints": "1"}
-    rows = run(settings(shards, tmp_path, optim__lr="3e-3", **changes))[1]
+    rows = run(settings(shards, tmp_path, optim__lr="3e-3", **changes), pool=gloo)[1]
     losses = sequence(rows, "val_loss")
     best = min(losses, key=losses.__getitem__)  # type: ignore[arg-type]
     kept = {checkpoint.step_of(where.name) for where in checkpoint.complete_checkpoints(locate(tmp_path / "r"))}
@@ -159,7 +156,7 @@ def test_the_best_evaluation_is_kept_though_no_checkpoint_was_due(base: str, sha
 
 
 def test_steps_that_fp16_skips_are_counted_and_left_out_of_the_schedule(
-    ray_cluster: object, shards: str, tmp_path: Path
+    gloo: GlooPool, shards: str, tmp_path: Path
 ) -> None:
     if not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         pytest.skip("this CPU has no fp16 arithmetic")
@@ -173,7 +170,7 @@ def test_steps_that_fp16_skips_are_counted_and_left_out_of_the_schedule(
         optim__warmup_steps="10",
         **{**QUICK, "train__max_steps": "30"},
     )
-    rows = run(config)[1]
+    rows = run(config, pool=gloo)[1]
     skipped = rows[-1]["skipped_steps"]
     assert 10 < skipped < 28
     first_good = next(row for row in rows if "grad_norm" in row)

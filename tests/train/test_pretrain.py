@@ -14,7 +14,17 @@ from raygpt.errors import UserError
 from raygpt.storage import locate, write_bytes
 from raygpt.train import checkpoint
 from raygpt.train.assignment import resolve
-from tests.train.running import forget_after, kill_a_worker, letters, press_ctrl_c, run, sequence, settings
+from tests.train.gloo_pool import GlooPool
+from tests.train.running import (
+    POOLED,
+    forget_after,
+    kill_a_worker,
+    letters,
+    press_ctrl_c,
+    run,
+    sequence,
+    settings,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +72,13 @@ def test_a_run_stopped_on_ray_data_that_lost_a_worker_on_the_memory_map_equals_t
 
 
 def test_four_workers_go_on_with_the_tokens_of_two(
-    unbroken: tuple[Path, list[dict]], shards: str, tmp_path: Path
+    gloo: GlooPool, unbroken: tuple[Path, list[dict]], shards: str, tmp_path: Path
 ) -> None:
     shutil.copytree(unbroken[0], tmp_path / "r")
     forget_after(tmp_path / "r", 15)
-    _, rows, text = run(settings(shards, tmp_path, scale__num_workers="4"))
+    _, rows, text = run(
+        settings(shards, tmp_path, scale__num_workers="4", **{**POOLED, "train__micro_batch_size": "8"}), pool=gloo
+    )
     assert "Going on from step 15" in text
     assert sequence(rows, "batch_digest") == sequence(unbroken[1], "batch_digest")
 
@@ -97,30 +109,31 @@ def test_every_rank_keeps_random_numbers_of_its_own(unbroken: tuple[Path, list[d
     assert not torch.equal(first["rng"]["torch"], second["rng"]["torch"])
 
 
-def test_fp16_goes_on_with_its_loss_scale(ray_cluster: object, shards: str, tmp_path: Path) -> None:
+def test_fp16_goes_on_with_its_loss_scale(gloo: GlooPool, shards: str, tmp_path: Path) -> None:
     """Fault 8: a scaler that starts over skips its first steps again."""
-    fp16 = {"train__precision": "fp16", "train__max_steps": "12", "model__n_layer": "2", "data__backend": "mmap"}
+    fp16 = {**POOLED, "train__precision": "fp16", "train__max_steps": "12", "model__n_layer": "2"}
     fp16 |= {"train__keep_checkpoints": "3"}
-    _, whole, _ = run(settings(shards, tmp_path / "whole", **fp16))
+    _, whole, _ = run(settings(shards, tmp_path / "whole", **fp16), pool=gloo)
     # as a kill after step 5 leaves it
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     forget_after(tmp_path / "broken" / "r", 5)
     state = checkpoint.read_state(checkpoint.complete_checkpoints(locate(tmp_path / "broken" / "r"))[0])
     assert state.scaler["_growth_tracker"] + 2 * state.skipped_steps > 0
-    _, rows, text = run(settings(shards, tmp_path / "broken", **fp16))
+    _, rows, text = run(settings(shards, tmp_path / "broken", **fp16), pool=gloo)
     assert "Going on from step 5" in text
     for key in ("train_loss", "loss_scale", "batch_digest"):
         assert sequence(rows, key) == sequence(whole, key)
 
 
-def test_training_starts_from_a_hugging_face_folder(unbroken, shards: str, tmp_path: Path) -> None:
+def test_training_starts_from_a_hugging_face_folder(gloo: GlooPool, unbroken, shards: str, tmp_path: Path) -> None:
     from raygpt.model.huggingface import export_huggingface
     from raygpt.train.weights import load
 
     loaded = load(str(unbroken[0]))
     export_huggingface(loaded.model, tmp_path / "hf", tokenizer_json=loaded.tokenizer.to_json(), eot_id=256)
     short = {"train__max_steps": "1", "eval__every": "1", "model__dropout": "0", "optim__lr": "1e-9"}
-    _, rows, _ = run(settings(shards, tmp_path, model__init_from=str(tmp_path / "hf"), data__backend="mmap", **short))
+    config = settings(shards, tmp_path, model__init_from=str(tmp_path / "hf"), **POOLED, **short)
+    _, rows, _ = run(config, pool=gloo)
     assert rows[0]["val_loss"] == pytest.approx(sequence(unbroken[1], "val_loss")[24], abs=1e-5)
 
 
@@ -160,12 +173,12 @@ def test_a_budget_stops_the_run_with_a_checkpoint(ray_cluster: object, shards: s
     assert rows[-1]["cost_usd"] >= 0.2
 
 
-def test_a_diverging_run_stops_in_one_sentence_and_saves_nothing_bad(ray_cluster, shards: str, tmp_path: Path) -> None:
-    config = settings(
-        shards, tmp_path, optim__lr="1e12", optim__grad_clip="0", train__checkpoint_every="1", data__backend="mmap"
-    )
+def test_a_diverging_run_stops_in_one_sentence_and_saves_nothing_bad(
+    gloo: GlooPool, shards: str, tmp_path: Path
+) -> None:
+    config = settings(shards, tmp_path, optim__lr="1e12", optim__grad_clip="0", train__checkpoint_every="1", **POOLED)
     with pytest.raises(UserError, match="stopped being a number at step .*lower optim.lr"):
-        run(config)
+        run(config, pool=gloo)
     for where in checkpoint.complete_checkpoints(locate(tmp_path / "r")):
         assert all(tensor.isfinite().all() for _, tensor in checkpoint.open_tensors(where).items())
 
