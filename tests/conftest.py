@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
@@ -25,10 +24,6 @@ os.environ.update(
     OMP_NUM_THREADS="1",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_USAGE_STATS_ENABLED="0",
-    # how often Ray Train's controller polls its workers: 2 s would be most of a short test
-    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",
-    # one process less to start in each of some sixty runs: it watches for notices of a cloud
-    RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",
     TOKENIZERS_PARALLELISM="false",
     WANDB_MODE="offline",
     WANDB_SILENT="true",
@@ -134,16 +129,9 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def start_ray(*, cpus: int, gpus: int, object_store: int) -> None:
     """A quiet cluster of this machine; CPUs and GPUs are counted, not had."""
-    import ray
+    from raygpt.train.cluster import start
 
-    ray.init(
-        num_cpus=cpus,
-        num_gpus=gpus,
-        object_store_memory=object_store,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    start(cpus=cpus, gpus=gpus, object_store_bytes=object_store)
 
 
 def save_byte_model(folder: Path, *, seq_len: int, n_layer: int, n_head: int, n_embd: int) -> str:

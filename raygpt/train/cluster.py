@@ -101,6 +101,8 @@ def quiet() -> None:
 
 
 def _join(address: str) -> None:
+    global _own
+    _own = False
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:

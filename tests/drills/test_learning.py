@@ -11,7 +11,7 @@ import torch
 from raygpt.data.order import Order
 from raygpt.data.reader import TokenReader
 from raygpt.data.shards import ShardWriter
-from raygpt.data.stream import Source, batches
+from raygpt.data.stream import Source, batches, mapped_blocks
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.evaluate.perplexity import ArrayTokens, evaluate_tokens
 from raygpt.model.gpt import GPT, GPTConfig
@@ -50,7 +50,8 @@ def learn(order: Order, train: str, val: np.ndarray, seed: int) -> float:
     optimizer = make_adamw(model, lr=2e-3, weight_decay=0.1, betas=(0.9, 0.99))
     step = TrainStep(model, optimizer, Precision("fp32", CPU), micro_batch_size=order.global_batch_rows, grad_clip=1.0)
     schedule = Schedule("cosine", 2e-3, STEPS, 50)
-    for batch in batches(Source(train, order, 0, 1), "mmap", 0, STEPS):
+    source = Source(TokenReader(train).layout, order, 0, 1)
+    for batch in batches(source, mapped_blocks(source, 0, STEPS), 0, STEPS):
         step(torch.from_numpy(batch.tokens.astype(np.int64)), schedule.lr(batch.step))
     return evaluate_tokens(model, ArrayTokens(val), 32, 64).loss
 

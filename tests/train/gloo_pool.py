@@ -51,9 +51,9 @@ class GlooPool:
         """Train the job on config.scale.num_workers ranks; what the last event says about the end."""
         from raygpt.train import trainer
 
-        with patch.object(trainer, "TorchTrainer", lambda _, train_loop_config, **__: train_loop_config):
+        with patch.object(trainer, "LeanTorchTrainer", lambda _, train_loop_config, **__: train_loop_config):
             with patch.object(trainer, "wants_gpu", lambda _: False):
-                assignment = trainer._trainer(config, job, lock, None, *more)
+                assignment = trainer._trainer(config, job, lock, None, "", *more)
         assert self.process.stdin is not None and self.process.stdout is not None
         pickle.dump((config.scale.worker_range[1], dict(os.environ), assignment), self.process.stdin)
         self.process.stdin.flush()
