@@ -1,22 +1,29 @@
 """Speed of training, every figure a ratio taken in one run: `make bench`, or this script alone.
 
 - step: our optimizer step beside a bare loop around transformers' GPT2LMHeadModel with torch AdamW, taking turns.
-- ray_one, ray_two: the same loop under Ray Train beside a bare process and beside torchrun, taking turns; ray_one reads
-  through Ray Data, ray_two like torchrun through the memory map, since two workers leave no core for readers.
-- data_wait, checkpoint_stall: a 10M-parameter model streaming through Ray Data and saving asynchronously.
+- one, two, s3: the quick start's model for 600 steps of a run of 6,000 (so that data are left to be read), with one or
+  two workers, and two reading from S3: through Ray Data beside the same run through the memory map, and beside
+  torchrun on the memory map; runs take turns. Seconds are those of all 600 steps, the first one included; `wall` adds
+  the start, from the call to step 600. `others` is the CPU time of every process but the workers (Ray, the reader, this
+  driver; an S3 server not) over that of the workers, from step 100 to 600.
+- large: a 10M-parameter model streaming through Ray Data and saving asynchronously.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +32,15 @@ sys.path.insert(0, str(ROOT))
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
+import psutil
+import ray
 import torch
 
 from benchmarks.provenance import provenance
 
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 128, "seq_len": 64, "rows": 12}
+QUICKSTART = {"n_layer": 3, "n_head": 4, "n_embd": 128, "seq_len": 64, "rows": 16}
+STEPS = 600
 TEN_MILLION = {"n_layer": 6, "n_head": 6, "n_embd": 384, "seq_len": 128, "rows": 16}
 
 
@@ -84,139 +95,244 @@ def compare_step(pairs: int = 15, steps: int = 20) -> dict[str, Any]:
     }
 
 
-def speed(records: list[dict[str, Any]]) -> float:
-    """Median tokens/s after the first fifth."""
-    speeds = [row["tokens_per_second"] for row in records if "tokens_per_second" in row]
-    return statistics.median(speeds[len(speeds) // 5 :])
-
-
-def alone(shards: str, shape: dict[str, int], steps: int, processes: int, folder: Path) -> list[dict[str, Any]]:
+def alone(shards: str, workers: int, folder: Path) -> Run:
+    """The same loop on the memory map without Ray: a bare process, or torchrun."""
     out = folder / "alone.json"
-    arguments = [str(ROOT / "benchmarks/loop_alone.py"), shards, str(out), f"--steps={steps}"]
-    arguments += [f"--{key}={value}" for key, value in shape.items()]
     launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    subprocess.run([*launcher, *arguments], check=True, capture_output=True)
-    return json.loads(out.read_text())
+    if workers > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={workers}", "--standalone"]
+    script = [str(ROOT / "benchmarks/loop_alone.py"), shards, str(out), f"--steps={STEPS}", "--log_every=20"]
+    began = time.monotonic()
+    subprocess.run(
+        [*launcher, *script, *(f"--{key}={value}" for key, value in QUICKSTART.items())],
+        check=True,
+        capture_output=True,
+    )
+    return Run(seconds_of(json.loads(out.read_text())), time.monotonic() - began, None)
 
 
-def under_ray(shards: str, shape: dict[str, int], steps: int, workers: int, folder: Path, **more: str) -> list[dict]:
-    from raygpt.settings import load_config
+class Until(io.StringIO):
+    """Where the driver prints; notes CPU times at step 100 and, at STEPS, presses Ctrl-C."""
+
+    def __init__(self, apart: set[int]) -> None:
+        super().__init__()
+        self.apart = apart
+        self.used: list[tuple[float, float]] = []
+        self.reached = 0.0
+
+    def write(self, text: str) -> int:
+        if "step 100/" in text:
+            self.used.append(cpu_seconds(self.apart))
+        if f"step {STEPS}/" in text and not self.reached:
+            self.used.append(cpu_seconds(self.apart))
+            self.reached = time.monotonic()
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().write(text)
+
+
+def cpu_seconds(apart: set[int]) -> tuple[float, float]:
+    """(of the training workers, of every other process of this run), without those below the pids `apart`."""
+    workers = others = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.Error):
+            if apart & {process.pid, *(parent.pid for parent in process.parents())}:
+                continue
+            times = process.cpu_times()
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                workers += times.user + times.system
+            else:
+                others += times.user + times.system
+    return workers, others
+
+
+def under_ray(shards: str, workers: int, folder: Path, backend: str, apart: set[int] = frozenset()) -> Run:  # type: ignore[assignment]
+    """The same model under Ray Train, stopped at STEPS of ten times as many."""
     from raygpt.storage import locate
     from raygpt.track.jsonl import read_metrics
+
+    options = {
+        **{f"model.{key}": str(QUICKSTART[key]) for key in ("n_layer", "n_head", "n_embd", "seq_len")},
+        "scale.num_workers": str(workers),
+        "train.global_batch_tokens": str(QUICKSTART["rows"] * QUICKSTART["seq_len"]),
+        "train.max_steps": str(10 * STEPS),
+        "data.backend": backend,
+    }
+    screen = Until(apart)
+    began = time.monotonic()
+    name = train(shards, folder, screen, options)
+    records = read_metrics(locate(folder / name / "metrics.jsonl"))
+    (workers_before, others_before), (workers_after, others_after) = screen.used
+    share = (others_after - others_before) / (workers_after - workers_before)
+    return Run(seconds_of(records), screen.reached - began, share)
+
+
+def train(shards: str, folder: Path, screen: io.StringIO, options: dict[str, str]) -> str:
+    """Run a training job in this process; returns the run's name."""
+    from raygpt.settings import load_config
     from raygpt.train.assignment import resolve
     from raygpt.train.trainer import run_training
 
     name = f"r{time.monotonic_ns()}"
-    settings = {
+    fixed = {
         "run.name": name,
         "run.storage": str(folder),
         "data.train": shards,
         "data.val": shards,
         "model.preset": "nano",
-        **{f"model.{key}": str(shape[key]) for key in ("n_layer", "n_head", "n_embd", "seq_len")},
         "optim.schedule": "constant",
         "optim.lr": "1e-3",
-        "scale.num_workers": str(workers),
-        "train.global_batch_tokens": str(shape["rows"] * shape["seq_len"]),
-        "train.micro_batch_size": str(shape["rows"] // workers),
-        "train.max_steps": str(steps),
         "train.log_every": "20",
         "train.checkpoint_every": "0",
         "eval.every": "0",
         "eval.batches": "1",
         "track.wandb": "off",
         "track.tensorboard": "false",
-        **more,
     }
-    config = load_config("pretrain", None, settings, {})
-    with open(os.devnull, "w") as nowhere:
-        run_training(config, resolve(config), "", nowhere)
-    return read_metrics(locate(folder / name / "metrics.jsonl"))
+    config = load_config("pretrain", None, {**fixed, **options}, {})
+    run_training(config, resolve(config), "", screen)
+    return name
 
 
-def take_turns(left: Callable[[], list], right: Callable[[], list], pairs: int) -> dict[str, Any]:
-    """Ratio of speeds left / right, the order of each pair alternating."""
-    found: list[tuple[float, float]] = []
-    for pair in range(pairs):
-        if pair % 2:
-            b, a = speed(right()), speed(left())
-        else:
-            a, b = speed(left()), speed(right())
-        found.append((a, b))
-        print(f"    {a:,.0f} / {b:,.0f} tok/s = {a / b:.3f}", flush=True)
-    return {
-        "tokens_per_second": statistics.median(a for a, _ in found),
-        "reference_tokens_per_second": statistics.median(b for _, b in found),
-        "ratio": statistics.median(a / b for a, b in found),
-        "ratios": [round(a / b, 4) for a, b in found],
-    }
+def seconds_of(records: list[dict[str, Any]]) -> float:
+    """Seconds of the steps up to STEPS, the first one included."""
+    return sum(20 * row["step_seconds"] for row in records if "step_seconds" in row and row["step"] <= STEPS)
 
 
-def write_shards(folder: Path) -> str:
+@dataclass
+class Run:
+    seconds: float
+    wall: float
+    others: float | None
+
+
+def take_turns(ways: dict[str, Callable[[], Run]], rounds: int) -> dict[str, Any]:
+    """Each way `rounds` times, in turns whose order alternates; the first way is compared with each of the others."""
+    first = next(iter(ways))
+    found: dict[str, list[Run]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name in list(ways) if number % 2 == 0 else list(ways)[::-1]:
+            found[name].append(ways[name]())
+            run = found[name][-1]
+            print(f"    {name}: {run.seconds:.2f} s, {run.wall:.1f} s with the start", flush=True)
+    tokens = STEPS * QUICKSTART["rows"] * QUICKSTART["seq_len"]
+    result: dict[str, Any] = {"tokens_per_second": round(tokens / statistics.median(r.seconds for r in found[first]))}
+    for name in list(ways)[1:]:
+        pairs = [
+            (mine.seconds, theirs.seconds, mine.wall, theirs.wall) for mine, theirs in zip(found[first], found[name])
+        ]
+        result[f"of_{name}"] = round(statistics.median(theirs / mine for mine, theirs, _, _ in pairs), 4)
+        result[f"of_{name}_each"] = [round(theirs / mine, 4) for mine, theirs, _, _ in pairs]
+        result[f"of_{name}_with_start"] = round(statistics.median(theirs / mine for _, _, mine, theirs in pairs), 4)
+    shares = [run.others for run in found[first] if run.others is not None]
+    result["others_cpu_over_workers"] = round(statistics.median(shares), 4)
+    result["wall_seconds"] = round(statistics.median(run.wall for run in found[first]), 2)
+    print(f"    {result}", flush=True)
+    return result
+
+
+def write_shards(where: str) -> str:
     from raygpt.data.shards import ShardWriter
     from raygpt.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer("bytes")
-    writer = ShardWriter(str(folder / "shards"), "uint16", 2**20)
-    writer.append(np.random.default_rng(0).integers(32, 127, 3_000_000).astype("<u2"))
-    writer.finish(tokenizer.info, tokenizer.to_json(), 1, 3_000_000, ["random"])
+    writer = ShardWriter(where, "uint16", 2**20)
+    writer.append(np.random.default_rng(0).integers(32, 127, 6_500_000).astype("<u2"))
+    writer.finish(tokenizer.info, tokenizer.to_json(), 1, 6_500_000, ["random"])
     return writer.folder.uri
+
+
+def against_mmap_and_torchrun(shards: str, workers: int, folder: Path, rounds: int) -> dict[str, Any]:
+    ways = {
+        "ray": lambda: under_ray(shards, workers, folder, "ray"),
+        "mmap": lambda: under_ray(shards, workers, folder, "mmap"),
+        "torchrun": lambda: alone(shards, workers, folder),
+    }
+    return take_turns(ways, rounds)
+
+
+def on_s3(shards: str, folder: Path, rounds: int) -> dict[str, Any]:
+    """Two workers reading from an S3 server on the same two cores, its own processor time left out of `others`."""
+    from tests import s3_server
+
+    with s3_server.running(folder / "s3") as facts:
+        os.environ.update(
+            AWS_ACCESS_KEY_ID=facts["key"],
+            AWS_SECRET_ACCESS_KEY=facts["secret"],
+            AWS_ENDPOINT_URL=facts["endpoint"],
+            AWS_DEFAULT_REGION=facts["region"],
+            XDG_CACHE_HOME=str(folder / "cache"),
+        )
+        import boto3
+
+        from raygpt.config import Scale
+        from raygpt.train.cluster import connect
+
+        boto3.client("s3", endpoint_url=facts["endpoint"]).create_bucket(Bucket="bench")
+        remote = write_shards("s3://bench/train")
+        ray.shutdown()  # its processes know no credentials
+        connect(Scale(), workers_cpus=2)
+        apart = set(facts["pids"].values())
+        ways = {
+            "s3": lambda: under_ray(remote, 2, folder, "ray", apart),
+            "mmap": lambda: under_ray(shards, 2, folder, "mmap", apart),
+        }
+        return take_turns(ways, rounds)
+
+
+def large(shards: str, folder: Path) -> dict[str, Any]:
+    """10M parameters through Ray Data, a checkpoint every 15 steps, every step recorded."""
+    from raygpt.storage import locate
+    from raygpt.track.jsonl import read_metrics
+
+    options = {
+        **{f"model.{key}": str(TEN_MILLION[key]) for key in ("n_layer", "n_head", "n_embd", "seq_len")},
+        "scale.num_workers": "1",
+        "train.global_batch_tokens": str(TEN_MILLION["rows"] * TEN_MILLION["seq_len"]),
+        "train.max_steps": "60",
+        "train.checkpoint_every": "15",
+        "train.log_every": "1",
+    }
+    rows = read_metrics(locate(folder / train(shards, folder, io.StringIO(), options) / "metrics.jsonl"))
+    steps = [row["step_seconds"] for row in rows if "step_seconds" in row]
+    waits = [row["data_wait_seconds"] for row in rows if "data_wait_seconds" in row]
+    stalls = [row["checkpoint_stall_seconds"] for row in rows if "checkpoint_stall_seconds" in row]
+    return {
+        "parameters": 10_700_000,
+        "step_seconds": statistics.median(steps),
+        "data_wait_fraction": sum(waits) / sum(steps),
+        "checkpoint_stall_seconds": [round(stall, 4) for stall in stalls],
+        "longest_stall_in_steps": max(stalls) / statistics.median(steps),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", help="one of step, ray_one, ray_two, large")
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--only", help="one of step, one, two, s3, large")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/training.json")
     chosen = parser.parse_args()
-    wanted = [chosen.only] if chosen.only else ["step", "ray_one", "ray_two", "large"]
+    wanted = [chosen.only] if chosen.only else ["step", "one", "two", "large", "s3"]
     result: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
     result |= provenance("torch", "ray")
-    if "step" in wanted:
-        print("step: ours beside transformers, one thread")
-        result["step"] = compare_step()
-        print(f"    {result['step']['speed_over_transformers']:.3f} times its speed")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if set(wanted) - {"step"}:
             from raygpt.config import Scale
             from raygpt.train.cluster import connect
 
-            shards = write_shards(folder)
+            shards = write_shards(str(folder / "shards"))
             connect(Scale(), workers_cpus=2)
-        if "ray_one" in wanted:
-            print("ray_one: one Ray worker beside one bare process")
-            result["ray_one"] = take_turns(
-                lambda: under_ray(shards, SMALL, 300, 1, folder),
-                lambda: alone(shards, SMALL, 300, 1, folder),
-                chosen.pairs,
-            )
-        if "ray_two" in wanted:
-            print("ray_two: two Ray workers beside torchrun with two processes")
-            result["ray_two"] = take_turns(
-                lambda: under_ray(shards, SMALL, 300, 2, folder, **{"data.backend": "mmap"}),
-                lambda: alone(shards, SMALL, 300, 2, folder),
-                chosen.pairs,
-            )
-        if "large" in wanted:
-            print("large: 10M parameters, Ray Data, a checkpoint every 15 steps")
-            rows = under_ray(
-                shards, TEN_MILLION, 60, 1, folder, **{"train.checkpoint_every": "15", "train.log_every": "1"}
-            )
-            steps = [row["step_seconds"] for row in rows[5:]]
-            waits = [row["data_wait_seconds"] for row in rows[5:]]
-            stalls = [row["checkpoint_stall_seconds"] for row in rows if "checkpoint_stall_seconds" in row]
-            result["large"] = {
-                "parameters": 10_700_000,
-                "step_seconds": statistics.median(steps),
-                "data_wait_fraction": sum(waits) / sum(steps),
-                "checkpoint_stall_seconds": [round(stall, 4) for stall in stalls],
-                "longest_stall_in_steps": max(stalls) / statistics.median(steps),
-            }
-            print(f"    {result['large']}")
-    chosen.out.write_text(json.dumps(result, indent=2) + "\n")
+        for part in wanted:
+            print(f"{part}:", flush=True)
+            if part == "step":
+                result[part] = compare_step()
+            elif part == "large":
+                result[part] = large(shards, folder)
+            elif part == "s3":
+                result[part] = on_s3(shards, folder, chosen.rounds)
+            else:
+                result[part] = against_mmap_and_torchrun(shards, {"one": 1, "two": 2}[part], folder, chosen.rounds)
+            chosen.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
