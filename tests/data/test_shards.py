@@ -6,6 +6,7 @@ import hashlib
 import json
 import pickle
 import shutil
+import time
 import timeit
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,7 +149,7 @@ def test_a_layout_says_where_each_token_lies_and_travels_cheaply(tmp_path: Path)
     many = replace(layout, starts=np.arange(100_001) * 2**24, names=tuple(map(shard_name, range(100_000))))
     data = pickle.dumps(many)
     assert len(data) < 3 * 10**6
-    seconds = min(timeit.repeat(lambda: pickle.loads(data), number=1, repeat=5))
+    seconds = min(timeit.repeat(lambda: pickle.loads(data), timer=time.process_time, number=1, repeat=5))
     assert seconds < 0.05, f"{seconds:.3f} s to unpickle the layout of 100,000 shards"
 
 
