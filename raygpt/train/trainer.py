@@ -32,12 +32,11 @@ from raygpt.track.summary import summarise
 from raygpt.train import checkpoint
 from raygpt.train.assignment import Resolved
 from raygpt.train.cluster import train_environment, wants_gpu
-from raygpt.train.control import RunControl
+from raygpt.train.control import RunControl, pause
 from raygpt.train.lean_trainer import LeanTorchTrainer
 from raygpt.train.runfolder import RunLock
 from raygpt.train.worker import Assignment, train_worker
 
-POLL_SECONDS = 0.2
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
@@ -131,8 +130,9 @@ def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress, plann
     end: dict[str, Any] = {}
     with _Signals(control, progress) as signals:
         thread.start()
+        began = time.monotonic()
         while thread.is_alive():
-            thread.join(POLL_SECONDS)
+            thread.join(pause(time.monotonic() - began))
             end = _show(ray.get(control.take.remote()), progress) or end
         end = _show(ray.get(control.take.remote()), progress) or end
     del service  # the driver's: it served restarted workers as well
