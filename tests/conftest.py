@@ -50,7 +50,7 @@ torch.set_num_threads(1)
 
 
 # Fixtures that start Ray or Swift: `-n 2 --dist loadgroup` keeps the tests that ask for one in one process, the rest
-# run beside it.
+# run beside it, module by module.
 CLUSTERS = {"ray_cluster", "one_gpu", "s3"}
 
 
@@ -86,8 +86,8 @@ class Durations:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = ROOT / "tests"
     for item in items:
-        if CLUSTERS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("clusters"))
+        shared = CLUSTERS & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("clusters" if shared else str(item.path.relative_to(here))))
         if item.path.is_relative_to(here / "drills"):
             item.add_marker(pytest.mark.drill)
         if item.path.is_relative_to(here / "gpu"):
