@@ -23,6 +23,8 @@ os.environ.update(
     XDG_CACHE_HOME=str(Path(__file__).resolve().parent.parent / ".cache" / "home"),
     HF_HUB_OFFLINE="1",
     OMP_NUM_THREADS="1",
+    # a cluster of the test's own, though another one has left its address in /tmp/ray
+    RAY_ADDRESS="local",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_USAGE_STATS_ENABLED="0",
     # how often Ray Train's controller polls its workers: 2 s would be most of a short test
