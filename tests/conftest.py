@@ -22,6 +22,8 @@ os.environ.update(
     XDG_CACHE_HOME=str(Path(__file__).resolve().parent.parent / ".cache" / "home"),
     HF_HUB_OFFLINE="1",
     OMP_NUM_THREADS="1",
+    # a cluster of the test's own, though another one has left its address in /tmp/ray
+    RAY_ADDRESS="local",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_USAGE_STATS_ENABLED="0",
     TOKENIZERS_PARALLELISM="false",
@@ -45,7 +47,7 @@ torch.set_num_threads(1)
 
 
 # Fixtures that start Ray or Swift: `-n 2 --dist loadgroup` keeps the tests that ask for one in one process, the rest
-# run beside it.
+# run beside it, module by module.
 CLUSTERS = {"ray_cluster", "one_gpu", "s3"}
 
 
@@ -81,8 +83,8 @@ class Durations:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = ROOT / "tests"
     for item in items:
-        if CLUSTERS & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("clusters"))
+        shared = CLUSTERS & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("clusters" if shared else str(item.path.relative_to(here))))
         if item.path.is_relative_to(here / "drills"):
             item.add_marker(pytest.mark.drill)
         if item.path.is_relative_to(here / "gpu"):

@@ -25,8 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def raygpt(*words: str, status: int = 0) -> str:
     """What `raygpt <words>` prints, run in this process on the Ray cluster that it is connected to.
 
-    Saves the nine seconds that a process and a cluster of its own take to start. `status` is the exit status it must
-    end with.
+    Saves the start of a process and of a cluster. `status` is the exit status it must end with.
     """
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):

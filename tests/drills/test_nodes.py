@@ -1,13 +1,19 @@
 """The same settings on a cluster of several nodes: real raylets, on one machine."""
 
+# ruff: noqa: F811 - fixtures of tests/tune are imported by name
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from raygpt.config import Config
+from tests.drills.program import Program
+from tests.drills.test_sweeps import SETTINGS, check_same, finish
 from tests.train.running import letters, run, sequence, zero_settings
+from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 
 
 @pytest.fixture
@@ -35,3 +41,29 @@ def test_weights_are_shared_out_over_two_nodes(two_nodes: list[dict], tmp_path: 
     _, rows, text = run(zero_settings(shards, tmp_path, "zero3", "all", scale__cpus_per_worker="1.5", **options))
     assert "2 workers" in text and len(sequence(rows, "train_loss")) == 10
     assert {row["world_size"] for row in rows} == {2}
+
+
+@pytest.mark.timeout(900)
+def test_a_lost_node_costs_no_trial(sweep_config: Callable[..., Config]) -> None:
+    """Two nodes of one CPU for trials; one dies while both run."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    config = sweep_config(SETTINGS)
+    ray.shutdown()
+    head = {"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        node = cluster.add_node(num_cpus=1, object_store_memory=150_000_000)
+        file = Path(config.run.storage) / "sweep.yaml"
+        program = Program(
+            "tune", "--config", str(file), "--run.name=node", f"--scale.address={cluster.address}",
+            "--tune.cpus_per_trial=0.5", "--tune.concurrent=4",
+        )  # fmt: skip
+        program.wait_for("4 running", 300)
+        time.sleep(3)
+        cluster.remove_node(node, allow_graceful=False)
+        curves, summary = finish(program, Path(config.run.storage) / "node")
+        check_same(curves, summary, 4)
+    finally:
+        cluster.shutdown()

@@ -192,31 +192,6 @@ def test_kill_9_of_a_trial_repeats_only_the_epoch_it_was_in(sweep_config: Callab
     check_same(curves, summary, 2)
 
 
-def test_a_lost_node_costs_no_trial(sweep_config: Callable[..., Config]) -> None:
-    """Two nodes of one CPU for trials; one dies while both run."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    config = sweep_config(SETTINGS)
-    ray.shutdown()
-    head = {"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        node = cluster.add_node(num_cpus=1, object_store_memory=150_000_000)
-        file = Path(config.run.storage) / "sweep.yaml"
-        program = Program(
-            "tune", "--config", str(file), "--run.name=node", f"--scale.address={cluster.address}",
-            "--tune.cpus_per_trial=0.5", "--tune.concurrent=4",
-        )  # fmt: skip
-        program.wait_for("4 running", 300)
-        time.sleep(3)
-        cluster.remove_node(node, allow_graceful=False)
-        curves, summary = finish(program, Path(config.run.storage) / "node")
-        check_same(curves, summary, 4)
-    finally:
-        cluster.shutdown()
-
-
 @pytest.mark.long
 def test_ctrl_c_stops_and_the_same_command_goes_on(ray_cluster: str, sweep_config: Callable[..., Config]) -> None:
     config = sweep_config(SETTINGS)
