@@ -1,4 +1,4 @@
-"""The order of 5T tokens, and what 1,000 ranks on 125 nodes ask of S3: the real planning and reading code, S3 simulated.
+"""The order of 5T tokens, and what 1,000 ranks on 125 nodes ask of S3: real planning and reading, S3 simulated.
 
 `python benchmarks/bench_ranks.py` writes benchmarks/ranks.json and the part "Order" of benchmarks/scaling.md. A request
 of the simulated S3 takes 30 ms and gives zeros. Steps take what 45,000 tokens/s and rank make of them.
@@ -121,11 +121,11 @@ def main() -> None:
     lines += [
         "",
         f"{RANKS:,} ranks on {NODES} nodes over 5e12 tokens, {TOKENS_PER_SECOND:,} tokens/s each, a simulated S3 of "
-        f"{1000 * REQUEST_SECONDS:.0f} ms a request, no cache: {NODES} reader actors, no LIST and no manifest by any of "
-        f"them, rounds of at most {ROUND_SECONDS:.0f} s and {ROUND_BYTES >> 20} MiB a node.",
+        f"{1000 * REQUEST_SECONDS:.0f} ms a request, no cache: {NODES} reader actors, no LIST and no manifest by any "
+        f"of them, rounds of at most {ROUND_SECONDS:.0f} s and {ROUND_BYTES >> 20} MiB a node.",
         "",
-        "| rows a step | step, s | first block after, s | round, steps | read in, s | GET a step and node | GET/s, all | "
-        "MB/s a node | KiB a GET |",
+        "| rows a step | step, s | first block after, s | round, steps | read in, s | GET a step and node | "
+        "GET/s, all | MB/s a node | KiB a GET |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["nodes"]:
@@ -136,8 +136,8 @@ def main() -> None:
         )
     lines += [
         "",
-        "Where memory bounds a round to fewer steps than a run has rows, a run is read in parts: more requests, none of "
-        "them a byte twice. `first block` is the reading alone; a process for it starts in one to three seconds.",
+        "Where memory bounds a round to fewer steps than a run has rows, a run is read in parts: more requests, no "
+        "byte twice. `first block` is the reading alone; a process for it starts in one to three seconds.",
     ]
     page = ROOT / "benchmarks/scaling.md"
     before, _, rest = page.read_text().partition("<!-- order -->")

@@ -8,12 +8,16 @@ are read from the syntax tree.
 from __future__ import annotations
 
 import ast
+import gzip
+import hashlib
 import json
 import os
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from raygpt import storage
 from raygpt.errors import UserError
 
 # Not text worth learning: test data, GUIs, bundled tools, generated tables, byte-code caches.
@@ -79,6 +83,20 @@ def write_corpus(path: Path) -> int:
         aside.write_bytes(data)
         os.replace(aside, path)
     return len(texts)
+
+
+def place_corpus(home: str) -> str:
+    """URI of the corpus below `home`, written under a name of its contents: another Python's text is another file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "corpus.jsonl"
+        write_corpus(path)
+        text = path.read_bytes()
+    # without a time stamp inside, equal text is an equal file
+    data = gzip.compress(text, compresslevel=1, mtime=0)
+    where = storage.locate(home) / "corpus" / f"python-{hashlib.sha256(text).hexdigest()[:12]}.jsonl.gz"
+    if storage.info(where).size != len(data):
+        storage.write_bytes(where, data)
+    return where.uri
 
 
 def _library() -> Path:

@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import math
 import os
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from raygpt import storage
-from raygpt.cli import Call
-from raygpt.config import Config
-from raygpt.data.reader import TokenReader
-from raygpt.data.stdlib_corpus import write_corpus
-from raygpt.evaluate.held_out import open_held_out
-from raygpt.evaluate.perplexity import Evaluation
-from raygpt.evaluate.subject import Subject, open_subject
-from raygpt.evaluate.yardsticks import yardsticks
-from raygpt.jobs.evaluate import measure
-from raygpt.jobs.prepare import with_prepared_data
-from raygpt.jobs.pretrain import check_places
-from raygpt.jobs.sample import write_samples
+from raygpt.data.stdlib_corpus import place_corpus
 from raygpt.storage import Location
-from raygpt.track.report import write_report
-from raygpt.train.assignment import resolve
+
+if TYPE_CHECKING:
+    from raygpt.cli import Call
+    from raygpt.config import Config
+    from raygpt.evaluate.perplexity import Evaluation
+    from raygpt.evaluate.subject import Subject
 
 
 def run(config: Config, call: Call) -> int:
-    from raygpt.train.cluster import connect
-    from raygpt.train.trainer import run_training
-
     _say("The quick start takes one to three minutes on two cores. Ctrl-C stops it; the same command goes on.\n")
-    check_places(config)
     _say("1/5 Corpus: documentation and sources of this Python's standard library")
-    with ThreadPoolExecutor(1) as beside:  # the cluster's processes start meanwhile
-        placing = beside.submit(place_corpus, storage.locate(config.run.storage))
+    # in a process of its own: meanwhile this one loads torch, and a cluster starts
+    with ProcessPoolExecutor(1, get_context("spawn")) as beside:
+        placing = beside.submit(place_corpus, config.run.storage)
+
+        from raygpt.jobs.pretrain import check_places
+        from raygpt.train.cluster import connect
+
+        check_places(config)
         cluster = connect(config.scale, workers_cpus=config.scale.worker_range[0] * config.scale.cpus_per_worker)
+        import torch
+
+        from raygpt.data.reader import TokenReader
+        from raygpt.evaluate.held_out import open_held_out
+        from raygpt.evaluate.subject import open_subject
+        from raygpt.evaluate.yardsticks import yardsticks
+        from raygpt.jobs.evaluate import measure
+        from raygpt.jobs.prepare import with_prepared_data
+        from raygpt.jobs.sample import write_samples
+        from raygpt.train.assignment import resolve
+        from raygpt.train.trainer import run_training
+
         corpus = placing.result()
-    _say(f"    {corpus.uri}")
+    _say(f"    {corpus}")
 
     _say("2/5 Tokens")
     _say(cluster)
-    train_on_it = config.data.model_copy(update={"train": corpus.uri, "val": None})
+    train_on_it = config.data.model_copy(update={"train": corpus, "val": None})
     config = with_prepared_data(config.model_copy(update={"data": train_on_it}))
 
     _say("\n3/5 Training")
@@ -81,22 +85,10 @@ def run(config: Config, call: Call) -> int:
     return 0
 
 
-def place_corpus(home: Location) -> Location:
-    """Write the corpus below `home` under a name of its contents, so that another Python's text is another file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "corpus.jsonl"
-        write_corpus(path)
-        text = path.read_bytes()
-    # without a time stamp inside, equal text is an equal file
-    data = gzip.compress(text, compresslevel=1, mtime=0)
-    where = home / "corpus" / f"python-{hashlib.sha256(text).hexdigest()[:12]}.jsonl.gz"
-    if storage.info(where).size != len(data):
-        storage.write_bytes(where, data)
-    return where
-
-
 def report(subject: Subject, result: Evaluation, known: Mapping[str, float], samples: list[str]) -> Location:
     """Add what was found to the run's summary, where `raygpt report` finds it again, and write the page."""
+    from raygpt.track.report import write_report
+
     assert subject.run is not None
     where = subject.run / "summary.json"
     if storage.exists(where):

@@ -21,6 +21,7 @@ TRAIN_ENVIRONMENT = {
 
 
 _own = False
+_actors: list[object] = []
 
 
 def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> str:
@@ -60,6 +61,7 @@ def start(*, cpus: int, gpus: int | None = None, object_store_bytes: int = OBJEC
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + WAITING_PROCESSES))
     ray.init(
+        address="local",  # whatever cluster another program of this machine has left its address of
         num_cpus=cpus,
         num_gpus=gpus,
         object_store_memory=object_store_bytes,
@@ -68,6 +70,20 @@ def start(*, cpus: int, gpus: int | None = None, object_store_bytes: int = OBJEC
         logging_level=logging.ERROR,
     )
     _own = True
+    _start_actors()
+
+
+def _start_actors() -> None:
+    """Have Ray Data's two actors of a cluster started when a run waits for them: each takes a second of a core."""
+    try:
+        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+            get_or_create_autoscaling_coordinator,
+        )
+        from ray.data._internal.stats import get_or_create_stats_actor
+
+        _actors[:] = [get_or_create_autoscaling_coordinator(), get_or_create_stats_actor()]
+    except (ImportError, AttributeError):  # no part of Ray's interface: they start later then
+        pass
 
 
 def is_own() -> bool:

@@ -71,14 +71,14 @@ def test_it_trains_evaluates_samples_and_reports_and_does_so_again(
 
 
 def test_the_corpus_keeps_its_name_and_is_written_once(tmp_path: Path) -> None:
-    where = quickstart.place_corpus(locate(tmp_path))
+    where = place_corpus(str(tmp_path))
     written = Path(where.path).stat().st_mtime_ns
-    assert quickstart.place_corpus(locate(tmp_path)) == where
+    assert place_corpus(str(tmp_path)) == where
     assert Path(where.path).stat().st_mtime_ns == written
     assert where.path.endswith(".jsonl.gz")
     # a copy cut short is mended
     Path(where.path).write_bytes(b"")
-    assert quickstart.place_corpus(locate(tmp_path)) == where and Path(where.path).stat().st_size > 10**6
+    assert place_corpus(str(tmp_path)) == where and Path(where).stat().st_size > 10**6
 
 
 @pytest.mark.parametrize("storage", ["runs", "/some/where else"])
