@@ -12,11 +12,11 @@ import pytest
 from raygpt.cli import JOBS, main, parse
 from raygpt.config import Config
 from raygpt.data.reader import TokenReader
+from raygpt.data.stdlib_corpus import place_corpus
 from raygpt.evaluate.perplexity import Evaluation
 from raygpt.evaluate.yardsticks import yardsticks
 from raygpt.jobs import quickstart
 from raygpt.settings import load_config
-from raygpt.storage import locate
 
 SMALL = [
     "--model.n_layer=1",
@@ -72,12 +72,12 @@ def test_it_trains_evaluates_samples_and_reports_and_does_so_again(
 
 def test_the_corpus_keeps_its_name_and_is_written_once(tmp_path: Path) -> None:
     where = place_corpus(str(tmp_path))
-    written = Path(where.path).stat().st_mtime_ns
+    written = Path(where).stat().st_mtime_ns
     assert place_corpus(str(tmp_path)) == where
-    assert Path(where.path).stat().st_mtime_ns == written
-    assert where.path.endswith(".jsonl.gz")
+    assert Path(where).stat().st_mtime_ns == written
+    assert where.endswith(".jsonl.gz")
     # a copy cut short is mended
-    Path(where.path).write_bytes(b"")
+    Path(where).write_bytes(b"")
     assert place_corpus(str(tmp_path)) == where and Path(where).stat().st_size > 10**6
 
 
