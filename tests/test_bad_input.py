@@ -120,6 +120,7 @@ def test_another_tokenizer_or_other_tokens_on_a_resume_are_refused_and_the_check
     refused: Callable[..., str], make_shards: Callable[..., str], tmp_path: Path
 ) -> None:
     from raygpt.config import Config
+    from raygpt.data.order import ORDER_VERSION
     from raygpt.settings import dump, load_config
 
     shards, others = make_shards(5000), make_shards(6000)
@@ -130,6 +131,7 @@ def test_another_tokenizer_or_other_tokens_on_a_resume_are_refused_and_the_check
     job = resolve(config)
     state = RunState(
         step=2,
+        order_version=ORDER_VERSION,
         fingerprint=job.train.fingerprint,
         tokenizer_sha256=job.train.tokenizer.sha256,
         model=job.model.to_dict(),

@@ -1,0 +1,88 @@
+"""README's table of speeds, made from the result files: `python benchmarks/readme.py` brings it up to date."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- speed: made by benchmarks/readme.py -->\n", "<!-- end of speed -->\n"
+
+
+def table() -> str:
+    """The table in Markdown."""
+    training, starts, prepare = (_load(name) for name in ("training", "starts", "prepare"))
+    large, later = training["large"], [run["step"] for run in starts["runs"][1:]]
+    rows = [
+        (
+            "training step beside a bare loop around `transformers`' GPT-2 with torch AdamW (4 layers, width 128, one "
+            "thread)",
+            f"{training['step']['speed_over_transformers']:.2f} times its speed",
+            "training",
+        ),
+        *(
+            (f"{what}, through Ray Data: of the memory map's speed", _ratio(training[part], "mmap"), "training")
+            for part, what in (("one", "one worker with a core free"), ("two", "two workers on two cores"))
+        ),
+        ("the same two, reading S3 for the first time", _ratio(training["s3"], "mmap"), "training"),
+        ("one worker: of a bare process on the memory map", _ratio(training["one"], "torchrun"), "training"),
+        ("two workers: of torchrun on the memory map", _ratio(training["two"], "torchrun"), "training"),
+        (
+            "processor time of all processes but the workers (Ray, the reader, the driver) over theirs: one, two "
+            "workers, two on S3",
+            ", ".join(f"{training[part]['others_cpu_over_workers']:.1%}" for part in ("one", "two", "s3")),
+            "training",
+        ),
+        (
+            "waiting for data, 10M parameters, Ray Data",
+            f"{large['data_wait_fraction']:.2%} of step time",
+            "training",
+        ),
+        (
+            "an asynchronous checkpoint holds training up for",
+            f"{1000 * max(large['checkpoint_stall_seconds']):.0f} ms at most",
+            "training",
+        ),
+        (
+            "first step of a run of two workers on a cluster that is there",
+            f"{starts['runs'][0]['step']:.1f} s, {statistics.median(later):.1f} s in later runs",
+            "starts",
+        ),
+        (
+            "`raygpt quickstart` to its first step, corpus, tokenizer and tokens included",
+            f"{statistics.median(starts['quickstart_to_first_step']):.1f} s",
+            "starts",
+        ),
+        (
+            "`prepare` beside the raw tokenizer's own batch speed on the same cores",
+            f"{prepare['ratio']:.2f} times its speed",
+            "prepare",
+        ),
+    ]
+    lines = ["| what | measured | file |", "|---|---|---|"]
+    return (
+        "\n".join([*lines, *(f"| {what} | {figure} | `benchmarks/{file}.json` |" for what, figure, file in rows)])
+        + "\n"
+    )
+
+
+def replace(text: str) -> str:
+    """`text` of the README with the table between its marks renewed."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + table() + END + rest.split(END)[1]
+
+
+def _ratio(part: dict[str, Any], of: str) -> str:
+    each = ", ".join(f"{ratio:.3f}" for ratio in part[f"of_{of}_each"])
+    return f"{part[f'of_{of}']:.3f} (each {each}; with the start {part[f'of_{of}_with_start']:.3f})"
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((HERE / f"{name}.json").read_text())
+
+
+if __name__ == "__main__":
+    readme = HERE.parent / "README.md"
+    readme.write_text(replace(readme.read_text()))
