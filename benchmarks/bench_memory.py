@@ -77,6 +77,7 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
     from raygpt.model.export import parameter_shapes
     from raygpt.settings import dump, load_config
     from raygpt.storage import locate
+    from raygpt.model.tensorfile import Spec, TensorStream
     from raygpt.train import checkpoint
     from raygpt.train.pieces import KINDS, Piece, starts_of
 
@@ -93,10 +94,10 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
             views = {kind: tensor[low - first : high - first] for kind, tensor in flat.items()}
             pieces.append(Piece(name, size, low - begin, views))
         begin += count
-    specs = [checkpoint.Spec(f"{p.name}.{kind}", torch.float32, (p.stop - p.start,)) for p in pieces for kind in KINDS]
+    specs = [Spec(f"{p.name}.{kind}", torch.float32, (p.stop - p.start,)) for p in pieces for kind in KINDS]
     values = lambda: (piece.values[kind] for piece in pieces for kind in KINDS)  # noqa: E731
     files: dict[str, Any] = {
-        f"zero-{part:05d}.safetensors": checkpoint.TensorStream(specs, values, starts_of(pieces)),
+        f"zero-{part:05d}.safetensors": TensorStream(specs, values, starts_of(pieces)),
         checkpoint.rank_file(part): checkpoint.rank_bytes({}),
     }
     if part == 0:
