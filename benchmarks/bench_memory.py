@@ -75,9 +75,9 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
 
     from raygpt.data.tokenizer import load_tokenizer
     from raygpt.model.export import parameter_shapes
+    from raygpt.model.tensorfile import Spec, TensorStream
     from raygpt.settings import dump, load_config
     from raygpt.storage import locate
-    from raygpt.model.tensorfile import Spec, TensorStream
     from raygpt.train import checkpoint
     from raygpt.train.pieces import KINDS, Piece, starts_of
 

@@ -6,6 +6,7 @@
   torchrun on the memory map; runs take turns. Seconds are those of all 600 steps, the first one included; `wall` adds
   the start, from the call to step 600. `others` is the CPU time of every process but the workers (Ray, the reader, this
   driver; an S3 server not) over that of the workers, from step 100 to 600.
+- steady: the same share with one and two workers from step 1,500 to 2,500, when the run has lasted for a minute.
 - large: a 10M-parameter model streaming through Ray Data and saving asynchronously.
 """
 
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,25 +113,25 @@ def alone(shards: str, workers: int, folder: Path) -> Run:
 
 
 class Until(io.StringIO):
-    """Where the driver prints; notes CPU times at step 100 and, at STEPS, presses Ctrl-C."""
+    """Where the driver prints; notes CPU times at step `first` and, at step `last`, presses Ctrl-C."""
 
-    def __init__(self, apart: set[int]) -> None:
+    def __init__(self, apart: Set[int], first: int, last: int) -> None:
         super().__init__()
-        self.apart = apart
+        self.apart, self.first, self.last = apart, first, last
         self.used: list[tuple[float, float]] = []
         self.reached = 0.0
 
     def write(self, text: str) -> int:
-        if "step 100/" in text:
+        if f"step {self.first}/" in text:
             self.used.append(cpu_seconds(self.apart))
-        if f"step {STEPS}/" in text and not self.reached:
+        if f"step {self.last}/" in text and not self.reached:
             self.used.append(cpu_seconds(self.apart))
             self.reached = time.monotonic()
             os.kill(os.getpid(), signal.SIGINT)
         return super().write(text)
 
 
-def cpu_seconds(apart: set[int]) -> tuple[float, float]:
+def cpu_seconds(apart: Set[int]) -> tuple[float, float]:
     """(of the training workers, of every other process of this run), without those below the pids `apart`."""
     workers = others = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
@@ -145,8 +146,16 @@ def cpu_seconds(apart: set[int]) -> tuple[float, float]:
     return workers, others
 
 
-def under_ray(shards: str, workers: int, folder: Path, backend: str, apart: set[int] = frozenset()) -> Run:  # type: ignore[assignment]
-    """The same model under Ray Train, stopped at STEPS of ten times as many."""
+def under_ray(
+    shards: str,
+    workers: int,
+    folder: Path,
+    backend: str,
+    apart: Set[int] = frozenset(),
+    window: tuple[int, int] | None = None,
+) -> Run:
+    """The same model under Ray Train, stopped at STEPS of ten times as many, or at the end of `window`."""
+    first, last = window or (100, STEPS)
     from raygpt.storage import locate
     from raygpt.track.jsonl import read_metrics
 
@@ -157,7 +166,7 @@ def under_ray(shards: str, workers: int, folder: Path, backend: str, apart: set[
         "train.max_steps": str(10 * STEPS),
         "data.backend": backend,
     }
-    screen = Until(apart)
+    screen = Until(apart, first, last)
     began = time.monotonic()
     name = train(shards, folder, screen, options)
     records = read_metrics(locate(folder / name / "metrics.jsonl"))
@@ -307,11 +316,11 @@ def large(shards: str, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", help="one of step, one, two, s3, large")
+    parser.add_argument("--only", help="one of step, one, two, large, steady, s3")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/training.json")
     chosen = parser.parse_args()
-    wanted = [chosen.only] if chosen.only else ["step", "one", "two", "large", "s3"]
+    wanted = [chosen.only] if chosen.only else ["step", "one", "two", "large", "steady", "s3"]
     result: dict[str, Any] = json.loads(chosen.out.read_text()) if chosen.out.exists() else {}
     result |= provenance("torch", "ray")
     with tempfile.TemporaryDirectory() as name:
@@ -328,6 +337,13 @@ def main() -> None:
                 result[part] = compare_step()
             elif part == "large":
                 result[part] = large(shards, folder)
+            elif part == "steady":
+                shares = {
+                    name: under_ray(shards, workers, folder, "ray", window=(1500, 2500)).others
+                    for name, workers in (("one", 1), ("two", 2))
+                }
+                result[part] = {f"{name}_others_cpu_over_workers": round(share, 4) for name, share in shares.items()}
+                print(f"    {result[part]}", flush=True)
             elif part == "s3":
                 result[part] = on_s3(shards, folder, chosen.rounds)
             else:

@@ -30,8 +30,13 @@ def table() -> str:
         ("one worker: of a bare process on the memory map", _ratio(training["one"], "torchrun"), "training"),
         ("two workers: of torchrun on the memory map", _ratio(training["two"], "torchrun"), "training"),
         (
-            "processor time of all processes but the workers (Ray, the reader, the driver) over theirs: one, two "
-            "workers, two on S3",
+            "processor time of all processes but the workers (Ray, the reader, the driver) over theirs, one and two "
+            "workers: after a minute",
+            ", ".join(f"{training['steady'][f'{part}_others_cpu_over_workers']:.1%}" for part in ("one", "two")),
+            "training",
+        ),
+        (
+            "the same between step 100 and step 600, the first half minute: one, two, two on S3",
             ", ".join(f"{training[part]['others_cpu_over_workers']:.1%}" for part in ("one", "two", "s3")),
             "training",
         ),

@@ -60,6 +60,8 @@ def start(*, cpus: int, gpus: int | None = None, object_store_bytes: int = OBJEC
     # beside anything else on this machine a worker at nice 15, Ray's default, hardly runs
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + WAITING_PROCESSES))
+    # nobody looks at the metrics of a cluster without a dashboard
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
     ray.init(
         address="local",  # whatever cluster another program of this machine has left its address of
         num_cpus=cpus,
