@@ -139,8 +139,7 @@ def page(result: dict[str, Any]) -> str:
         f"`{result['command']}` on {result['machine']}, {result['date']} (starts.json).",
         "",
         "A training run of two workers on a cluster that this process had started and left alone for five seconds. The "
-        "first run also starts two actors of Ray's own that the later ones find (the median of "
-        f"{len(later)}).",
+        f"first run also pays for what a cluster does once; the later ones are the median of {len(later)}.",
         "",
         "| seconds | first run | later runs |",
         "|---|---|---|",

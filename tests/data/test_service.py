@@ -128,7 +128,10 @@ def test_the_manifest_is_not_read_again_by_the_readers(ray_cluster: object, sour
 
 
 def test_more_ranks_of_a_node_cost_s3_no_more_requests(
-    ray_cluster: object, relay: Relay, bucket: str, tmp_path: Path
+    ray_cluster: object,
+    relay: Relay,  # noqa: F811
+    bucket: str,
+    tmp_path: Path,
 ) -> None:
     """A constant per node: nobody lists, nobody reads the manifest, each piece of a small corpus is fetched once."""
     tokens = np.random.default_rng(0).integers(0, 60_000, 40_000).astype("<u2")
