@@ -235,6 +235,17 @@ def start_service(name: str, ranks: int, likely: Source | None = None, step: int
     )
 
 
+def service_of(name: str, group: Group) -> Any:
+    """Handle of the service for this node's part of a group: the driver's, called `name`, or one of the group's own.
+
+    One that a worker starts dies with that worker, so the next group, which may come before it has, must not find it.
+    """
+    try:
+        return ray.get_actor(f"{name}-{ray.get_runtime_context().get_node_id()}")
+    except ValueError:
+        return start_service(f"{name}-{group.name}", len(group.ranks))
+
+
 def served_blocks(service: Any, group: Group, source: Source, first_step: int) -> Iterator[Block]:
     """This rank's blocks from its node's service, in the plan's order. Reading begins at once."""
     asked = service.take.remote(group, source, first_step)

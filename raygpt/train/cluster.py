@@ -19,7 +19,6 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
 }
 
-
 _own = False
 _actors: list[object] = []
 

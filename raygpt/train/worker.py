@@ -17,7 +17,7 @@ from raygpt import storage
 from raygpt.config import Config
 from raygpt.data.order import ORDER_VERSION
 from raygpt.data.reader import TokenReader
-from raygpt.data.service import Group, served_blocks, start_service
+from raygpt.data.service import Group, served_blocks, service_of
 from raygpt.data.shards import Layout
 from raygpt.data.stream import Batch, Source, batches, mapped_blocks
 from raygpt.errors import UserError
@@ -179,7 +179,7 @@ def _stream(
         nodes = world.gather(ray.get_runtime_context().get_node_id())
         here = [rank for rank, node in enumerate(nodes) if node == nodes[world.rank]]
         group = Group(world.broadcast(uuid.uuid4().hex), tuple(here), last_step)
-        blocks = served_blocks(start_service(reader, len(here)), group, source, first_step)
+        blocks = served_blocks(service_of(reader, group), group, source, first_step)
     return batches(source, blocks, first_step, last_step)
 
 

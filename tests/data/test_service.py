@@ -15,7 +15,7 @@ import ray
 
 from raygpt.data.order import Order
 from raygpt.data.reader import TokenReader
-from raygpt.data.service import Group, Pace, round_steps, served_blocks, start_service
+from raygpt.data.service import Group, Pace, round_steps, served_blocks, service_of, start_service
 from raygpt.data.stream import Batch, Source, batches, mapped_blocks
 from raygpt.errors import UserError
 from tests.data.test_cache import Relay, relay  # noqa: F401
@@ -108,6 +108,15 @@ def test_workers_started_anew_take_over_the_service(ray_cluster: object, source:
     group = Group(uuid.uuid4().hex, (0,), 130)
     again = batches(source, served_blocks(service, group, source, 77), 77, 130)
     assert np.array_equal([batch.tokens for batch in again], expected(source, 77, 130))
+
+
+def test_workers_find_the_driver_s_service_or_start_one_that_no_later_group_finds(ray_cluster: object) -> None:
+    name = f"test-{uuid.uuid4().hex}"
+    first, second = Group("a", (0,), 5), Group("b", (0,), 5)
+    own, others = service_of(name, first), service_of(name, second)
+    assert own._actor_id == service_of(name, first)._actor_id != others._actor_id
+    drivers = start_service(name, 1)
+    assert service_of(name, first)._actor_id == drivers._actor_id == service_of(name, second)._actor_id
 
 
 def test_shards_that_vanish_end_the_stream_with_their_name(ray_cluster: object, tmp_path: Path) -> None:
