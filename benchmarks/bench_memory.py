@@ -7,13 +7,13 @@ cgroups, as root), so that a stage that needed more would be killed. Anonymous m
 files are the kernel's to drop. Weights are random; the folder of a Hugging Face model is made first, one tensor at a
 time. Stages:
 
-load     Hugging Face folder -> the model in fp32 (raygpt.train.weights.load_weights)
+load     Hugging Face folder -> the model in fp32 (raygpt.parallel.weights.load_weights)
 stream   Hugging Face folder -> nothing, one tensor at a time: what every rank of a ZeRO run does
 save     one rank's part of a sharded checkpoint of --parts ranks (fp32 weights and both moments), each in turn
 export   `raygpt export` of that checkpoint to a Hugging Face folder in shards of export.shard_gb
 train    optimizer steps with ZeRO on this CPU (only with --train PRESET)
 
-Prints a table and writes memory.json beside this script (--out); `planned` is host memory from raygpt.train.memory.
+Prints a table and writes memory.json beside this script (--out); `planned` is host memory from raygpt.capacity.memory.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def make_folder(preset: str, folder: Path) -> None:
 
 
 def load(preset: str, folder: Path, part: int, parts: int) -> None:
-    from raygpt.train.weights import load_weights
+    from raygpt.parallel.weights import load_weights
 
     model, _, _ = load_weights(str(folder / "hf"))
     assert model.num_parameters() == shape(preset).num_parameters()
 
 
 def stream(preset: str, folder: Path, part: int, parts: int) -> None:
-    from raygpt.train.weights import open_weights
+    from raygpt.parallel.weights import open_weights
 
     assert sum(1 for _ in open_weights(str(folder / "hf")).items()) > 10
 
@@ -73,13 +73,13 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
     """Rank `part` of `parts` holds its run of all values, flat, as ZeRO does, and writes it."""
     import torch
 
+    from raygpt.config.settings import dump, load_config
     from raygpt.data.tokenizer import load_tokenizer
     from raygpt.model.export import parameter_shapes
     from raygpt.model.tensorfile import Spec, TensorStream
-    from raygpt.settings import dump, load_config
+    from raygpt.parallel import checkpoint
+    from raygpt.parallel.pieces import KINDS, Piece, starts_of
     from raygpt.storage import locate
-    from raygpt.train import checkpoint
-    from raygpt.train.pieces import KINDS, Piece, starts_of
 
     config = shape(preset)
     shapes = parameter_shapes(config)
@@ -129,7 +129,7 @@ def shape(preset: str) -> Any:
 
 def planned(preset: str, stage: str, parts: int) -> int:
     """Bytes of host memory that the plan allows one process of a stage."""
-    from raygpt.train.memory import Counts, Setup, loading, process, saving
+    from raygpt.capacity.memory import Counts, Setup, loading, process, saving
 
     setup = Setup("zero3", gpu=False, world_size=parts)
     model = shape(preset)
@@ -189,7 +189,7 @@ def run_stage(stage: str, preset: str, folder: Path, part: int, parts: int) -> N
     """What a measured process does."""
     import torch
 
-    from raygpt.train.allocator import return_freed_memory
+    from raygpt.capacity.allocator import return_freed_memory
 
     return_freed_memory()
     torch.set_num_threads(1)
@@ -217,7 +217,7 @@ def train(preset: str, workers: int, **case: Any) -> dict[str, Any]:
     """A real optimizer step with ZeRO on this CPU beside the plan for the same."""
     from memory_probe import probe
 
-    from raygpt.train.memory import Setup, needs, per_worker
+    from raygpt.capacity.memory import Setup, needs, per_worker
 
     model = shape(preset)
     sizes = {name: getattr(model, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}

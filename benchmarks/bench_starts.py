@@ -101,8 +101,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         result["quickstart_to_first_step"] = [round(command_to_first_step(Path(name) / f"q{i}"), 2) for i in range(2)]
         print(result["quickstart_to_first_step"], flush=True)
+        from raygpt.cluster.connect import connect
         from raygpt.config import Scale
-        from raygpt.train.cluster import connect
 
         shards = write_shards(f"{name}/shards")
         connect(Scale(), workers_cpus=2)

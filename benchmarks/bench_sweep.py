@@ -34,9 +34,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.provenance import provenance
 from raygpt.cli import JOBS
-from raygpt.settings import load_config
+from raygpt.cluster.connect import connect
+from raygpt.config.settings import load_config
 from raygpt.storage import locate, write_text
-from raygpt.train.cluster import connect
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep
 

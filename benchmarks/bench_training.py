@@ -177,8 +177,8 @@ def under_ray(
 
 def train(shards: str, folder: Path, screen: io.StringIO, options: dict[str, str]) -> str:
     """Run a training job in this process; returns the run's name."""
-    from raygpt.settings import load_config
-    from raygpt.train.assignment import resolve
+    from raygpt.config.settings import load_config
+    from raygpt.train.resolve import resolve
     from raygpt.train.trainer import run_training
 
     name = f"r{time.monotonic_ns()}"
@@ -273,8 +273,8 @@ def on_s3(shards: str, folder: Path, rounds: int) -> dict[str, Any]:
         )
         import boto3
 
+        from raygpt.cluster.connect import connect
         from raygpt.config import Scale
-        from raygpt.train.cluster import connect
 
         boto3.client("s3", endpoint_url=facts["endpoint"]).create_bucket(Bucket="bench")
         remote = write_shards("s3://bench/train")
@@ -326,8 +326,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if set(wanted) - {"step"}:
+            from raygpt.cluster.connect import connect
             from raygpt.config import Scale
-            from raygpt.train.cluster import connect
 
             shards = write_shards(str(folder / "shards"))
             connect(Scale(), workers_cpus=2)

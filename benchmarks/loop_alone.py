@@ -22,8 +22,8 @@ from raygpt.data.order import Order
 from raygpt.data.reader import TokenReader
 from raygpt.data.stream import Source, batches, mapped_blocks
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.train.checkpoint import RunState
-from raygpt.train.distributed import World, parallel
+from raygpt.parallel.checkpoint import RunState
+from raygpt.parallel.distributed import World, parallel
 from raygpt.train.loop import LoopOptions, train
 from raygpt.train.optim import make_adamw
 from raygpt.train.plan import TrainPlan

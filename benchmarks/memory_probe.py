@@ -1,4 +1,4 @@
-"""Memory of one training process, phase by phase: what the plan of raygpt.train.memory is held against.
+"""Memory of one training process, phase by phase: what the plan of raygpt.capacity.memory is held against.
 
     python benchmarks/memory_probe.py '{"strategy": "zero2", "world_size": 2, "n_layer": 8, "n_embd": 512}'
 
@@ -87,8 +87,8 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
     """Peaks of this process."""
     import torch
 
+    from raygpt.capacity.allocator import is_tight, return_freed_memory
     from raygpt.model.gpt import GPT, GPTConfig, initial_weights
-    from raygpt.train.allocator import is_tight, return_freed_memory
     from raygpt.train.precision import Precision
     from raygpt.train.step import TrainStep
 
@@ -103,7 +103,7 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=case["world_size"]
         )
     if case["strategy"] != "ddp":
-        from raygpt.train.zero import import_deepspeed
+        from raygpt.parallel.zero import import_deepspeed
 
         import_deepspeed(device)
     phases = Phases()
@@ -120,8 +120,8 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
     rows = case["micro_batch_size"] * case["grad_accum_steps"]
     batch = torch.randint(0, config.vocab_size, (rows, config.seq_len + 1))
     if case["strategy"] == "ddp":
+        from raygpt.parallel.snapshot import SnapshotBuffers
         from raygpt.train.optim import make_adamw, optimizer_tensors
-        from raygpt.train.snapshot import SnapshotBuffers
 
         model = GPT(config, case["activation_checkpointing"])
         optimizer = make_adamw(model, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.95))
@@ -139,9 +139,9 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
                 buffers.take(dict(model.named_parameters()) | optimizer_tensors(optimizer, counters=False))
     else:
         from raygpt.model.tensorfile import Spec, write_tensors
-        from raygpt.train.pieces import KINDS
-        from raygpt.train.zero import ZeroEngine, ZeroStep
-        from raygpt.train.zero_config import deepspeed_config
+        from raygpt.parallel.pieces import KINDS
+        from raygpt.parallel.zero import ZeroEngine, ZeroStep
+        from raygpt.parallel.zero_config import deepspeed_config
 
         engine = ZeroEngine(
             config,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from raygpt import __version__
 from raygpt.config import Config
+from raygpt.config.settings import dump, known_keys, load_config
 from raygpt.errors import UserError
-from raygpt.settings import dump, known_keys, load_config
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def start_ray(*, cpus: int, gpus: int, object_store: int) -> None:
     """A quiet cluster of this machine; CPUs and GPUs are counted, not had."""
-    from raygpt.train.cluster import start
+    from raygpt.cluster.connect import start
 
     start(cpus=cpus, gpus=gpus, object_store_bytes=object_store)
 

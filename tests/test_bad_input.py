@@ -11,10 +11,10 @@ import pytest
 
 from raygpt.cli import main
 from raygpt.data.shards import verify
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState
+from raygpt.run.lock import RunLock
 from raygpt.storage import locate
-from raygpt.train import checkpoint
-from raygpt.train.checkpoint import RunState
-from raygpt.train.runfolder import RunLock
 
 TRAINING = {
     "model.preset": "nano",
@@ -120,13 +120,13 @@ def test_another_tokenizer_or_other_tokens_on_a_resume_are_refused_and_the_check
     refused: Callable[..., str], make_shards: Callable[..., str], tmp_path: Path
 ) -> None:
     from raygpt.config import Config
+    from raygpt.config.settings import dump, load_config
     from raygpt.data.order import ORDER_VERSION
-    from raygpt.settings import dump, load_config
 
     shards, others = make_shards(5000), make_shards(6000)
     settings = training(shards, tmp_path)
     config: Config = load_config("pretrain", None, {key: str(value) for key, value in settings.items()}, {})
-    from raygpt.train.assignment import resolve
+    from raygpt.train.resolve import resolve
 
     job = resolve(config)
     state = RunState(

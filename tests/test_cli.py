@@ -13,8 +13,8 @@ import yaml
 from raygpt import __version__
 from raygpt.cli import JOBS, main, parse
 from raygpt.config import Config
+from raygpt.config.settings import load_config
 from raygpt.errors import UserError
-from raygpt.settings import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,16 +19,16 @@ PURE = sorted(
 SHELL = ("ray", "deepspeed", "wandb", "transformers")
 # What a machine lent for minutes must be able to measure: these import with torch and numpy alone.
 BARE = (
-    "evaluate.perplexity",
+    "train.evaluation",
     "hardware",
     "model.generate",
     "model.gpt",
     "model.text",
     "train.ahead",
-    "train.bench",
+    "bench.step",
     "train.compile_cache",
-    "train.ddp",
-    "train.distributed",
+    "parallel.ddp",
+    "parallel.distributed",
     "train.loop",
     "train.warmup",
 )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from raygpt.config.settings import config_from_dict, dump, known_keys, load_config
 from raygpt.errors import UserError
-from raygpt.settings import config_from_dict, dump, known_keys, load_config
 
 
 def write(folder: Path, text: str) -> str:

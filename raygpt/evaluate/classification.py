@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from raygpt import storage
+from raygpt.classify.classifier import Classifier, classification_metrics, pad_rows
+from raygpt.classify.folder import is_classifier, load_classifier
+from raygpt.classify.tasks import assemble, encode, find_files, read_examples
 from raygpt.config import Config
-from raygpt.data.tasks import assemble, encode, find_files, read_examples
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
-from raygpt.model.classifier import Classifier, classification_metrics, pad_rows
-from raygpt.model.classifier_folder import is_classifier, load_classifier
-from raygpt.train.assignment import run_location
+from raygpt.train.resolve import run_location
 from raygpt.tune.statistics import PairedBootstrap, Score
 
 BATCH = 32
@@ -116,7 +116,7 @@ def predict(model: Classifier, orders: list[list[np.ndarray]]) -> np.ndarray:
 
 def _folder(config: Config, scratch: Path) -> tuple[Path, str]:
     """(local folder of the classifier, where it came from)."""
-    from raygpt.tune.finetune import EXPORT
+    from raygpt.classify.finetune import EXPORT
 
     run = run_location(config) / EXPORT
     given = storage.locate(config.model.init_from) if config.model.init_from != "random" else None

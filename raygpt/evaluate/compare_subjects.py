@@ -13,8 +13,8 @@ from raygpt.data.sources import shard_folders
 from raygpt.errors import UserError
 from raygpt.evaluate.held_out import is_path
 from raygpt.evaluate.subject import Subject, open_subject
+from raygpt.parallel import checkpoint
 from raygpt.storage import Location
-from raygpt.train import checkpoint
 
 # Names that Hugging Face still takes for these models; their tokenizers are found under the full ones only.
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}

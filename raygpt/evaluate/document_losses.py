@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from raygpt.errors import UserError
-from raygpt.evaluate.perplexity import IGNORE_INDEX
+from raygpt.train.evaluation import IGNORE_INDEX
 
 OnProgress = Callable[[int, int], None]
 Row = TypeVar("Row")

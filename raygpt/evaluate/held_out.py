@@ -17,8 +17,8 @@ from raygpt.data.shards import MANIFEST
 from raygpt.data.sources import raw_sources
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
-from raygpt.evaluate.perplexity import ArrayTokens, Evaluation, TokenSource, evaluate_tokens
 from raygpt.evaluate.subject import Subject
+from raygpt.train.evaluation import ArrayTokens, Evaluation, TokenSource, evaluate_tokens
 
 # Text tokenised at a time, in characters.
 BATCH_CHARACTERS = 4 * 2**20

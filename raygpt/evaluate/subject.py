@@ -9,17 +9,17 @@ import yaml
 
 from raygpt import storage
 from raygpt.config import Config
+from raygpt.config.settings import config_from_dict
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.hardware import choose_precision
 from raygpt.model.gpt import GPT
-from raygpt.settings import config_from_dict
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState
+from raygpt.parallel.weights import load
 from raygpt.storage import Location
-from raygpt.train import checkpoint
-from raygpt.train.assignment import run_location
-from raygpt.train.checkpoint import RunState
 from raygpt.train.precision import Precision
-from raygpt.train.weights import load
+from raygpt.train.resolve import run_location
 
 
 @dataclass

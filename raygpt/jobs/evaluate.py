@@ -18,9 +18,9 @@ from raygpt.evaluate.compare_figures import in_short
 from raygpt.evaluate.compare_report import PAGE, write_comparison
 from raygpt.evaluate.compare_subjects import open_both, output_folder
 from raygpt.evaluate.held_out import HeldOut, evaluate_held_out, open_held_out
-from raygpt.evaluate.perplexity import Evaluation
 from raygpt.evaluate.subject import Subject, open_subject
 from raygpt.track.meter import Meter
+from raygpt.train.evaluation import Evaluation
 
 
 def run(config: Config, call: Call) -> int:

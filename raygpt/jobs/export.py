@@ -21,8 +21,8 @@ from raygpt.errors import UserError
 from raygpt.evaluate.subject import background, subject_uri
 from raygpt.model.card import model_card
 from raygpt.model.export import export_to
+from raygpt.parallel.weights import WeightSource, open_tokenizer, open_weights
 from raygpt.storage import Location
-from raygpt.train.weights import WeightSource, open_tokenizer, open_weights
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import shlex
 from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.jobs import pretrain
-from raygpt.train import checkpoint
-from raygpt.train.assignment import run_location
+from raygpt.parallel import checkpoint
+from raygpt.train.resolve import run_location
 
 
 def run(config: Config, call: Call) -> int:

@@ -6,14 +6,14 @@ import sys
 from typing import Any
 
 from raygpt import storage
+from raygpt.capacity.forecast import plan_for
+from raygpt.capacity.machine import probe
 from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPTConfig
 from raygpt.model.presets import PRESETS
-from raygpt.train.assignment import run_location, shape_of
-from raygpt.train.forecast import plan_for
-from raygpt.train.machine import probe
+from raygpt.train.resolve import run_location, shape_of
 
 HUB_OWNER = "openai-community/"  # where the four sizes lie now; their old short names still work
 VOCABULARIES = {"bytes": 257}

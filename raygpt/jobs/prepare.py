@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from raygpt.cli import Call
+from raygpt.cluster.connect import connect
 from raygpt.config import Config
 from raygpt.data.prepare import PrepareOptions, PrepareProgress, PrepareResult, prepare
 from raygpt.data.sources import raw_options, text_options
 from raygpt.track.meter import Meter
 from raygpt.track.progress import human_count, human_duration
 from raygpt.train.base_tokenizer import chosen_tokenizer
-from raygpt.train.cluster import connect
 
 
 def run(config: Config, call: Call) -> int:

@@ -10,10 +10,10 @@ from raygpt.config import Config
 from raygpt.data.sources import needs_preparing
 from raygpt.errors import UserError
 from raygpt.jobs.prepare import raw_preparation, with_prepared_data
+from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.track.trackers import choose_wandb_mode
-from raygpt.train.assignment import Resolved, resolve, run_location
 from raygpt.train.plan import accumulation, batch_rows
-from raygpt.train.zero_config import deepspeed_config
+from raygpt.train.resolve import Resolved, resolve, run_location
 
 
 def run(config: Config, call: Call) -> int:
@@ -21,8 +21,8 @@ def run(config: Config, call: Call) -> int:
         return print_deepspeed(config)
     if "dry_run" in call.flags:
         return dry_run(config)
-    from raygpt.train.cluster import connect
-    from raygpt.train.preflight import check_fit
+    from raygpt.capacity.preflight import check_fit
+    from raygpt.cluster.connect import connect
     from raygpt.train.trainer import run_training
 
     assert config.data.train is not None

@@ -21,8 +21,8 @@ from raygpt.storage import Location
 if TYPE_CHECKING:
     from raygpt.cli import Call
     from raygpt.config import Config
-    from raygpt.evaluate.perplexity import Evaluation
     from raygpt.evaluate.subject import Subject
+    from raygpt.train.evaluation import Evaluation
 
 
 def run(config: Config, call: Call) -> int:
@@ -32,8 +32,8 @@ def run(config: Config, call: Call) -> int:
     with ProcessPoolExecutor(1, get_context("spawn")) as beside:
         placing = beside.submit(place_corpus, config.run.storage)
 
+        from raygpt.cluster.connect import connect
         from raygpt.jobs.pretrain import check_places
-        from raygpt.train.cluster import connect
 
         check_places(config)
         cluster = connect(config.scale, workers_cpus=config.scale.worker_range[0] * config.scale.cpus_per_worker)
@@ -46,7 +46,7 @@ def run(config: Config, call: Call) -> int:
         from raygpt.jobs.evaluate import measure
         from raygpt.jobs.prepare import with_prepared_data
         from raygpt.jobs.sample import write_samples
-        from raygpt.train.assignment import resolve
+        from raygpt.train.resolve import resolve
         from raygpt.train.trainer import run_training
 
         corpus = placing.result()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.track.report import write_report
-from raygpt.train.assignment import run_location
+from raygpt.train.resolve import run_location
 
 
 def run(config: Config, call: Call) -> int:

@@ -7,7 +7,7 @@ from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.errors import UserError
 from raygpt.track.trackers import choose_wandb_mode
-from raygpt.train.assignment import run_location
+from raygpt.train.resolve import run_location
 
 
 def run(config: Config, call: Call) -> int:
@@ -29,7 +29,7 @@ def run(config: Config, call: Call) -> int:
     from raygpt.tune.sweep import prepare_environment, run_sweep
 
     prepare_environment()
-    from raygpt.train.cluster import connect
+    from raygpt.cluster.connect import connect
 
     nested = plan.kind != "classify"
     workers = config.scale.worker_range[0] * config.scale.cpus_per_worker
@@ -44,8 +44,8 @@ def finetune_task(config: Config, call: Call) -> int:
         raise UserError("--print_deepspeed has nothing to print for a classifier (task.name): it trains on one device.")
     if "dry_run" in call.flags:
         return _dry_run_task(config)
-    from raygpt.train.cluster import connect
-    from raygpt.tune.finetune import train_classifier
+    from raygpt.classify.finetune import train_classifier
+    from raygpt.cluster.connect import connect
 
     storage.check_writable(run_location(config), "run.storage")
     print(connect(config.scale, workers_cpus=config.tune.cpus_per_trial), flush=True)
@@ -54,7 +54,7 @@ def finetune_task(config: Config, call: Call) -> int:
 
 def _dry_run_task(config: Config) -> int:
     """Read the task and the model and say what would be trained."""
-    from raygpt.train.weights import open_weights
+    from raygpt.parallel.weights import open_weights
     from raygpt.tune.plan import read_task
 
     task = read_task(config)

@@ -9,7 +9,7 @@ from raygpt.config import Config
 from raygpt.data.shards import TOKENIZER, Manifest
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.errors import UserError
-from raygpt.train import checkpoint
+from raygpt.parallel import checkpoint
 
 RANDOM = "random"
 BASE = "base"

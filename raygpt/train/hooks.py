@@ -10,14 +10,14 @@ from typing import Any
 import ray.train
 
 from raygpt.config import Config
-from raygpt.settings import dump
+from raygpt.config.settings import dump
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState, TensorStream
+from raygpt.parallel.distributed import World
+from raygpt.run.control import ControlLink
 from raygpt.storage import Location
 from raygpt.track.record import Record
 from raygpt.track.trackers import Trackers
-from raygpt.train import checkpoint
-from raygpt.train.checkpoint import RunState, TensorStream
-from raygpt.train.control import ControlLink
-from raygpt.train.distributed import World
 from raygpt.train.strategy import Strategy
 
 

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from raygpt.hardware import mfu
+from raygpt.parallel.distributed import World
 from raygpt.track.cost import Cost
 from raygpt.track.eta import Eta
 from raygpt.track.record import Record, make_record
 from raygpt.train.ahead import Ahead
-from raygpt.train.distributed import World
 from raygpt.train.plan import TrainPlan
 from raygpt.train.step import StepFunction, StepResult
 
 if TYPE_CHECKING:
     from raygpt.data.stream import Batch
-    from raygpt.train.checkpoint import RunState
+    from raygpt.parallel.checkpoint import RunState
 
 RUNNING, STOP, BUDGET = 0, 1, 2  # what ranks agree on after every step; the largest wins
 # Steps in a row skipped at the smallest loss scale: no scale is left at which the gradients are finite.

@@ -29,7 +29,7 @@ class StepResult:
 
 
 class StepFunction(Protocol):
-    """What the loop asks of a strategy: DDP's `TrainStep`, or DeepSpeed's `raygpt.train.zero.ZeroStep`."""
+    """What the loop asks of a strategy: DDP's `TrainStep`, or DeepSpeed's `raygpt.parallel.zero.ZeroStep`."""
 
     precision_name: str
 

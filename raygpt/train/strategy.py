@@ -13,19 +13,19 @@ from raygpt import hardware
 from raygpt.config import Config
 from raygpt.model.gpt import GPT, GPTConfig, initial_weights
 from raygpt.model.tensorfile import Spec
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState, TensorStream
+from raygpt.parallel.ddp import DataParallel
+from raygpt.parallel.distributed import World
+from raygpt.parallel.lora import Adapters, Recognised, add_adapters, check_base
+from raygpt.parallel.pieces import KINDS, CheckpointTensors, Piece, starts_of
+from raygpt.parallel.weights import fill_model, open_weights
+from raygpt.parallel.zero import ZeroEngine, ZeroStep
+from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.storage import Location
-from raygpt.train import checkpoint
-from raygpt.train.checkpoint import RunState, TensorStream
-from raygpt.train.ddp import DataParallel
-from raygpt.train.distributed import World
-from raygpt.train.lora import Adapters, Recognised, add_adapters, check_base
-from raygpt.train.pieces import KINDS, CheckpointTensors, Piece, starts_of
 from raygpt.train.plan import TrainPlan, accumulation, micro_batch_choices
 from raygpt.train.step import StepFunction
 from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
-from raygpt.train.weights import fill_model, open_weights
-from raygpt.train.zero import ZeroEngine, ZeroStep
-from raygpt.train.zero_config import deepspeed_config
 
 
 class Strategy(Protocol):

@@ -20,21 +20,21 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from raygpt import storage
+from raygpt.cluster.connect import train_environment, wants_gpu
 from raygpt.config import Config
+from raygpt.config.settings import dump
 from raygpt.data.service import start_service
 from raygpt.data.stream import Source
 from raygpt.errors import UserError
-from raygpt.settings import dump
+from raygpt.parallel import checkpoint
+from raygpt.run.control import RunControl, pause
+from raygpt.run.lock import RunLock
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.progress import Progress, human_count, human_duration
 from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
-from raygpt.train import checkpoint
-from raygpt.train.assignment import Resolved
-from raygpt.train.cluster import train_environment, wants_gpu
-from raygpt.train.control import RunControl, pause
 from raygpt.train.lean_trainer import LeanTorchTrainer
-from raygpt.train.runfolder import RunLock
+from raygpt.train.resolve import Resolved
 from raygpt.train.worker import Assignment, train_worker
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"

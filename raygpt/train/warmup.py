@@ -12,13 +12,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from raygpt.capacity.activations import EVALUATION_ROWS
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT
-from raygpt.train.activations import EVALUATION_ROWS
-from raygpt.train.distributed import World
+from raygpt.parallel.distributed import World
+from raygpt.parallel.rng import restore_rng, rng_state
 from raygpt.train.plan import micro_batch_choices
 from raygpt.train.precision import Precision
-from raygpt.train.rng import restore_rng, rng_state
 
 CPU_MICRO_BATCH_TOKENS = 16_384  # larger ones gain nothing on a CPU and cost memory
 

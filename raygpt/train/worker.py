@@ -14,24 +14,25 @@ import ray.train.torch
 import torch
 
 from raygpt import storage
+from raygpt.capacity.activations import EVALUATION_ROWS
+from raygpt.capacity.allocator import is_tight, return_freed_memory
 from raygpt.config import Config
+from raygpt.config.settings import config_from_dict
 from raygpt.data.order import ORDER_VERSION
 from raygpt.data.reader import TokenReader
 from raygpt.data.service import Group, served_blocks, service_of
 from raygpt.data.shards import Layout
 from raygpt.data.stream import Batch, Source, batches, mapped_blocks
 from raygpt.errors import UserError
-from raygpt.evaluate.perplexity import evaluate_tokens
 from raygpt.model.gpt import GPTConfig
-from raygpt.settings import config_from_dict
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState
+from raygpt.parallel.distributed import World
+from raygpt.run.control import ControlLink
 from raygpt.storage import Location, locate
 from raygpt.track.cost import Cost
-from raygpt.train import checkpoint, compile_cache
-from raygpt.train.activations import EVALUATION_ROWS
-from raygpt.train.allocator import is_tight, return_freed_memory
-from raygpt.train.checkpoint import RunState
-from raygpt.train.control import ControlLink
-from raygpt.train.distributed import World
+from raygpt.train import compile_cache
+from raygpt.train.evaluation import evaluate_tokens
 from raygpt.train.hooks import RunHooks
 from raygpt.train.loop import LoopOptions, train
 from raygpt.train.plan import TrainPlan

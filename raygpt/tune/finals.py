@@ -13,8 +13,8 @@ import numpy as np
 from safetensors.numpy import load
 
 from raygpt import storage
+from raygpt.classify.training import EncodedTask
 from raygpt.storage import Location
-from raygpt.tune.classify import EncodedTask
 from raygpt.tune.plan import SweepPlan
 from raygpt.tune.results import TrialRecord, best_first
 from raygpt.tune.space import encode_value

@@ -18,7 +18,7 @@ from typing import Any
 from ray import tune
 
 from raygpt import storage
-from raygpt.settings import config_from_dict, config_with
+from raygpt.config.settings import config_from_dict, config_with
 from raygpt.storage import Location
 from raygpt.track.jsonl import read_metrics
 from raygpt.tune.plan import SweepPlan
@@ -42,8 +42,8 @@ def nested_trainable(plan: SweepPlan, folder: Location) -> Callable[[dict[str, A
 def training_trial(params: dict[str, Any], settings: dict[str, Any], metric: str, folder: str) -> None:
     """One training job; every evaluation is reported to Tune, once. A restarted trial goes on from its run's own
     checkpoints; Tune's hold only how many evaluations it has been told."""
-    from raygpt.train.assignment import resolve
-    from raygpt.train.cluster import connect
+    from raygpt.cluster.connect import connect
+    from raygpt.train.resolve import resolve
     from raygpt.train.trainer import run_training
 
     name = tune.get_context().get_trial_id()

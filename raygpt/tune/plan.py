@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raygpt.classify.tasks import Task, load_task
 from raygpt.config import Config
-from raygpt.data.tasks import Task, load_task
+from raygpt.config.settings import config_with
 from raygpt.errors import UserError
-from raygpt.settings import config_with
 from raygpt.track.cost import Cost
 from raygpt.tune.space import Space, decode, encode_value, read_space
 

@@ -13,7 +13,7 @@ import yaml
 
 import raygpt
 from raygpt import storage
-from raygpt.settings import config_from_dict, config_with
+from raygpt.config.settings import config_from_dict, config_with
 from raygpt.storage import Location
 from raygpt.track.progress import human_duration
 from raygpt.tune.finals import BASELINE, Verdict

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from raygpt.config import Config
+from raygpt.config.settings import config_with
 from raygpt.errors import UserError
-from raygpt.settings import config_with
 
 KINDS = ("choice", "grid", "uniform", "loguniform", "randint")
 Value = bool | int | float | str | None

@@ -22,16 +22,16 @@ import ray
 from ray import tune
 
 from raygpt import storage
+from raygpt.classify.tasks import Task, encode
+from raygpt.classify.training import EncodedTask
 from raygpt.config import Config
-from raygpt.data.tasks import Task, encode
+from raygpt.config.settings import dump
 from raygpt.errors import UserError
-from raygpt.settings import dump
+from raygpt.parallel.weights import load
+from raygpt.run.lock import RunLock
 from raygpt.storage import Location
-from raygpt.train.assignment import run_location
-from raygpt.train.runfolder import RunLock
-from raygpt.train.weights import load
+from raygpt.train.resolve import run_location
 from raygpt.tune import finals
-from raygpt.tune.classify import EncodedTask
 from raygpt.tune.plan import POPULATION, SweepPlan
 from raygpt.tune.report import write_outcome
 from raygpt.tune.results import UNFINISHED, TrialRecord, best_first, read_trials

@@ -15,10 +15,10 @@ from ray import tune
 from safetensors.torch import load_file, save_file
 
 from raygpt import storage
+from raygpt.classify.training import EncodedTask, Recipe, Training
+from raygpt.config.settings import config_from_dict, config_with
 from raygpt.model.gpt import GPT
-from raygpt.settings import config_from_dict, config_with
-from raygpt.train.weights import load_weights
-from raygpt.tune.classify import EncodedTask, Recipe, Training
+from raygpt.parallel.weights import load_weights
 from raygpt.tune.space import decode
 
 STATE_TENSORS, STATE_VALUES = "state.safetensors", "state.json"

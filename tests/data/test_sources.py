@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from raygpt.config import Config
+from raygpt.config.settings import config_from_dict
 from raygpt.data.request import PrepareOptions
 from raygpt.data.sources import needs_preparing, raw_options, raw_sources
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
-from raygpt.settings import config_from_dict
 
 
 def config(tmp_path: Path, train: object, val: object = None, **settings: object) -> Config:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raygpt.data.tasks import assemble, choose_columns, encode, load_task, read_examples, stratified_split
+from raygpt.classify.tasks import assemble, choose_columns, encode, load_task, read_examples, stratified_split
 from raygpt.data.tokenizer import byte_tokenizer
 from raygpt.errors import UserError
 

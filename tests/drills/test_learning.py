@@ -13,8 +13,8 @@ from raygpt.data.reader import TokenReader
 from raygpt.data.shards import ShardWriter
 from raygpt.data.stream import Source, batches, mapped_blocks
 from raygpt.data.tokenizer import load_tokenizer
-from raygpt.evaluate.perplexity import ArrayTokens, evaluate_tokens
 from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.train.evaluation import ArrayTokens, evaluate_tokens
 from raygpt.train.optim import make_adamw
 from raygpt.train.precision import Precision
 from raygpt.train.schedule import Schedule

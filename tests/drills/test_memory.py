@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.bench_memory import drill
 from benchmarks.memory_probe import DEFAULTS, probe
+from raygpt.capacity.memory import Setup, needs, per_worker, process
 from raygpt.model.gpt import GPTConfig
-from raygpt.train.memory import Setup, needs, per_worker, process
 
 
 @pytest.mark.timeout(600)

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raygpt.parallel import checkpoint
 from raygpt.storage import locate
-from raygpt.train import checkpoint
 from tests.drills.program import ROOT
 
 pytestmark = pytest.mark.timeout(600)

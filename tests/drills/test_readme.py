@@ -66,7 +66,7 @@ def test_the_benchmark_command_runs(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    commands = [words for words in of("python") if words[1:3] == ["-m", "raygpt.train.bench"]]
+    commands = [words for words in of("python") if words[1:3] == ["-m", "raygpt.bench.step"]]
     assert commands
     for words in commands:
         small = ["--preset=nano", "--seq_len=16", "--micro_batch=2", "--steps=2", "--device=cpu", "--precision=fp32"]

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from raygpt import storage
+from raygpt.parallel import checkpoint
 from raygpt.storage import locate
 from raygpt.track.jsonl import read_metrics
-from raygpt.train import checkpoint
 from tests.drills.program import Program, raygpt
 
 MODEL = {

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from raygpt.parallel import checkpoint
 from raygpt.storage import locate
 from raygpt.track.jsonl import read_metrics
-from raygpt.train import checkpoint
 from tests.drills.program import Program, raygpt
 
 SMALL = {

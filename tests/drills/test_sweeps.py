@@ -15,11 +15,11 @@ import psutil
 import pytest
 import torch
 
+from raygpt.classify.tasks import encode
+from raygpt.classify.training import EncodedTask, Recipe, Training
 from raygpt.config import Config
-from raygpt.data.tasks import encode
+from raygpt.config.settings import config_with
 from raygpt.data.tokenizer import byte_tokenizer
-from raygpt.settings import config_with
-from raygpt.tune.classify import EncodedTask, Recipe, Training
 from raygpt.tune.plan import read_task
 from raygpt.tune.trial import base_model
 from tests.drills.program import Program, raygpt

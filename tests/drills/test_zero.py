@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from raygpt.parallel import checkpoint
 from raygpt.storage import locate
-from raygpt.train import checkpoint
 from tests.train.gloo_pool import GlooPool
 from tests.train.running import assert_same_training, kill_a_worker, letters, run, sequence, zero_settings
 

@@ -10,7 +10,7 @@ import pytest
 from raygpt.data.reader import TokenReader
 from raygpt.evaluate import overlap
 from raygpt.evaluate.overlap import BASE, longest_overlaps, window_hashes
-from raygpt.evaluate.perplexity import ArrayTokens
+from raygpt.train.evaluation import ArrayTokens
 
 
 def longest_common_run(text: np.ndarray, stream: np.ndarray) -> int:

@@ -16,8 +16,8 @@ from torch import nn
 from raygpt.data.reader import TokenReader
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
-from raygpt.evaluate.perplexity import ArrayTokens, evaluate_text, evaluate_tokens
 from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.train.evaluation import ArrayTokens, evaluate_text, evaluate_tokens
 
 
 @pytest.fixture(scope="module")

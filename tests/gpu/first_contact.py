@@ -30,14 +30,14 @@ import torch._dynamo
 import torch.distributed as dist
 from torch._dynamo.utils import counters
 
-from raygpt.evaluate.perplexity import ArrayTokens, evaluate_tokens
+from raygpt.bench.step import choose_device, sdpa_backend
 from raygpt.hardware import choose_precision, prefer_attention
 from raygpt.model.generate import generate
 from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.parallel.ddp import DataParallel
+from raygpt.parallel.distributed import World
 from raygpt.train.ahead import Ahead
-from raygpt.train.bench import choose_device, sdpa_backend
-from raygpt.train.ddp import DataParallel
-from raygpt.train.distributed import World
+from raygpt.train.evaluation import ArrayTokens, evaluate_tokens
 from raygpt.train.precision import Precision
 
 TOY = GPTConfig(vocab_size=300, seq_len=32, n_layer=2, n_head=2, n_embd=64)

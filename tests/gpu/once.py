@@ -31,7 +31,7 @@ class Part:
 
 
 def bench(name: str, seconds: float, *words: str, needs: str | None = None) -> Part:
-    fixed = ["-m", "raygpt.train.bench", "--steps", "20", "--seconds", "8"]
+    fixed = ["-m", "raygpt.bench.step", "--steps", "20", "--seconds", "8"]
     return Part(name, [*fixed, *words], seconds, needs)
 
 

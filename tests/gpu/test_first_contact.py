@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raygpt.train.bench import choose_device
+from raygpt.bench.step import choose_device
 from tests.gpu.first_contact import CASES, Site
 
 

@@ -21,7 +21,7 @@ def test_peak_memory_is_the_planned_one(tmp_path: Path, strategy: str, offload: 
     words = ["--strategy", strategy, "--offload", offload, "--precision", "fp16", "--out", str(out)]
     if limit:
         words += ["--memory_limit_gb", limit]
-    subprocess.run([sys.executable, "-m", "raygpt.train.bench", *XL, *words], check=True)
+    subprocess.run([sys.executable, "-m", "raygpt.bench.step", *XL, *words], check=True)
     result = json.loads(out.read_text())
     print(json.dumps({key: result[key] for key in ("tokens_per_second", "peak_memory_bytes", "planned_memory_bytes")}))
     assert result["peak_memory_bytes"] == pytest.approx(result["planned_memory_bytes"], rel=0.15)

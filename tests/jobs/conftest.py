@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from raygpt.config.settings import dump, load_config
 from raygpt.data.shards import Manifest, ShardWriter
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.settings import dump, load_config
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState, TensorStream
 from raygpt.storage import locate
-from raygpt.train import checkpoint
-from raygpt.train.checkpoint import RunState, TensorStream
 
 TRAIN = ["It was the best of times, it was the worst of times.", "Call me Ishmael.\nSome years ago..."] * 8
 VAL = ["Ground control to Major Tom.", "Zwölf Boxkämpfer jagen Eva quer über den Sylter Deich 🚀.", "x"]

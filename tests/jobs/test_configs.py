@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from raygpt.cli import JOBS, main
+from raygpt.config.settings import load_config
 from raygpt.model.gpt import GPTConfig
 from raygpt.model.presets import PRESETS
-from raygpt.settings import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))

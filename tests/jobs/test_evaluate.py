@@ -147,9 +147,9 @@ def test_an_empty_file_and_a_model_without_data_are_refused(
 
 
 def test_progress_reaches_the_end(finished: FinishedRun) -> None:
+    from raygpt.config.settings import load_config
     from raygpt.evaluate.held_out import evaluate_held_out, open_held_out
     from raygpt.evaluate.subject import open_subject
-    from raygpt.settings import load_config
 
     config = load_config("evaluate", None, {"run.storage": str(finished.root), "run.name": "tiny"}, {})
     subject = open_subject(config)

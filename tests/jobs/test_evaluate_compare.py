@@ -16,13 +16,13 @@ import torch
 
 from raygpt import storage
 from raygpt.cli import main
+from raygpt.config.settings import dump, load_config
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.model.huggingface import export_huggingface
-from raygpt.settings import dump, load_config
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState, TensorStream
 from raygpt.storage import locate
-from raygpt.train import checkpoint
-from raygpt.train.checkpoint import RunState, TensorStream
 from tests.jobs.conftest import write_shards
 
 SUBJECTS = ["the farmer", "a sailor", "my sister", "the teacher", "an old man", "our neighbour"]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from raygpt.capacity.preflight import check_fit
 from raygpt.cli import main, parse
+from raygpt.config.problems import problems
+from raygpt.config.settings import load_config
 from raygpt.errors import UserError
-from raygpt.problems import problems
-from raygpt.settings import load_config
-from raygpt.train.assignment import resolve
-from raygpt.train.preflight import check_fit
+from raygpt.train.resolve import resolve
 from tests.conftest import save_byte_model
 from tests.train.running import letters
 

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
+from raygpt.capacity.fit import Hardware
+from raygpt.capacity.forecast import deepspeed_estimate, plan_for, states
+from raygpt.capacity.machine import free_disk, probe
+from raygpt.capacity.memory import Setup, needs
 from raygpt.cli import main
 from raygpt.config import Config
+from raygpt.config.settings import load_config
 from raygpt.errors import UserError
 from raygpt.jobs.plan import planned_model
 from raygpt.model.export import export_huggingface
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.settings import load_config
-from raygpt.train.fit import Hardware
-from raygpt.train.forecast import deepspeed_estimate, plan_for, states
-from raygpt.train.machine import free_disk, probe
-from raygpt.train.memory import Setup, needs
 
 XL = ["--model.init_from=gpt2-xl", "--data.seq_len=1024", "--train.global_batch_tokens=16384", "--plan.disk_gb=500"]
 V100 = ["--plan.gpu=V100", "--plan.host_memory_gb=61"]

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from raygpt.cli import main
+from raygpt.config.settings import config_from_dict
 from raygpt.data.shards import verify
 from raygpt.data.sources import shard_folders
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.jobs.prepare import with_prepared_data
-from raygpt.settings import config_from_dict
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

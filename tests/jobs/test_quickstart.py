@@ -11,12 +11,12 @@ import pytest
 
 from raygpt.cli import JOBS, main, parse
 from raygpt.config import Config
+from raygpt.config.settings import load_config
 from raygpt.data.reader import TokenReader
 from raygpt.data.stdlib_corpus import place_corpus
-from raygpt.evaluate.perplexity import Evaluation
 from raygpt.evaluate.yardsticks import yardsticks
 from raygpt.jobs import quickstart
-from raygpt.settings import load_config
+from raygpt.train.evaluation import Evaluation
 
 SMALL = [
     "--model.n_layer=1",

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from raygpt.errors import UserError
-from raygpt.model.classifier import (
+from raygpt.classify.classifier import (
     Classifier,
     classification_metrics,
     layer_groups,
@@ -17,7 +16,8 @@ from raygpt.model.classifier import (
     reinit_top,
     with_pad,
 )
-from raygpt.model.classifier_folder import load_classifier, save_classifier
+from raygpt.classify.folder import load_classifier, save_classifier
+from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
 
 SHAPE = GPTConfig(vocab_size=257, seq_len=64, n_layer=3, n_head=4, n_embd=32)

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 
 from raygpt.config import Config
-from raygpt.settings import load_config
+from raygpt.config.settings import load_config
+from raygpt.parallel.checkpoint import complete_checkpoints, step_of
 from raygpt.storage import locate
-from raygpt.train.assignment import resolve
-from raygpt.train.checkpoint import complete_checkpoints, step_of
+from raygpt.train.resolve import resolve
 from raygpt.train.trainer import Outcome, run_training
 from tests.train.gloo_pool import GlooPool
 

@@ -13,9 +13,9 @@ import torch
 
 from raygpt.data.order import Order
 from raygpt.data.stream import Batch
+from raygpt.parallel.checkpoint import RunState
+from raygpt.parallel.distributed import World
 from raygpt.train.ahead import Ahead
-from raygpt.train.checkpoint import RunState
-from raygpt.train.distributed import World
 from raygpt.train.loop import LoopOptions, train
 from raygpt.train.plan import TrainPlan
 from raygpt.train.schedule import Schedule

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from raygpt.train.allocator import is_tight
+from raygpt.capacity.allocator import is_tight
 
 CODE = """
 import sys
 import numpy as np
-from raygpt.train.allocator import return_freed_memory
+from raygpt.capacity.allocator import return_freed_memory
 if sys.argv[1] == "tight":
     assert return_freed_memory()
 def anonymous():

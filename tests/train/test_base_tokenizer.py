@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from raygpt.config.settings import config_from_dict
 from raygpt.data import tokenizer as tokenizer_module
 from raygpt.data.shards import load_manifest
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.errors import UserError
-from raygpt.settings import config_from_dict
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState
 from raygpt.storage import locate
-from raygpt.train import checkpoint
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer, chosen_tokenizer
-from raygpt.train.checkpoint import RunState
 
 
 @pytest.fixture

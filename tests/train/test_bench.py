@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from raygpt.train import bench
-from raygpt.train.ddp import DataParallel
+from raygpt.bench import step as bench
+from raygpt.parallel.ddp import DataParallel
 
 TINY = [
     "--preset",
@@ -42,7 +42,7 @@ def test_figures_follow_from_the_measured_step() -> None:
 
 
 def test_the_command_writes_json_and_says_what_the_device_cannot_do(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "raygpt.train.bench", *TINY, "--micro_batch", "1"]
+    command = [sys.executable, "-m", "raygpt.bench.step", *TINY, "--micro_batch", "1"]
     subprocess.run([*command, "--out", str(tmp_path / "new" / "bench.json")], check=True)
     result = json.loads((tmp_path / "new" / "bench.json").read_text())
     assert result["precision"] == "fp32" and result["versions"]["torch"] and result["date"] and result["command"]
@@ -54,7 +54,7 @@ def test_the_command_writes_json_and_says_what_the_device_cannot_do(tmp_path: Pa
 def test_zero_is_timed_without_ray(tmp_path: Path) -> None:
     out = tmp_path / "zero.json"
     words = ["--micro_batch", "2", "--grad_accum", "2", "--strategy", "zero3", "--offload", "all", "--out", str(out)]
-    blocked = "import sys; sys.modules['ray'] = None; from raygpt.train.bench import main; raise SystemExit(main())"
+    blocked = "import sys; sys.modules['ray'] = None; from raygpt.bench.step import main; raise SystemExit(main())"
     subprocess.run([sys.executable, "-c", blocked, *TINY, "--activation_checkpointing", *words], check=True)
     result = json.loads(out.read_text())
     assert result["tokens_per_step"] == 128 and result["loss_last"] < result["loss_first"]
@@ -92,6 +92,6 @@ def test_the_bench_takes_the_trainers_own_path(monkeypatch: pytest.MonkeyPatch) 
 def test_torchruns_processes_are_workers_of_one_world(tmp_path: Path) -> None:
     out = tmp_path / "two.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    subprocess.run([*command, "-m", "raygpt.train.bench", *TINY, "--micro_batch", "2", "--out", str(out)], check=True)
+    subprocess.run([*command, "-m", "raygpt.bench.step", *TINY, "--micro_batch", "2", "--out", str(out)], check=True)
     result = json.loads(out.read_text())
     assert (result["world_size"], result["process_group"], result["tokens_per_step"]) == (2, True, 2 * 2 * 32)

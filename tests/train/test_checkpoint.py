@@ -11,10 +11,10 @@ import torch
 from raygpt import storage
 from raygpt.errors import UserError
 from raygpt.model.tensorfile import Spec
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState
+from raygpt.parallel.snapshot import SnapshotBuffers
 from raygpt.storage import Location, locate
-from raygpt.train import checkpoint
-from raygpt.train.checkpoint import RunState
-from raygpt.train.snapshot import SnapshotBuffers
 
 
 def write(run: Location, step: int, ranks: int = 2, only: tuple[int, ...] | None = None) -> Location:

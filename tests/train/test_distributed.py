@@ -8,8 +8,8 @@ import socket
 import pytest
 import torch.distributed as dist
 
-from raygpt.train import distributed
-from raygpt.train.distributed import address_towards, interface_of, name_gloo_interface
+from raygpt.parallel import distributed
+from raygpt.parallel.distributed import address_towards, interface_of, name_gloo_interface
 
 
 def test_the_interface_is_the_one_that_carries_the_address() -> None:

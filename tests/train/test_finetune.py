@@ -13,11 +13,11 @@ import torch
 
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT
+from raygpt.parallel import checkpoint
+from raygpt.parallel.lora import Adapters, add_adapters
+from raygpt.parallel.weights import fill_model, load_weights, open_weights
 from raygpt.storage import locate
-from raygpt.train import checkpoint
-from raygpt.train.assignment import resolve
-from raygpt.train.lora import Adapters, add_adapters
-from raygpt.train.weights import fill_model, load_weights, open_weights
+from raygpt.train.resolve import resolve
 from tests.train.gloo_pool import GlooPool
 from tests.train.running import POOLED, forget_after, letters, run, sequence, settings
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from raygpt.capacity.fit import SLOWDOWN, Hardware, fit, largest_rows, shortages, slowdown
+from raygpt.capacity.memory import Setup, needs
 from raygpt.model.gpt import GPTConfig
 from raygpt.model.presets import PRESETS
-from raygpt.train.fit import SLOWDOWN, Hardware, fit, largest_rows, shortages, slowdown
-from raygpt.train.memory import Setup, needs
 
 XL = GPTConfig(**PRESETS["gpt2-xl"])
 SMALL = GPTConfig(**PRESETS["gpt2"])

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from raygpt.capacity.memory import Counts, Setup, needs, peak
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.model.presets import PRESETS
-from raygpt.train.memory import Counts, Setup, needs, peak
 
 XL = GPTConfig(**PRESETS["gpt2-xl"])
 LARGE = GPTConfig(**PRESETS["gpt2-large"])
@@ -133,7 +133,7 @@ def test_checkpoints_take_twelve_bytes_per_trained_parameter() -> None:
 
 
 def test_adapters_are_counted_as_peft_makes_them() -> None:
-    from raygpt.train.lora import Adapters, add_adapters
+    from raygpt.parallel.lora import Adapters, add_adapters
 
     config = GPTConfig(vocab_size=128, seq_len=16, n_layer=3, n_head=2, n_embd=32)
     model = GPT(config)

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from raygpt.errors import UserError
+from raygpt.parallel import checkpoint
 from raygpt.storage import locate, write_bytes
-from raygpt.train import checkpoint
-from raygpt.train.assignment import resolve
+from raygpt.train.resolve import resolve
 from tests.train.gloo_pool import GlooPool
 from tests.train.running import (
     POOLED,
@@ -127,7 +127,7 @@ def test_fp16_goes_on_with_its_loss_scale(gloo: GlooPool, shards: str, tmp_path:
 
 def test_training_starts_from_a_hugging_face_folder(gloo: GlooPool, unbroken, shards: str, tmp_path: Path) -> None:
     from raygpt.model.huggingface import export_huggingface
-    from raygpt.train.weights import load
+    from raygpt.parallel.weights import load
 
     loaded = load(str(unbroken[0]))
     export_huggingface(loaded.model, tmp_path / "hf", tokenizer_json=loaded.tokenizer.to_json(), eot_id=256)

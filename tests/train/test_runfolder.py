@@ -15,9 +15,9 @@ import pytest
 
 from raygpt.data.order import ORDER_VERSION
 from raygpt.errors import UserError
+from raygpt.parallel.checkpoint import RunState
+from raygpt.run.lock import ATTEMPTS, RunLock, check_resume
 from raygpt.storage import locate
-from raygpt.train.checkpoint import RunState
-from raygpt.train.runfolder import ATTEMPTS, RunLock, check_resume
 
 
 def test_a_second_start_is_refused_while_the_first_lives(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_a_second_start_is_refused_while_the_first_lives(tmp_path: Path) -> None
 
 def test_a_killed_process_gives_the_run_free_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from raygpt.storage import locate; from raygpt.train.runfolder import RunLock;"
+        "import sys, time; from raygpt.storage import locate; from raygpt.run.lock import RunLock;"
         f"RunLock(locate({str(tmp_path / 'r')!r})).acquire(); print('held', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.train.ddp import DataParallel
-from raygpt.train.distributed import World
+from raygpt.parallel.ddp import DataParallel
+from raygpt.parallel.distributed import World
 
 CONFIG = GPTConfig(vocab_size=50, seq_len=8, n_layer=2, n_head=2, n_embd=16)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import ray
 
-from raygpt.train.cluster import TRAIN_ENVIRONMENT, is_own, train_environment
+from raygpt.cluster.connect import TRAIN_ENVIRONMENT, is_own, train_environment
 from tests.train.running import letters, run, settings
 
 

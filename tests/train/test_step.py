@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.train.distributed import World, parallel
+from raygpt.parallel.distributed import World, parallel
 from raygpt.train.optim import make_adamw
 from raygpt.train.precision import Precision
 from raygpt.train.step import TrainStep

@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch._dynamo.utils import counters
 
 from raygpt.errors import UserError
-from raygpt.evaluate.perplexity import ArrayTokens, evaluate_tokens
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.train import ddp
-from raygpt.train.ddp import DataParallel
-from raygpt.train.distributed import World
+from raygpt.parallel import ddp
+from raygpt.parallel.ddp import DataParallel
+from raygpt.parallel.distributed import World
+from raygpt.train.evaluation import ArrayTokens, evaluate_tokens
 from raygpt.train.precision import Precision
 from raygpt.train.warmup import find_micro_batch
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from raygpt.config.settings import load_config
 from raygpt.errors import UserError
-from raygpt.settings import load_config
-from raygpt.train.zero_config import deepspeed_config, merged
+from raygpt.parallel.zero_config import deepspeed_config, merged
 from tests.train.running import OPTIONS
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raygpt.config import Config
-from raygpt.settings import load_config
+from raygpt.config.settings import load_config
 from tests.conftest import save_byte_model
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from raygpt.classify.tasks import Encoded, encode
+from raygpt.classify.training import EncodedTask, Recipe, Training
 from raygpt.config import Config
-from raygpt.data.tasks import Encoded, encode
 from raygpt.data.tokenizer import byte_tokenizer
-from raygpt.tune.classify import EncodedTask, Recipe, Training
 from raygpt.tune.plan import read_task
 from raygpt.tune.trial import base_model, is_out_of_memory, load_state, save_state
 

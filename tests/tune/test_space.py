@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from raygpt.config import Config
+from raygpt.config.settings import config_with
 from raygpt.errors import UserError
-from raygpt.settings import config_with
 from raygpt.tune.space import decode, read_space
 
 

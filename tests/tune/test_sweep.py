@@ -15,8 +15,8 @@ import yaml
 
 from raygpt.cli import Call
 from raygpt.config import Config
+from raygpt.config.settings import load_config
 from raygpt.errors import UserError
-from raygpt.settings import load_config
 from raygpt.storage import child, list_folder, locate, read_bytes
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep

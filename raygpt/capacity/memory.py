@@ -1,6 +1,6 @@
 """PURE. What a training run needs in memory and on disk, in bytes, from the model's shape and the settings alone.
 
-Every figure follows from what the code holds on to: activations.py, raygpt.train.ddp and raygpt.train.zero, and
+Every figure follows from what the code holds on to: activations.py, raygpt.parallel.ddp and raygpt.parallel.zero, and
 DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, partition_parameters.py). benchmarks/memory.md has the
 measurements.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
+from raygpt.capacity.activations import Work, backward_work, evaluation_work, forward_work
+from raygpt.capacity.allocator import is_tight
 from raygpt.model.gpt import GPTConfig
-from raygpt.train.activations import Work, backward_work, evaluation_work, forward_work
-from raygpt.train.allocator import is_tight
-from raygpt.train.zero_config import BUCKET, LIVE_PARAMETERS, STAGES, SUB_GROUP
+from raygpt.parallel.zero_config import BUCKET, LIVE_PARAMETERS, STAGES, SUB_GROUP
 
 MOMENTS = ("start", "forward pass", "backward pass", "optimizer step", "evaluation", "save")
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import ray
 
+from raygpt.capacity.fit import Hardware
+from raygpt.capacity.forecast import GIB, Report, plan_for
+from raygpt.capacity.machine import free_disk, probe
+from raygpt.cluster.connect import wants_gpu
 from raygpt.config import Config
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPTConfig
 from raygpt.storage import Location
-from raygpt.train.cluster import wants_gpu
-from raygpt.train.fit import Hardware
-from raygpt.train.forecast import GIB, Report, plan_for
-from raygpt.train.machine import free_disk, probe
 
 
 def check_fit(config: Config, model: GPTConfig, run: Location) -> Report | None:

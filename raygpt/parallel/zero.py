@@ -17,8 +17,8 @@ from torch import Tensor
 
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.parallel.pieces import KINDS, Piece
 from raygpt.train.optim import decay_groups
-from raygpt.train.pieces import KINDS, Piece
 from raygpt.train.step import StepResult
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -9,12 +9,12 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
+from raygpt.capacity.fit import Hardware, Shortage, fit, largest_rows, resized, shortages, smallest
+from raygpt.capacity.memory import Counts, Needs, Setup, needs, peak
 from raygpt.config import Config
 from raygpt.errors import UserError
 from raygpt.hardware import spec_named
 from raygpt.model.gpt import GPTConfig
-from raygpt.train.fit import Hardware, Shortage, fit, largest_rows, resized, shortages, smallest
-from raygpt.train.memory import Counts, Needs, Setup, needs, peak
 from raygpt.train.plan import micro_batch_choices
 from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
 

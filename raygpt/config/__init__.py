@@ -1,6 +1,6 @@
 """The config tree of every job: one class per section, one sentence per key.
 
-`raygpt.settings` fills it from defaults, a YAML file, the environment and the command line; `raygpt.problems` holds the
+`settings` fills it from defaults, a YAML file, the environment and the command line; `problems` holds the
 checks that need more than one key. Modules below take plain arguments, not these classes.
 """
 

@@ -15,11 +15,11 @@ from raygpt.data.sources import manifests, shard_folders
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPTConfig
 from raygpt.model.presets import PRESETS
+from raygpt.parallel import checkpoint
+from raygpt.run.lock import check_resume
 from raygpt.storage import Location
-from raygpt.train import checkpoint
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
 from raygpt.train.plan import TrainPlan, batch_rows, total_steps, warmup
-from raygpt.train.runfolder import check_resume
 from raygpt.train.schedule import Schedule
 
 

@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import load, save
 
 from raygpt import storage
+from raygpt.classify.classifier import classification_metrics
+from raygpt.classify.folder import save_classifier
+from raygpt.classify.training import Training
 from raygpt.config import Config
+from raygpt.config.settings import dump
 from raygpt.data.tokenizer import load_tokenizer
-from raygpt.model.classifier import classification_metrics
-from raygpt.model.classifier_folder import save_classifier
-from raygpt.settings import dump
+from raygpt.parallel.pieces import TensorFile
+from raygpt.parallel.weights import load as load_base
+from raygpt.run.lock import RunLock
 from raygpt.storage import Location
 from raygpt.track.trackers import Trackers
-from raygpt.train.assignment import run_location
-from raygpt.train.pieces import TensorFile
-from raygpt.train.runfolder import RunLock
-from raygpt.train.weights import load as load_base
-from raygpt.tune.classify import Training
+from raygpt.train.resolve import run_location
 from raygpt.tune.plan import read_task
 from raygpt.tune.trial import Shared, start_training
 

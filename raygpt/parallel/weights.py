@@ -11,9 +11,9 @@ from raygpt import storage
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.train import checkpoint
-from raygpt.train.checkpoint import RunState
-from raygpt.train.lora import Adapters, merged
+from raygpt.parallel import checkpoint
+from raygpt.parallel.checkpoint import RunState
+from raygpt.parallel.lora import Adapters, merged
 
 
 @dataclass

@@ -10,15 +10,15 @@ from torch import Tensor
 from raygpt.hardware import prefer_attention
 from raygpt.model.gpt import GPT
 from raygpt.model.tensorfile import TensorStream
-from raygpt.train.distributed import World, parallel
+from raygpt.parallel.distributed import World, parallel
+from raygpt.parallel.snapshot import SnapshotBuffers
 from raygpt.train.optim import load_optimizer_tensors, make_adamw, optimizer_tensors
 from raygpt.train.precision import Precision
-from raygpt.train.snapshot import SnapshotBuffers
 from raygpt.train.step import TrainStep
 from raygpt.train.warmup import compile_for_training, find_micro_batch, rehearse
 
 if TYPE_CHECKING:
-    from raygpt.train.checkpoint import RunState
+    from raygpt.parallel.checkpoint import RunState
 
 # Tokens whose logits exist at a time on a GPU (head_loss.py): 8192 of GPT-2's take 0.8 GB in bf16, and adding up the
 # output matrix's gradient over 8 such pieces moves 4 GB, some 1 % of what a step of 64 rows moves.
@@ -26,7 +26,7 @@ LOSS_TOKENS = 8192
 
 
 class Moments(Protocol):
-    """What is needed of `raygpt.train.pieces.CheckpointTensors`."""
+    """What is needed of `raygpt.parallel.pieces.CheckpointTensors`."""
 
     @property
     def names(self) -> list[str]: ...

@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raygpt.classify.classifier import Classifier, classification_metrics, layer_groups, pad_rows, reinit_top, with_pad
+from raygpt.classify.tasks import Encoded, assemble
 from raygpt.config import Config
-from raygpt.data.tasks import Encoded, assemble
 from raygpt.hardware import choose_precision
-from raygpt.model.classifier import Classifier, classification_metrics, layer_groups, pad_rows, reinit_top, with_pad
 from raygpt.model.gpt import GPT
 from raygpt.train.optim import load_optimizer_tensors, optimizer_tensors
 from raygpt.train.precision import Precision

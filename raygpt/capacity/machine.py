@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from raygpt.capacity.fit import Hardware
 from raygpt.storage import Location
-from raygpt.train.fit import Hardware
 
 # cgroup v2, then v1; "max" or an absurdly large number means no limit
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")

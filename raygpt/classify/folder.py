@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raygpt.classify.classifier import Classifier
 from raygpt.errors import UserError
-from raygpt.model.classifier import Classifier
 from raygpt.model.export import CONV1D, missing_biases, their_config, their_value
 from raygpt.model.gpt import GPT, GPTConfig
 

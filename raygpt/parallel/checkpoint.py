@@ -32,9 +32,9 @@ from pyarrow import fs as pafs
 from raygpt import storage
 from raygpt.errors import UserError
 from raygpt.model.tensorfile import TensorStream, write_tensors
+from raygpt.parallel.pieces import CheckpointTensors
+from raygpt.parallel.rng import restore_rng, rng_state
 from raygpt.storage import Location
-from raygpt.train.pieces import CheckpointTensors
-from raygpt.train.rng import restore_rng, rng_state
 
 __all__ = ["TensorStream", "restore_rng", "rng_state"]  # beside what is defined here
 
@@ -74,7 +74,7 @@ class RunState:
     tokenizer_name: str = ""
     eot_id: int = 0
     model: dict[str, Any] = field(default_factory=dict)
-    adapters: dict[str, Any] = field(default_factory=dict)  # of raygpt.train.lora.Adapters; empty: all weights trained
+    adapters: dict[str, Any] = field(default_factory=dict)  # of lora.Adapters; empty: all weights trained
     version: int = VERSION
 
     @property

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT
-from raygpt.train.pieces import CheckpointTensors
+from raygpt.parallel.pieces import CheckpointTensors
 
 TARGETS = ("c_attn", "c_proj", "c_fc")  # all matrices of a block
 SAMPLED = 256  # values of each parameter that a base model is recognised by

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from raygpt.capacity.memory import Needs, Setup, needs
 from raygpt.model.gpt import GPTConfig
-from raygpt.train.memory import Needs, Setup, needs
 from raygpt.train.plan import micro_batch_choices
 
 # What may be planned with: the rest is left to the system, other programs and what a plan cannot know.

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from raygpt.config import Config, Section
+from raygpt.config.problems import problems
 from raygpt.errors import UserError
-from raygpt.problems import problems
 from raygpt.storage import locate, read_text
 
 ENV_PREFIX = "RAYGPT_"

@@ -1,9 +1,9 @@
 """PURE. Speed of the training step alone, as the trainer makes it: no Ray, no data, whatever device there is.
 
-    python -m raygpt.train.bench --preset gpt2 --micro_batch 8 --precision bf16 --compile --out bench.json
-    python -m raygpt.train.bench --preset gpt2-xl --strategy zero2 --offload optimizer --activation_checkpointing \\
+    python -m raygpt.bench.step --preset gpt2 --micro_batch 8 --precision bf16 --compile --out bench.json
+    python -m raygpt.bench.step --preset gpt2-xl --strategy zero2 --offload optimizer --activation_checkpointing \\
         --precision fp16 --micro_batch 8 --memory_limit_gb 16
-    torchrun --nproc_per_node 8 -m raygpt.train.bench --preset gpt2 --micro_batch 64 --precision bf16 --compile
+    torchrun --nproc_per_node 8 -m raygpt.bench.step --preset gpt2 --micro_batch 64 --precision bf16 --compile
 
 Needs torch and numpy alone (DeepSpeed for --strategy zero…, transformers for --compare). Under torchrun every process
 is a worker under DDP, and figures are of all of them together; --process_group does the same with one process.
@@ -35,22 +35,22 @@ import torch.distributed as dist
 from torch.nn.attention import SDPBackend
 
 import raygpt
+from raygpt.capacity.memory import Setup, needs
 from raygpt.errors import UserError
 from raygpt.hardware import KERNELS, choose_precision, gpu_spec, indexed
 from raygpt.model.gpt import GPT, GPTConfig, initial_weights
 from raygpt.model.presets import PRESETS
-from raygpt.train.ddp import DataParallel
-from raygpt.train.distributed import World
-from raygpt.train.memory import Setup, needs
+from raygpt.parallel.ddp import DataParallel
+from raygpt.parallel.distributed import World
+from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.train.precision import Precision
 from raygpt.train.step import StepFunction
-from raygpt.train.zero_config import deepspeed_config
 
 WARMUP_STEPS = 5  # compilation, allocator, clocks: left out of every figure
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m raygpt.train.bench", description="Speed of one training step.")
+    parser = argparse.ArgumentParser(prog="python -m raygpt.bench.step", description="Speed of one training step.")
     parser.add_argument("--preset", choices=PRESETS, default="gpt2")
     for key in ("n_layer", "n_head", "n_embd", "vocab_size"):
         parser.add_argument(f"--{key}", type=int, help=f"overrides the preset's {key}")
@@ -224,7 +224,7 @@ class _Zero:
         if options.micro_batch == "auto":
             raise UserError("--micro_batch=auto needs --strategy=ddp: name the rows.")
         engine = _zero_engine(options, config, precision, device)
-        from raygpt.train.zero import ZeroStep
+        from raygpt.parallel.zero import ZeroStep
 
         self.micro_batch_size: int = options.micro_batch
         self.model: GPT = engine.model
@@ -232,7 +232,7 @@ class _Zero:
 
 
 def _zero_engine(options: argparse.Namespace, config: GPTConfig, precision: str, device: torch.device) -> Any:
-    from raygpt.train.zero import ZeroEngine
+    from raygpt.parallel.zero import ZeroEngine
 
     # one process by itself is a group of one
     for key, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577", "RANK": "0", "WORLD_SIZE": "1"}.items():
@@ -371,7 +371,7 @@ def _circumstances(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "raygpt.train.bench", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "raygpt.bench.step", *sys.argv[1:]]),
     }
 
 

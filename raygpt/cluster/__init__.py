@@ -1,0 +1,1 @@
+"""Connecting to a Ray cluster, or starting one."""

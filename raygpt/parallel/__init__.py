@@ -1,0 +1,1 @@
+"""How workers share a model, and the checkpoints they write together."""
