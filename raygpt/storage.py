@@ -68,15 +68,15 @@ def locate(uri: str | os.PathLike[str] | Location) -> Location:
         path = text.removeprefix("s3://").strip("/")
         if not path:
             raise UserError(f"{text!r} names no bucket: write s3://bucket/folder.")
-        return Location(_s3_here(_endpoint(), _region()), path, f"s3://{path}")
+        return Location(_s3_here(endpoint(), region()), path, f"s3://{path}")
     raise UserError(f"{text!r} is neither a local path nor an s3:// URI: other schemes are not supported.")
 
 
-def _endpoint() -> str | None:
+def endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-def _region() -> str | None:
+def region() -> str | None:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
@@ -294,7 +294,7 @@ def explain(error: OSError, where: Location) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{where.uri} has no space left: free some or choose another path.")
     if "NETWORK_CONNECTION" in upper or "CURLCODE" in upper or "COULD NOT RESOLVE" in upper:
-        way_out = f"check the network and AWS_ENDPOINT_URL ({_endpoint() or 'not set'})"
+        way_out = f"check the network and AWS_ENDPOINT_URL ({endpoint() or 'not set'})"
         return UserError(f"{where.uri} cannot be reached: {way_out}.")
     return UserError(f"{where.uri}: {_short(error)}.")
 

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 def pause(elapsed: float) -> float:
@@ -41,6 +42,29 @@ class RunControl:
 
     def request_stop(self) -> None:
         self._stop = True
+
+
+def make_control() -> Any:
+    """A mailbox on this very node: an actor that needs no resources may be put anywhere, and a node that is lost must
+    not take the driver's ears along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return RunControl.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
+class Mailbox:
+    """The driver's end. A mailbox that does not answer costs messages, never the run: Ray Train says how that ended."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def take(self) -> list[tuple[str, Any]]:
+        try:
+            return ray.get(self._control.take.remote(), timeout=30)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            return []
+
+    def request_stop(self) -> None:
+        self._control.request_stop.remote()
 
 
 class ControlLink:

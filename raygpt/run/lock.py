@@ -1,4 +1,10 @@
-"""A run's folder: who is using it, how often it was started, and whether it may be resumed with these settings."""
+"""One driver per run folder, and the run's history of starts.
+
+`<run>/lock.json` exists while a driver has the run. It comes into being in one step that only one of several can make
+(a hard link that must not exist; on S3 a PUT with If-None-Match), and its holder looks every few seconds whether it is
+still there: one that was displaced stops and writes no more. `<run>/attempts.json` is the history: every start, how
+long it held the run and how often workers were started in it.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +14,29 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import psutil
 
 from raygpt import storage
-from raygpt.data.order import ORDER_VERSION
 from raygpt.errors import UserError
+from raygpt.run.claim import Claim, claim_file
 from raygpt.storage import Location
 
 ATTEMPTS = "attempts.json"
+LOCK = "lock.json"
 HEARTBEAT_SECONDS = 10.0
+CLAIM_TRIES = 50
 LOST_SECONDS = 45.0  # another machine's run that has not been heard of for this long is dead
 
 
 @dataclass
 class Attempt:
-    """One start of the run. Times are seconds since 1970 UTC; `outcome` is None while it runs or after a kill."""
+    """One start of the run. Times are seconds since 1970 UTC; `outcome` is None while it runs or after a kill.
+
+    `starts` counts how often workers were started in it: 1 without a loss, 0 before the first.
+    """
 
     id: str
     host: str
@@ -34,6 +45,7 @@ class Attempt:
     started: float
     last_seen: float
     outcome: str | None = None
+    starts: int = 1
 
     @property
     def is_live(self) -> bool:
@@ -42,7 +54,11 @@ class Attempt:
             return False
         if self.host == socket.gethostname():
             try:
-                return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1
+                process = psutil.Process(self.pid)
+                # a zombie has ended: only its parent has not been told yet
+                return process.status() != psutil.STATUS_ZOMBIE and (
+                    abs(process.create_time() - self.process_started) < 1
+                )
             except psutil.Error:
                 return False
         return time.time() - self.last_seen < LOST_SECONDS
@@ -51,130 +67,132 @@ class Attempt:
 def read_attempts(run: Location) -> list[Attempt]:
     """Attempts so far, oldest first."""
     try:
-        return [Attempt(**item) for item in json.loads(storage.read_text(run / ATTEMPTS))]
-    except FileNotFoundError:
+        return [_attempt(item) for item in json.loads(storage.read_text(run / ATTEMPTS))]
+    except (FileNotFoundError, ValueError, TypeError):
         return []
-    except (ValueError, TypeError):
-        return []
+
+
+def _attempt(item: dict) -> Attempt:
+    return Attempt(**{key: value for key, value in item.items() if key in Attempt.__dataclass_fields__})
 
 
 class RunLock:
-    """Holds a run folder for this process from `acquire` to `release`, by heartbeat.
+    """Holds a run folder for this process from `acquire` to `release`.
 
-    attempts.json doubles as the run's history: restarts and wall-clock time come from it.
+    `on_lost` is called once, from a thread, when another driver has taken the run over in spite of it.
     """
 
-    def __init__(self, run: Location) -> None:
+    def __init__(self, run: Location, on_lost: Callable[[], None] | None = None) -> None:
         self.run = run
         self.attempts = read_attempts(run)
+        self.displaced_by: str | None = None
+        self._on_lost = on_lost
         self._mine: Attempt | None = None
+        self._claim: Claim | None = None
         self._ended = threading.Event()
+        self._beating: threading.Thread | None = None
+        self._writing = threading.Lock()
 
     @property
     def restarts(self) -> int:
-        """Starts of the run before this one."""
-        return len(self.attempts) - (1 if self._mine else 0)
+        """Starts of workers after the first, in this attempt and those before it."""
+        return max(0, sum(max(1, attempt.starts) for attempt in self.attempts) - 1)
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds in which some attempt held the run, this one included."""
-        return sum(max(0.0, attempt.last_seen - attempt.started) for attempt in self.attempts)
+        """Seconds in which some attempt held the run, this one up to now."""
+        now = time.time()
+        live = lambda item: now if item is self._mine and item.outcome is None else item.last_seen  # noqa: E731
+        return sum(max(0.0, live(item) - item.started) for item in self.attempts)
 
     @property
     def earlier_seconds(self) -> float:
         """`wall_seconds` without this attempt."""
         return sum(max(0.0, item.last_seen - item.started) for item in self.attempts if item is not self._mine)
 
+    @property
+    def started(self) -> float:
+        """When this attempt took the run, in seconds since 1970 UTC."""
+        assert self._mine is not None
+        return self._mine.started
+
     def acquire(self) -> None:
         """Raises UserError while a live process holds the run."""
         for attempt in self.attempts:
-            if attempt.is_live:
-                raise UserError(
-                    f"run {self.run.uri} is in use by process {attempt.pid} on {attempt.host}: stop that one first, or "
-                    "choose another run.name."
-                )
+            self._refuse(attempt)
         now = time.time()
-        started = psutil.Process().create_time()
-        self._mine = Attempt(uuid.uuid4().hex, socket.gethostname(), os.getpid(), started, now, now)
-        self.attempts.append(self._mine)
+        mine = Attempt(
+            uuid.uuid4().hex, socket.gethostname(), os.getpid(), psutil.Process().create_time(), now, now, starts=0
+        )
+        self._claim = claim_file(self.run / LOCK)
+        tries = 0
+        while not self._claim.create(json.dumps(asdict(mine)).encode()):
+            held, tries = self._claim.read(), tries + 1
+            if tries > CLAIM_TRIES:
+                raise UserError(f"{(self.run / LOCK).uri} can neither be taken nor read: delete it if no run uses it.")
+            if held is None:  # let go of in this moment
+                time.sleep(0.1)
+                continue
+            holder = _attempt(json.loads(held))
+            if self._ended_since(holder) or not holder.is_live:
+                self._claim.remove(held)  # nothing happens where somebody was quicker
+            else:
+                self._refuse(holder)
+        self._mine = mine
+        self.attempts = [*read_attempts(self.run), mine]
         self._write()
-        # two starts at one moment: the one that wrote last has the run
-        seen = read_attempts(self.run)
-        if not seen or seen[-1].id != self._mine.id:
-            raise UserError(f"run {self.run.uri} was started elsewhere at the same moment: leave it to that process.")
-        threading.Thread(target=self._beat, daemon=True, name="run-lock").start()
+        self._beating = threading.Thread(target=self._beat, daemon=True, name="run-lock")
+        self._beating.start()
+
+    def workers_started(self) -> None:
+        """Count a start of the run's workers."""
+        assert self._mine is not None
+        self._mine.starts += 1
+        self._write()
 
     def release(self, outcome: str) -> None:
         """Record how this attempt ended and let go."""
         self._ended.set()
-        if self._mine is not None:
-            self._mine.outcome = outcome
-            self._mine.last_seen = time.time()
+        if self._beating is not None:
+            self._beating.join()
+        if self._mine is not None and self._claim is not None and self.displaced_by is None:
+            self._mine.outcome, self._mine.last_seen = outcome, time.time()
             self._write()
+            self._claim.remove(None)
 
-    def touch(self) -> None:
-        """Bring this attempt's time up to now."""
-        if self._mine is not None:
-            self._mine.last_seen = time.time()
+    def _refuse(self, attempt: Attempt) -> None:
+        if attempt.is_live:
+            raise UserError(
+                f"run {self.run.uri} is in use by process {attempt.pid} on {attempt.host}: stop that one first, or "
+                "choose another run.name."
+            )
+
+    def _ended_since(self, holder: Attempt) -> bool:
+        """Whether the history says that the holder has ended: it was killed between that and letting go."""
+        return any(item.id == holder.id and item.outcome is not None for item in read_attempts(self.run))
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
-            self.touch()
-            try:
+            self.beat()
+
+    def beat(self) -> None:
+        """Say that this driver lives, or find that another one has the run."""
+        assert self._mine is not None and self._claim is not None
+        self._mine.last_seen = time.time()
+        try:
+            if self._claim.renew(json.dumps(asdict(self._mine)).encode()):
                 self._write()
-            except UserError:
-                continue  # storage that is away for a moment must not end the run from here
+                return
+            held = self._claim.read()
+        except (UserError, OSError):
+            return  # storage that is away for a moment must not end the run from here
+        holder = _attempt(json.loads(held)) if held else None
+        self.displaced_by = f"process {holder.pid} on {holder.host}" if holder else "somebody who deleted its lock"
+        self._ended.set()
+        if self._on_lost is not None:
+            self._on_lost()
 
     def _write(self) -> None:
-        storage.write_text(self.run / ATTEMPTS, json.dumps([asdict(item) for item in self.attempts], indent=1) + "\n")
-
-
-# What fixes the weights and the data order: setting -> the sentence's end. Everything else may change on a resume.
-_FIXED = {
-    ("run", "seed"): "the data order follows from it",
-    ("data", "seq_len"): "the rows follow from it",
-    ("train", "global_batch_tokens"): "the steps follow from it",
-    ("model", "lora_rank"): "the adapters have it",
-}
-
-
-def check_resume(
-    run: Location, saved: dict[str, Any], config: dict[str, Any], facts: dict[str, Any], *, ignore_fingerprint: bool
-) -> None:
-    """Refuse to go on with settings that would break the run's own order or weights.
-
-    `saved` is a checkpoint's state.json plus its config under "config"; `facts` holds this start's fingerprint,
-    tokenizer_sha256 and model. Raises UserError listing every difference.
-    """
-    wrong = []
-    advice = "set it back, or give the new settings a run.name of their own"
-    for (section, key), why in _FIXED.items():
-        before, now = (tree.get(section, {}).get(key) for tree in (saved["config"], config))
-        if key == "lora_rank":
-            before, now = before or 0, now or 0  # configs from before there were adapters
-        if before != now:
-            wrong.append(f"{section}.{key} is {now} but run {run.uri} was started with {before} ({why}): {advice}.")
-    for key in sorted(set(saved["model"]) | set(facts["model"])):
-        before, now = saved["model"].get(key), facts["model"].get(key)
-        if key != "dropout" and before != now:
-            wrong.append(f"model.{key} is {now} but run {run.uri} was started with {before}: {advice}.")
-    if saved["order_version"] != ORDER_VERSION and not ignore_fingerprint:
-        wrong.append(
-            f"run {run.uri} was begun with version {saved['order_version']} of the data order and this raygpt has "
-            f"version {ORDER_VERSION}: train on from its weights under another run.name with "
-            f"model.init_from={run.uri}, or set data.ignore_fingerprint=true, after which some tokens will be seen "
-            "twice or never."
-        )
-    if saved["tokenizer_sha256"] != facts["tokenizer_sha256"]:
-        wrong.append(
-            f"data.train was made with another tokenizer than run {run.uri} began with, so its token ids mean other "
-            "text: use the first shards, or another run.name."
-        )
-    elif saved["fingerprint"] != facts["fingerprint"] and not ignore_fingerprint:
-        wrong.append(
-            f"data.train holds other tokens than run {run.uri} began with (fingerprint {facts['fingerprint'][:12]} "
-            f"instead of {saved['fingerprint'][:12]}): use the first shards, or set data.ignore_fingerprint=true, "
-            "after which some tokens will be seen twice or never."
-        )
-    if wrong:
-        raise UserError("\n".join(wrong))
+        with self._writing:
+            text = json.dumps([asdict(item) for item in self.attempts], indent=1) + "\n"
+            storage.write_text(self.run / ATTEMPTS, text)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import signal
 import sys
 import threading
 import time
 import uuid
-from dataclasses import dataclass, field
 from typing import Any, TextIO
 
-import psutil
 import ray
 import ray.train
 from ray.train.torch import TorchConfig
@@ -22,13 +18,14 @@ from ray.train.torch import TorchConfig
 from raygpt import storage
 from raygpt.cluster.connect import train_environment, wants_gpu
 from raygpt.config import Config
-from raygpt.config.settings import dump
 from raygpt.data.service import start_service
 from raygpt.data.stream import Source
 from raygpt.errors import UserError
 from raygpt.parallel import checkpoint
-from raygpt.run.control import RunControl, pause
+from raygpt.run.control import Mailbox, make_control, pause
+from raygpt.run.frame import COMPLETE, EARLY, FINISHED, SPENT, STOPPED, SUMMARY, Outcome, Run, run_job
 from raygpt.run.lock import RunLock
+from raygpt.run.stop import BUDGET, StopToken
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.progress import Progress, human_count, human_duration
 from raygpt.track.report import write_report
@@ -40,61 +37,53 @@ from raygpt.train.worker import Assignment, train_worker
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-@dataclass
-class Outcome:
-    """How a call of `run_training` ended: finished, early, stopped, budget or complete (nothing to do)."""
-
-    outcome: str
-    summary: dict[str, Any] = field(default_factory=dict)
-    signal: int = 0
-
-    @property
-    def exit_status(self) -> int:
-        """0 when the run is where it should be, 128 + signal when somebody stopped it."""
-        return 128 + self.signal if self.outcome == "stopped" else 0
-
-
 def run_training(
-    config: Config, job: Resolved, again: str, stream: TextIO | None = None, planned_rows: int | None = None
+    config: Config,
+    job: Resolved,
+    again: str,
+    stream: TextIO | None = None,
+    planned_rows: int | None = None,
+    stop: StopToken | None = None,
 ) -> Outcome:
     """Train the resolved job on the connected cluster until it ends or is asked to stop.
 
     `again` is the command that goes on with the run, for the closing words; `planned_rows` is the micro-batch that the
-    memory plan found, for strategies that cannot try it out. Raises UserError for what the user can
-    mend, and the worker's own error when training failed for good.
+    memory plan found, for strategies that cannot try it out; `stop` ends it from elsewhere in this process. Raises
+    UserError for what the user can mend, and the worker's own error when training failed for good.
     """
     stream = stream or sys.stdout
-    lock = RunLock(job.run)
-    lock.acquire()
-    progress = Progress(job.plan.total_steps, stream)
-    outcome = "failed"
-    try:
-        if job.done_steps >= job.plan.total_steps or (job.stopped_early and config.eval.patience is not None):
-            outcome = "complete"
-            if job.done_steps >= job.plan.total_steps:
-                progress.note(f"Run {job.run.uri} is complete at step {job.done_steps}: raise the length to train on.")
-            else:
-                progress.note(
-                    f"Run {job.run.uri} stopped early at step {job.done_steps}: set eval.patience=none to train on."
-                )
-            _catch_up(config, job, lock)
-            return Outcome(outcome)
-        checkpoint.delete_leftovers(job.run)
-        storage.write_text(job.run / "config.yaml", dump(config))
-        _announce(config, job, lock, progress)
-        end = _fit(config, job, lock, progress, planned_rows)
-        progress.close()
-        outcome = end["outcome"]
-        lock.touch()
-        summary = _close(config, job, lock, end, outcome)
-        _closing_words(job, end, outcome, summary, again, stream)
-        return Outcome(outcome, summary, end["signal"])
-    finally:
-        progress.close()
-        lock.release(outcome)
+
+    def work(run: Run) -> Outcome:
+        progress = Progress(job.plan.total_steps, stream)
+        run.note = progress.note
+        try:
+            return _work(run, job, progress, planned_rows)
+        finally:
+            progress.close()
+
+    return run_job(config, work, again=again, stream=stream, stop=stop)
 
 
-def _announce(config: Config, job: Resolved, lock: RunLock, progress: Progress) -> None:
+def _work(run: Run, job: Resolved, progress: Progress, planned_rows: int | None) -> Outcome:
+    if job.done_steps >= job.plan.total_steps:
+        run.say(f"Run {job.run.uri} is complete at step {job.done_steps}: raise the length to train on.")
+        return Outcome(COMPLETE, _missing_summary(run, job))
+    if job.stopped_early and run.config.eval.patience is not None:
+        run.say(f"Run {job.run.uri} stopped early at step {job.done_steps}: set eval.patience=none to train on.")
+        return Outcome(COMPLETE, _missing_summary(run, job))
+    checkpoint.delete_leftovers(job.run)
+    _announce(run.config, job, progress)
+    end = _train(run, job, progress, planned_rows)
+    progress.close()
+    run.check_held()
+    outcome = end["outcome"]
+    if outcome == STOPPED and run.stop.reason == BUDGET:
+        outcome = SPENT
+    summary = _close(run, job, end, outcome)
+    return Outcome(outcome, summary, closing=_closing_words(job, end, outcome, summary))
+
+
+def _announce(config: Config, job: Resolved, progress: Progress) -> None:
     order, model = job.plan.order, job.model
     account = order.account(0)
     progress.note(
@@ -112,35 +101,38 @@ def _announce(config: Config, job: Resolved, lock: RunLock, progress: Progress) 
     )
 
 
-def _fit(config: Config, job: Resolved, lock: RunLock, progress: Progress, planned_rows: int | None) -> dict[str, Any]:
-    control = RunControl.remote()  # type: ignore[attr-defined]
+def _train(run: Run, job: Resolved, progress: Progress, planned_rows: int | None) -> dict[str, Any]:
+    """Have Ray Train's workers run the job; what the last of them said about the end."""
+    control = make_control()
     reader = f"raygpt-reader-{uuid.uuid4().hex}"
-    service = _early_reader(config, job, reader)
-    trainer = _trainer(config, job, lock, control, reader, planned_rows)
+    service = _early_reader(run.config, job, reader)
+    trainer = _trainer(run.config, job, run.lock, control, reader, planned_rows)
     failure: list[BaseException] = []
 
-    def fit() -> None:
+    def train() -> None:
         try:
             trainer.fit()
         except BaseException as error:
             failure.append(error)
 
     # in a thread: Ray Train would take Ctrl-C for itself in the main one
-    thread = threading.Thread(target=fit, daemon=True, name="ray-train")
+    thread = threading.Thread(target=train, daemon=True, name="ray-train")
     end: dict[str, Any] = {}
-    with _Signals(control, progress) as signals:
-        thread.start()
-        began = time.monotonic()
-        while thread.is_alive():
-            thread.join(pause(time.monotonic() - began))
-            end = _show(ray.get(control.take.remote()), progress) or end
-        end = _show(ray.get(control.take.remote()), progress) or end
+    mailbox = Mailbox(control)
+    run.stop.listen(mailbox.request_stop)
+    thread.start()
+    began = time.monotonic()
+    while thread.is_alive():
+        thread.join(pause(time.monotonic() - began))
+        end = _show(mailbox.take(), progress, run.lock) or end
+        run.check_held()
+    end = _show(mailbox.take(), progress, run.lock) or end
     del service  # the driver's: it served restarted workers as well
     if failure:
         raise _cause(failure[0])
     if not end:
         raise RuntimeError("training ended without saying how")
-    return {**end, "signal": signals.number}
+    return end
 
 
 def _early_reader(config: Config, job: Resolved, name: str) -> Any | None:
@@ -176,6 +168,7 @@ def _trainer(
         eot_id=job.train.tokenizer.eot_id,
         tokenizer_sha256=job.train.tokenizer.sha256,
         spent_seconds=lock.earlier_seconds,
+        started=lock.started,
         control=control,
         reader=reader,
         planned_rows=planned_rows,
@@ -199,7 +192,7 @@ def _trainer(
     )
 
 
-def _show(events: list[tuple[str, Any]], progress: Progress) -> dict[str, Any] | None:
+def _show(events: list[tuple[str, Any]], progress: Progress, lock: RunLock) -> dict[str, Any] | None:
     end = None
     for kind, value in events:
         if kind == "record":
@@ -207,6 +200,7 @@ def _show(events: list[tuple[str, Any]], progress: Progress) -> dict[str, Any] |
         elif kind == "note":
             progress.note(value)
         elif kind == "start":
+            lock.workers_started()
             if value["resumed"]:
                 progress.note(f"Going on from step {value['step']}: {value['resumed']}")
             progress.note(
@@ -221,22 +215,19 @@ def _show(events: list[tuple[str, Any]], progress: Progress) -> dict[str, Any] |
     return end
 
 
-def _catch_up(config: Config, job: Resolved, lock: RunLock) -> None:
-    """Write summary and report of a whole run whose driver was killed after the last checkpoint and before them."""
-    where = job.run / "summary.json"
+def _missing_summary(run: Run, job: Resolved) -> dict[str, Any]:
+    """Summary and report of a whole run whose driver was killed after the last checkpoint and before them."""
+    where = job.run / SUMMARY
     if storage.exists(where) and json.loads(storage.read_text(where))["steps"] == job.done_steps:
-        return
+        return {}
     state = checkpoint.read_state(checkpoint.complete_checkpoints(job.run)[0])
-    lock.touch()
-    _close(config, job, lock, {"state": dataclasses.asdict(state)}, "early" if job.stopped_early else "finished")
+    return _close(run, job, {"state": dataclasses.asdict(state)}, EARLY if job.stopped_early else FINISHED)
 
 
-def _close(config: Config, job: Resolved, lock: RunLock, end: dict[str, Any], outcome: str) -> dict[str, Any]:
-    state = end["state"]
-    records = read_metrics(job.run / "metrics.jsonl")
-    price = config.track.price_per_hour
+def _close(run: Run, job: Resolved, end: dict[str, Any], outcome: str) -> dict[str, Any]:
+    state, lock = end["state"], run.lock
     summary = summarise(
-        records,
+        read_metrics(job.run / "metrics.jsonl"),
         outcome=outcome,
         steps=state["step"],
         tokens=state["tokens"],
@@ -246,38 +237,32 @@ def _close(config: Config, job: Resolved, lock: RunLock, end: dict[str, Any], ou
         best_val_loss=state["best_val_loss"],
         best_step=state["best_step"],
         data_wait_fraction=state["wait_seconds"] / max(state["train_seconds"], 1e-9),
-        cost_usd=None if price is None else price * lock.wall_seconds / 3600,
+        cost_usd=run.cost_usd(),
     )
-    storage.write_text(job.run / "summary.json", json.dumps(summary, indent=2) + "\n")
+    storage.write_text(job.run / SUMMARY, json.dumps(summary, indent=2) + "\n")  # the report reads it
     write_report(job.run)
     return summary
 
 
-def _closing_words(
-    job: Resolved, end: dict[str, Any], outcome: str, summary: dict[str, Any], again: str, stream: TextIO
-) -> None:
+def _closing_words(job: Resolved, end: dict[str, Any], outcome: str, summary: dict[str, Any]) -> str:
     step, total = end["state"]["step"], job.plan.total_steps
-    say = lambda text: print(text, file=stream, flush=True)  # noqa: E731
     if outcome == "diverged":
         raise UserError(
             f"The loss of run {job.run.uri} stopped being a number at step {step}: lower optim.lr or lengthen "
             "optim.warmup_steps, or leave fp16 for bf16 or fp32; the checkpoint before it is untouched."
         )
-    if outcome == "early":
+    if outcome == EARLY:
         best = end["state"]["best_step"]
         where = f"step {best}" if best is not None else "where it began"
-        say(
+        return (
             f"Stopped early after step {step} of {total}: {end['state']['stale_evaluations']} evaluations in a row "
             f"were no better than the best, validation loss {summary['best_val_loss']:.4f} at {where}. "
             f"Report: {(job.run / 'report.html').uri}"
         )
-        return
-    if outcome in ("stopped", "budget"):
-        why = "Stopped" if outcome == "stopped" else "track.max_cost_usd is reached: stopped"
-        say(f"{why} after step {step} of {total}; checkpoint saved in {job.run.uri}. To go on: {again}")
-        return
+    if outcome in (STOPPED, SPENT):
+        return f"after step {step} of {total}; checkpoint saved in {job.run.uri}."
     loss = f"validation loss {summary['val_loss']:.4f}, " if "val_loss" in summary else ""
-    say(
+    return (
         f"Finished {step} steps: {loss}{human_count(summary.get('tokens_per_second', 0))} tok/s, "
         f"{human_duration(summary['wall_seconds'])}. Report: {(job.run / 'report.html').uri}"
     )
@@ -295,37 +280,3 @@ def _cause(error: BaseException) -> BaseException:
                 return found
         seen = getattr(seen, "cause", None) or seen.__cause__
     return error
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM: the first asks the workers to finish the step and save, a second Ctrl-C leaves at once."""
-
-    def __init__(self, control: Any, progress: Progress) -> None:
-        self.control, self.progress = control, progress
-        self.asked = 0.0
-        self.number = signal.SIGTERM
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _: object) -> None:
-        # a terminal and a launcher may both deliver the one key press
-        if self.asked and time.monotonic() - self.asked < 0.3:
-            return
-        if self.asked and number == signal.SIGINT:
-            for child in psutil.Process().children(recursive=True):  # a cluster of this process's own, if any
-                with contextlib.suppress(psutil.Error):
-                    child.kill()
-            print("\nLeft at once; the last checkpoint is untouched.", file=sys.stderr, flush=True)
-            os._exit(130)
-        self.asked, self.number = time.monotonic(), signal.Signals(number)
-        self.control.request_stop.remote()
-        self.progress.note("Stopping: finishing this step and saving a checkpoint (Ctrl-C again leaves at once).")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -55,7 +56,8 @@ class Assignment:
     tokenizer_name: str
     eot_id: int
     tokenizer_sha256: str
-    spent_seconds: float
+    spent_seconds: float  # of the attempts before this one
+    started: float  # this attempt, seconds since 1970 UTC: every second since then costs, whoever waits
     control: Any
     reader: str  # name of the nodes' reader services
     planned_rows: int | None = None
@@ -147,7 +149,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         log_batch_digest=config.train.log_batch_digest,
         flops_per_token=model_config.flops_per_token(plan.order.seq_len),
         cost=Cost(config.track.price_per_hour, config.track.max_cost_usd),
-        spent_seconds=assignment.spent_seconds,
+        spent_seconds=assignment.spent_seconds + max(0.0, time.time() - assignment.started),
         # a forward pass is a third of a step's work
         evaluation_steps=(evaluation_rows or val_reader.total_tokens / plan.order.seq_len)
         / (3 * plan.order.global_batch_rows),

@@ -6,7 +6,7 @@ that has imported everything waits, forks itself once per rank and run, and each
 Ray Train would have called; so no run sees anything that an earlier one left behind. In place of Ray stand only its
 device, its `report` (the snapshot is stored in a thread, as Ray does) and the mailbox to the driver (a pipe).
 
-The driver is `run_training` with `_fit` alone replaced. Data come through the memory map.
+The driver is `run_training` with `_train` alone replaced. Data come through the memory map.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class GlooPool:
-    """The warm process; `fit` stands for Ray Train's part of a run."""
+    """The warm process; `train` stands for Ray Train's part of a run."""
 
     def __init__(self) -> None:
         # deepspeed looks for an accelerator where it is imported
@@ -44,18 +44,18 @@ class GlooPool:
         """`raygpt.train.trainer.run_training` on ranks of this pool."""
         from raygpt.train import trainer
 
-        with patch.object(trainer, "_fit", self.fit):
+        with patch.object(trainer, "_train", self.train):
             return trainer.run_training(*arguments)
 
-    def fit(self, config: Any, job: Any, lock: Any, progress: Any, *more: Any) -> dict[str, Any]:
-        """Train the job on config.scale.num_workers ranks; what the last event says about the end."""
+    def train(self, run: Any, job: Any, progress: Any, *more: Any) -> dict[str, Any]:
+        """Train the job on scale.num_workers ranks; what the last event says about the end."""
         from raygpt.train import trainer
 
         with patch.object(trainer, "LeanTorchTrainer", lambda _, train_loop_config, **__: train_loop_config):
             with patch.object(trainer, "wants_gpu", lambda _: False):
-                assignment = trainer._trainer(config, job, lock, None, "", *more)
+                assignment = trainer._trainer(run.config, job, run.lock, None, "", *more)
         assert self.process.stdin is not None and self.process.stdout is not None
-        pickle.dump((config.scale.worker_range[1], dict(os.environ), assignment), self.process.stdin)
+        pickle.dump((run.config.scale.worker_range[1], dict(os.environ), assignment), self.process.stdin)
         self.process.stdin.flush()
         end = {}
         while (event := pickle.load(self.process.stdout))[0] != "done":
@@ -64,9 +64,9 @@ class GlooPool:
                 while event[0] != "done":
                     event = pickle.load(self.process.stdout)
                 raise RuntimeError(failure)
-            end = trainer._show([event], progress) or end
+            end = trainer._show([event], progress, run.lock) or end
         assert end, "training ended without saying how"
-        return {**end, "signal": 0}
+        return end
 
 
 class Wire:

@@ -14,9 +14,10 @@ import psutil
 from raygpt.config import Config
 from raygpt.config.settings import load_config
 from raygpt.parallel.checkpoint import complete_checkpoints, step_of
+from raygpt.run.frame import Outcome
 from raygpt.storage import locate
 from raygpt.train.resolve import resolve
-from raygpt.train.trainer import Outcome, run_training
+from raygpt.train.trainer import run_training
 from tests.train.gloo_pool import GlooPool
 
 OPTIONS = {

@@ -1,0 +1,143 @@
+"""One run, for every job: `work(run) -> Outcome` inside one frame.
+
+The frame has what all jobs share: it refuses a folder that is in use or begun with other settings, takes the lock,
+writes config.yaml, hands signals and the budget to one stop token, times the run, writes summary.json, and turns the
+outcome into an exit status. A job brings what it does, and says whether there is something to go on from.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import yaml
+
+from raygpt import storage
+from raygpt.config import Config
+from raygpt.config.settings import dump
+from raygpt.errors import UserError
+from raygpt.run.lock import RunLock
+from raygpt.run.stop import BUDGET, DISPLACED, Budget, Signals, StopToken
+from raygpt.storage import Location
+
+FINISHED, EARLY, STOPPED, SPENT, COMPLETE, FAILED = "finished", "early", "stopped", "budget", "complete", "failed"
+CONFIG, SUMMARY = "config.yaml", "summary.json"
+
+
+def run_location(config: Config) -> Location:
+    """The run's folder."""
+    return storage.locate(config.run.storage) / config.run.name
+
+
+@dataclass
+class Outcome:
+    """How a run ended: finished, early, stopped, budget (both go on later), complete (nothing to do) or failed (its
+    parts did). `closing` are the last words."""
+
+    outcome: str
+    summary: dict[str, Any] = field(default_factory=dict)
+    signal: int = 0
+    closing: str = ""
+
+    @property
+    def exit_status(self) -> int:
+        """0 when the run is where it should be, 128 + signal when somebody stopped it, 1 when nothing came of it."""
+        if self.outcome == STOPPED:
+            return 128 + self.signal
+        return 1 if self.outcome == FAILED else 0
+
+
+@dataclass
+class Run:
+    """What a job has while it runs. `again` is the command that goes on with it."""
+
+    folder: Location
+    config: Config
+    lock: RunLock
+    stop: StopToken
+    again: str
+    stream: TextIO
+    note: Callable[[str], None] = lambda text: None
+
+    def say(self, text: str) -> None:
+        """Print a line of its own; a job with a live bar puts its own printer in `note`."""
+        self.note(text)
+
+    def cost_usd(self) -> float | None:
+        """What the run has cost so far, None without a price."""
+        price = self.config.track.price_per_hour
+        return None if price is None else price * self.lock.wall_seconds / 3600
+
+    def check_held(self) -> None:
+        """Raises UserError when another driver has taken the run over: nothing may be written from here on."""
+        if self.lock.displaced_by is not None:
+            raise UserError(
+                f"run {self.folder.uri} was taken over by {self.lock.displaced_by}: this one wrote nothing more; stop "
+                "one of the two, or give one another run.name."
+            )
+
+
+def check_start(config: Config, begun: Callable[[Location], bool], kind: str) -> bool:
+    """Whether a run goes on, by run.resume; `begun` says of a folder whether it holds something to go on from.
+
+    Raises UserError where run.resume forbids what the folder calls for.
+    """
+    folder = run_location(config)
+    found = begun(folder)
+    if config.run.resume == "must" and not found:
+        raise UserError(f"run.resume=must but {folder.uri} has no {kind}: check run.storage and run.name.")
+    if config.run.resume == "never" and (found or storage.exists(folder / CONFIG)):
+        raise UserError(f"run.resume=never but run {folder.uri} exists already: choose another run.name.")
+    return found
+
+
+def saved_config(folder: Location) -> dict[str, Any]:
+    """The settings that the run was last started with, {} for none."""
+    try:
+        return yaml.safe_load(storage.read_text(folder / CONFIG)) or {}
+    except FileNotFoundError:
+        return {}
+
+
+def run_job(
+    config: Config,
+    work: Callable[[Run], Outcome],
+    *,
+    again: str = "",
+    stream: TextIO | None = None,
+    stop: StopToken | None = None,
+    stopping: str = "finishing this step and saving a checkpoint",
+) -> Outcome:
+    """Run `work` with the run's folder held, and close the run. `stop` lets a caller in the same process end it.
+
+    Raises UserError for what the user can mend, the work's own error when it failed for good.
+    """
+    stream, token = stream or sys.stdout, stop or StopToken()
+    folder = run_location(config)
+    lock = RunLock(folder, on_lost=lambda: token.request(DISPLACED))
+    lock.acquire()
+    run = Run(folder, config, lock, token, again, stream, note=lambda text: print(text, file=stream, flush=True))
+    ended = FAILED
+    budget = Budget(token, lambda: lock.wall_seconds, config.track.price_per_hour, config.track.max_cost_usd)
+    try:
+        storage.write_text(folder / CONFIG, dump(config))
+        with Signals(token, lambda text: run.say(text), stopping), budget:
+            outcome = work(run)
+        run.check_held()
+        if outcome.outcome == STOPPED and token.reason == BUDGET:
+            outcome.outcome = SPENT
+        outcome.signal = outcome.signal or token.signal
+        ended = outcome.outcome
+        if outcome.summary:
+            storage.write_text(folder / SUMMARY, json.dumps(outcome.summary, indent=2) + "\n")
+        if ended in (STOPPED, SPENT):
+            why = "Stopped" if ended == STOPPED else "track.max_cost_usd is reached: stopped"
+            run.say(f"{why} {outcome.closing} To go on: {again}")
+        elif outcome.closing:
+            run.say(outcome.closing)
+        return outcome
+    finally:
+        lock.release(ended)
