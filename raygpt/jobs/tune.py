@@ -54,8 +54,8 @@ def finetune_task(config: Config, call: Call) -> int:
 
 def _dry_run_task(config: Config) -> int:
     """Read the task and the model and say what would be trained."""
+    from raygpt.classify.shared import read_task
     from raygpt.parallel.weights import open_weights
-    from raygpt.tune.plan import read_task
 
     task = read_task(config)
     weights = open_weights(config.model.init_from)

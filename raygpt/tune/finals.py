@@ -13,13 +13,14 @@ import numpy as np
 from safetensors.numpy import load
 
 from raygpt import storage
+from raygpt.classify.shared import STATE_TENSORS
 from raygpt.classify.training import EncodedTask
 from raygpt.storage import Location
 from raygpt.tune.plan import SweepPlan
 from raygpt.tune.results import TrialRecord, best_first
 from raygpt.tune.space import encode_value
 from raygpt.tune.statistics import compare
-from raygpt.tune.trial import FINAL_KEYS, STATE_TENSORS
+from raygpt.tune.trial import FINAL_KEYS
 
 BASELINE = 0  # the configuration number of the one to beat; the best K are 1 to K
 SEED_STEP = 1000  # seeds of the final runs are run.seed + 1000, + 1001, ...: none that the search has used

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raygpt.classify.tasks import Task, load_task
+from raygpt.classify.shared import read_task
+from raygpt.classify.tasks import Task
 from raygpt.config import Config
 from raygpt.config.settings import config_with
 from raygpt.errors import UserError
@@ -77,23 +78,6 @@ def make_plan(config: Config) -> SweepPlan:
     limits = [limit for limit in (tune.max_seconds, paid) if limit is not None]
     mode = "min" if "loss" in metric else "max"
     return SweepPlan(config, space, kind, metric, mode, longest, task, min(limits, default=None))
-
-
-def read_task(config: Config) -> Task:
-    """The task of a config. Raises UserError listing what is wrong with its files."""
-    task = config.task
-    assert task.train is not None
-    return load_task(
-        task.name or "task",
-        task.train,
-        task.val,
-        text_columns=task.text_columns,
-        label_column=task.label_column,
-        labels=task.labels,
-        selection_fraction=task.selection_fraction,
-        split_seed=task.split_seed,
-        train_examples=task.train_examples,
-    )
 
 
 def _scheduler_problems(config: Config, space: Space, kind: str) -> list[str]:
