@@ -14,6 +14,7 @@ import yaml
 import raygpt
 from raygpt import storage
 from raygpt.config.settings import config_from_dict, config_with
+from raygpt.evaluate.statistics import Difference, Score
 from raygpt.storage import Location
 from raygpt.track.progress import human_duration
 from raygpt.tune.finals import BASELINE, Verdict
@@ -24,7 +25,6 @@ from raygpt.tune.results import TrialRecord, best_first, epochs_by_rung
 from raygpt.tune.schedulers import rungs
 from raygpt.tune.search import DATABASE, importance, record_study
 from raygpt.tune.space import decode
-from raygpt.tune.statistics import Difference, Score
 
 CAPTIONS = {
     "curves": "Every trial on the selection part, epoch by epoch; the best five in colour",
