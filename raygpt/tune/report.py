@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import tempfile
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from raygpt import storage
 from raygpt.config.settings import config_from_dict, config_with
 from raygpt.evaluate.statistics import Difference, Score
 from raygpt.storage import Location
+from raygpt.track.plots import keep_plots
 from raygpt.track.progress import human_duration
 from raygpt.tune.finals import BASELINE, Verdict
 from raygpt.tune.page import PAGE
@@ -189,16 +189,11 @@ def render(
     """The page; its plots are kept in plots/ as well."""
     import jinja2
 
-    plots = []
     with tempfile.TemporaryDirectory() as scratch:
         made = make_plots(
             Path(scratch), trials, plan.space, plan.metric, plan.mode, summary["importance"], summary["epochs_by_rung"]
         )
-        for path in made:
-            data = path.read_bytes()
-            storage.write_bytes(folder / "plots" / path.name, data)
-            uri = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
-            plots.append({"name": path.stem, "uri": uri, "caption": CAPTIONS[path.stem]})
+        plots = keep_plots(made, folder / "plots", CAPTIONS)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(PAGE).render(
         name=plan.config.run.name,

@@ -15,6 +15,7 @@ from ray import tune
 from raygpt import storage
 from raygpt.classify.shared import Shared, load_state, save_state, start_training
 from raygpt.classify.training import Training
+from raygpt.errors import one_line
 from raygpt.train.resolve import run_location
 from raygpt.tune.plan import SweepPlan
 from raygpt.tune.space import decode
@@ -71,7 +72,7 @@ def classify_trial(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         storage.write_text(mark, json.dumps({"reason": f"{OUT_OF_MEMORY}: {reason}", "params": params}) + "\n")
         raise TrialOutOfMemory(f"{OUT_OF_MEMORY}: {reason}") from error
 
