@@ -10,5 +10,5 @@ class UserError(Exception):
 
 
 def one_line(error: BaseException, length: int = 200) -> str:
-    """What an error says, in one line of at most `length` characters without a full stop; its type's name if nothing."""
+    """What an error says, in one line of at most `length` characters without a full stop; else its type's name."""
     return (" ".join(str(error).split()) or type(error).__name__)[:length].rstrip(".")
