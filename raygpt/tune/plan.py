@@ -143,7 +143,7 @@ def _nested_problems(config: Config, space: Space) -> list[str]:
     found = []
     if not config.data.train:
         found.append("data.train is not set: name a shard folder or raw text")
-    elif needs_preparing(config):
+    elif needs_preparing(config.data.train, config.data.val):
         # prepared once, before the first trial
         decided = [key for key in config.tune.space if key.split(".")[0] == "prepare" or key in PREPARED_BY]
         if config.data.tokenizer == "base":
