@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 
 # Attempts per request, with the SDK's exponential backoff between them: rides out 5xx, resets and
 # time-outs of about 40 s. Refused credentials and missing buckets are not tried again.
@@ -296,8 +296,4 @@ def explain(error: OSError, where: Location) -> UserError:
     if "NETWORK_CONNECTION" in upper or "CURLCODE" in upper or "COULD NOT RESOLVE" in upper:
         way_out = f"check the network and AWS_ENDPOINT_URL ({endpoint() or 'not set'})"
         return UserError(f"{where.uri} cannot be reached: {way_out}.")
-    return UserError(f"{where.uri}: {_short(error)}.")
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")
+    return UserError(f"{where.uri}: {one_line(error, 300)}.")

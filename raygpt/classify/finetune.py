@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from raygpt import storage
 from raygpt.classify.classifier import classification_metrics
 from raygpt.classify.folder import save_classifier
+from raygpt.classify.shared import Shared, make_shared, read_task, start_training
 from raygpt.classify.training import Training
 from raygpt.config import Config
 from raygpt.config.settings import dump
@@ -27,8 +28,6 @@ from raygpt.run.lock import RunLock
 from raygpt.storage import Location
 from raygpt.track.trackers import Trackers
 from raygpt.train.resolve import run_location
-from raygpt.tune.plan import read_task
-from raygpt.tune.trial import Shared, start_training
 
 STATE = "checkpoints/state.safetensors"
 # In that file's metadata, as JSON: weights and the epoch they belong to are written at once or not at all.
@@ -43,8 +42,6 @@ def train_classifier(config: Config, again: str = "", stream: TextIO | None = No
     summary.json with its scores on the selection part and, once, on the validation split. A run that was killed goes on
     after its last epoch. Raises UserError for what the user can mend.
     """
-    from raygpt.tune.sweep import make_shared
-
     stream = stream or sys.stdout
     say = lambda text: print(text, file=stream, flush=True)  # noqa: E731
     run, task = run_location(config), read_task(config)
@@ -53,7 +50,7 @@ def train_classifier(config: Config, again: str = "", stream: TextIO | None = No
     outcome = "failed"
     try:
         storage.write_text(run / "config.yaml", dump(config))
-        shared = make_shared(config, task, run, say, metric="accuracy", reinit_layers=config.task.reinit_layers)
+        shared = make_shared(config, task, say, metric="accuracy", reinit_layers=config.task.reinit_layers)
         done = _epochs_done(run, config)
         with tempfile.TemporaryDirectory() as scratch:
             trackers = Trackers(
@@ -101,7 +98,7 @@ def _train(shared: Shared, run_uri: str, done: int, tokenizer_json: bytes) -> It
     """The training itself, in a Ray worker: yields a record per epoch, then the summary."""
     run = storage.locate(run_uri)
     torch.set_num_threads(max(1, int(shared.cpus)))
-    training = start_training({}, shared)
+    training = start_training(shared)
     training.keep_best_model = True
     if done:
         training.restore(load(storage.read_bytes(run / STATE)), _values(run))

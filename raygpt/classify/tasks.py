@@ -19,9 +19,9 @@ import numpy as np
 
 from raygpt import storage
 from raygpt.data import csvfile
-from raygpt.data.decoding import byte_lines, decode, one_line
+from raygpt.data.decoding import byte_lines, decode
 from raygpt.data.tokenizer import Tokenizer
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
 
 FORMATS = (".jsonl", ".csv", ".tsv", ".txt")
@@ -270,10 +270,9 @@ def _from_hub(source: str, columns: tuple[tuple[str, ...], str | None]) -> dict[
     try:
         splits = datasets.load_dataset(name, subset)
     except Exception as error:  # hub, script and format errors share no base class
-        reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(
-            f"task.train={source} cannot be fetched ({type(error).__name__}: {reason}): check the name and the "
-            "network, or name local files."
+            f"task.train={source} cannot be fetched ({type(error).__name__}: {one_line(error)}): check the name and "
+            "the network, or name local files."
         ) from error
     val = next((split for split in ("validation", "validation_matched", "dev") if split in splits), None)
     found = {"train": _examples_of(splits["train"], source, columns)}

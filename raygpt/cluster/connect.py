@@ -9,7 +9,7 @@ import os
 import ray
 
 from raygpt.config import Scale
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 
 OBJECT_STORE_BYTES = 1_000_000_000  # a local cluster's; the reader holds 0.3 GB at most
 WAITING_PROCESSES = 4  # beside one a CPU: a run's reader, its mailbox and Ray's own actors find them started
@@ -123,7 +123,7 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UserError(
             f"no Ray cluster answers at scale.address={address} ({reason}): start one, mend the address, or leave it "
             "out to run on this machine."

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -19,8 +18,8 @@ import pyarrow.parquet as pq
 
 from raygpt import storage
 from raygpt.data import hub
-from raygpt.data.documents import read_documents
-from raygpt.errors import UserError
+from raygpt.data.documents import Unit, read_documents
+from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
 
 __all__ = ["FORMATS", "Unit", "expand_sources", "file_format", "read_documents"]
@@ -41,24 +40,6 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _NOT_DATA = re.compile(r"^([._].*|(readme|license|licence|copying|notice|citation)(\.(md|txt))?)$", re.IGNORECASE)
 # Parquet footers read at the same time: each is one or two small requests, 50 ms apiece on S3.
 FOOTER_THREADS = 16
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What one task reads.
-
-    `kind` is a value of FORMATS or "hub"; `part` is the row group or dataset shard out of `parts`; `bytes` is about
-    how much the part weighs in storage; `stamp` changes when the file does.
-    """
-
-    kind: str
-    uri: str
-    part: int = 0
-    parts: int = 1
-    bytes: int = 0
-    stamp: str = ""
-    compression: str | None = None
-    subset: str | None = None
 
 
 def expand_sources(sources: Sequence[str], subset: str | None = None, setting: str = "prepare.sources") -> list[Unit]:
@@ -168,14 +149,10 @@ def _units(where: Location, entry: pafs.FileInfo) -> list[Unit]:
         with where.fs.open_input_file(where.path) as file:
             footer = pq.read_metadata(file)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{where.uri} is not a complete parquet file ({_line(error)}): copy it again.") from error
+        raise UserError(f"{where.uri} is not a complete parquet file ({one_line(error)}): copy it again.") from error
     except OSError as error:
         raise storage.explain(error, where) from error
     groups = footer.num_row_groups
     return [
         Unit(kind, where.uri, part, groups, footer.row_group(part).total_byte_size, stamp) for part in range(groups)
     ]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")

@@ -6,9 +6,9 @@ import csv
 import sys
 from collections.abc import Iterator
 
-from raygpt.data.decoding import Errors, Growth, one_line, text_lines
+from raygpt.data.decoding import Errors, Growth, text_lines
 from raygpt.data.lines import TooLong
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
 
 QUOTES_HELP = 'mend the quotes (one inside a quoted field is written twice, "")'

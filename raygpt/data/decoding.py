@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raygpt import storage
 from raygpt.data.lines import LINE_END, Place, TooLong, with_end
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
 
 Errors = Literal["strict", "replace"]
@@ -152,7 +152,3 @@ def utf16(where: Location) -> UserError:
 
 def not_utf8(place: str, error: UnicodeDecodeError) -> UserError:
     return UserError(f"{place} is not UTF-8 (byte 0x{error.object[error.start]:02x}): {ENCODING_HELP}.")
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".")

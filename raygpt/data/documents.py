@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,19 +20,34 @@ import pyarrow.parquet as pq
 
 from raygpt import storage
 from raygpt.data import csvfile, decoding, hub, splitting
-from raygpt.data.decoding import Errors, one_line
+from raygpt.data.decoding import Errors
 from raygpt.data.lines import TooLong
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
-
-if TYPE_CHECKING:
-    from raygpt.data.corpus import Unit
 
 # Rows decoded from parquet at a time: documents average a few KB, so about a megabyte; fewer where they are long.
 PARQUET_ROWS = 256
 PARQUET_BYTES = 64 * 2**20
 COLUMN_HELP = "set data.text_column (or prepare.text_column)"
 _WINDOWS_END = re.compile(r"\r(?:\r*\n)?")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one task reads.
+
+    `kind` is a value of FORMATS or "hub"; `part` is the row group or dataset shard out of `parts`; `bytes` is about
+    how much the part weighs in storage; `stamp` changes when the file does.
+    """
+
+    kind: str
+    uri: str
+    part: int = 0
+    parts: int = 1
+    bytes: int = 0
+    stamp: str = ""
+    compression: str | None = None
+    subset: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from raygpt import storage
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
 
 PREFIX = "hf://"
@@ -96,7 +96,7 @@ def _only(source: str, splits: list[str]) -> str:
 
 
 def _unreachable(source: str, subset: str | None, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300].rstrip(".")
+    reason = one_line(error, 300)
     wanted = f"{source} with prepare.subset={subset}" if subset else source
     return UserError(
         f"prepare.sources: the dataset {wanted} cannot be opened ({type(error).__name__}: {reason}): check its name, "

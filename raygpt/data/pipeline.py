@@ -28,8 +28,7 @@ import pyarrow as pa
 import ray
 from ray import ObjectRef
 
-from raygpt.data.corpus import Unit, read_documents
-from raygpt.data.documents import Reading, Rows
+from raygpt.data.documents import Reading, Rows, Unit, read_documents
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 

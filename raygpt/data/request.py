@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raygpt.data.corpus import Unit, expand_sources
-from raygpt.data.documents import Errors, Reading
+from raygpt.data.corpus import expand_sources
+from raygpt.data.documents import Errors, Reading, Unit
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.errors import UserError
 from raygpt.storage import Location

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from raygpt import storage
-from raygpt.config import Config
 from raygpt.data.request import PrepareOptions, check_options, describe_request, expand, request_name
 from raygpt.data.shards import MANIFEST, TOKENIZER, Manifest, load_manifest
 from raygpt.data.tokenizer import Tokenizer
@@ -19,52 +18,34 @@ def is_prepared(uri: str, side: str = "train") -> bool:
     return where is not None and any(storage.exists(where / name) for name in (MANIFEST, f"{side}/{MANIFEST}"))
 
 
-def needs_preparing(config: Config) -> bool:
+def needs_preparing(train: str | None, val: str | None) -> bool:
     """Whether data.train or data.val is raw text."""
-    train, val = config.data.train, config.data.val
     return (train is not None and not is_prepared(train)) or (val is not None and not is_prepared(val, "val"))
 
 
-def shard_folders(config: Config) -> tuple[str, str]:
-    """(train, val) shard folders of prepared data. Raises UserError where one of them cannot be told."""
-    assert config.data.train is not None
-    train = storage.locate(config.data.train)
-    if storage.exists(train / "train" / MANIFEST):
-        train = train / "train"
-    if config.data.val is not None:
-        val = storage.locate(config.data.val)
-        if storage.exists(val / "val" / MANIFEST):
-            val = val / "val"
+def shard_folders(train: str | None, val: str | None) -> tuple[str, str]:
+    """(train, val) shard folders of the data.train and data.val given; data.train has to be set, data.val may lie
+    beside it. Raises UserError where one of them cannot be told."""
+    assert train is not None
+    of_train = storage.locate(train)
+    if storage.exists(of_train / "train" / MANIFEST):
+        of_train = of_train / "train"
+    if val is not None:
+        of_val = storage.locate(val)
+        if storage.exists(of_val / "val" / MANIFEST):
+            of_val = of_val / "val"
     else:
-        val = train.parent / "val"
-        if not storage.exists(val / MANIFEST):
+        of_val = of_train.parent / "val"
+        if not storage.exists(of_val / MANIFEST):
             raise UserError(
-                f"data.val is not set and there is no {val.uri} beside data.train: name a validation folder."
+                f"data.val is not set and there is no {of_val.uri} beside data.train: name a validation folder."
             )
-    return train.uri, val.uri
+    return of_train.uri, of_val.uri
 
 
-def text_options(config: Config, sources: Sequence[str], output: str, tokenizer: Tokenizer | str) -> PrepareOptions:
-    """`prepare`'s options with the settings of a config; data.text_column goes before prepare.text_column."""
-    settings = config.prepare
-    return PrepareOptions(
-        sources=sources,
-        output=output,
-        tokenizer=tokenizer,
-        subset=settings.subset,
-        text_column=config.data.text_column or settings.text_column,
-        val_fraction=settings.val_fraction,
-        val_split=settings.val_split,
-        shard_tokens=settings.shard_tokens,
-        max_documents=settings.max_documents,
-        encoding_errors=settings.encoding_errors,
-        val_sources=settings.val_sources,
-        split_text=settings.split_text,
-        max_document_mb=settings.max_document_mb,
-    )
-
-
-def raw_options(config: Config, tokenizer: Callable[[], Tokenizer | str]) -> PrepareOptions | None:
+def raw_options(
+    train: str, val: str | None, settings: PrepareOptions, tokenizer: Callable[[], Tokenizer | str]
+) -> PrepareOptions | None:
     """How to make shards of what is raw in data.train and data.val; None where nothing is.
 
     | data.train | data.val | train/ | val/ |
@@ -74,18 +55,19 @@ def raw_options(config: Config, tokenizer: Callable[[], Tokenizer | str]) -> Pre
     | raw | shards | all of data.train | not made: the shards stay |
     | shards | raw | not made: the shards stay | all of data.val, with the tokenizer of the train shards |
 
+    `settings` say how, and their output is the folder of all such shards; sources and tokenizer are chosen here.
     `tokenizer` gives the one for raw training text. The output's name says all that the shards depend on, so runs with
     the same text share it and changed text gets another one. Raises UserError for text that is not there and for
     validation shards of another tokenizer.
     """
-    train, val = config.data.train, config.data.val
-    assert train is not None
     raw_train, raw_val = not is_prepared(train), val is not None and not is_prepared(val, "val")
     if not raw_train and not raw_val:
         return None
-    home = storage.locate(config.run.storage) / "prepared"
+    home = storage.locate(settings.output)
     options = replace(
-        text_options(config, raw_sources(train) if raw_train else [], home.uri, tokenizer() if raw_train else "bytes"),
+        settings,
+        sources=raw_sources(train) if raw_train else [],
+        tokenizer=tokenizer() if raw_train else "bytes",
         sources_setting="data.train",
     )
     if val is not None:

@@ -21,7 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from raygpt import storage
 from raygpt.data.shards import TokenizerInfo, token_dtype
 from raygpt.data.words import WordEncoder
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
 
 END_OF_TEXT = "<|endoftext|>"
@@ -70,7 +70,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
         except Exception as error:  # the library raises a bare Exception
             raise UserError(
-                f"{name} is not a tokenizer this raygpt can read ({_line(error)}): save it again."
+                f"{name} is not a tokenizer this raygpt can read ({one_line(error)}): save it again."
             ) from error
         return cls(backend, name, _find_end(backend, name) if eot_id is None else eot_id)
 
@@ -253,7 +253,7 @@ def _from_folder(folder: Location, eot_id: int | None) -> Tokenizer:
         backend = _byte_level(models.BPE(vocab=json.loads(vocab), merges=pairs))
     except Exception as error:  # the library raises a bare Exception
         raise UserError(
-            f"{folder.uri}: its vocabulary or merges are damaged ({_line(error)}): copy them again."
+            f"{folder.uri}: its vocabulary or merges are damaged ({one_line(error)}): copy them again."
         ) from error
     end = _find_end(backend, folder.uri) if eot_id is None else eot_id
     backend.add_special_tokens([backend.id_to_token(end)])
@@ -318,7 +318,3 @@ def _meaningful(value: object) -> object:
 
 def _stem(where: Location) -> str:
     return where.parent.name if where.name == "tokenizer.json" else where.name.removesuffix(".json")
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -18,8 +18,8 @@ from raygpt.classify.tasks import assemble, encode, find_files, read_examples
 from raygpt.config import Config
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
+from raygpt.evaluate.statistics import PairedBootstrap, Score
 from raygpt.train.resolve import run_location
-from raygpt.tune.statistics import PairedBootstrap, Score
 
 BATCH = 32
 
@@ -96,9 +96,8 @@ def score_classifier(config: Config) -> ClassifierScores:
             for swap in ((False, True) if part.second is not None and values["raygpt"]["swap_eval"] else (False,))
         ],
     )
-    draws = PairedBootstrap(part.labels, len(names), 1, resamples=config.tune.resamples)
-    guesses = logits.argmax(1)[None]
-    accuracy, f1 = (draws.score(guesses, metric) for metric in ("accuracy", "f1"))
+    draws = PairedBootstrap(part.labels, len(names), {origin: logits.argmax(1)}, resamples=config.tune.resamples)
+    accuracy, f1 = (draws.score(origin, metric) for metric in ("accuracy", "f1"))
     loss = classification_metrics(logits, part.labels)["loss"]
     return ClassifierScores(origin, uri, len(part), accuracy, f1, loss)
 

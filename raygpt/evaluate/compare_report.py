@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import tempfile
@@ -19,7 +18,8 @@ from raygpt.evaluate.compare_page import COMPARISON_PAGE
 from raygpt.evaluate.compare_plots import make_comparison_plots
 from raygpt.evaluate.compare_terms import MOST_OCCURRENCES, TermResult
 from raygpt.evaluate.documents import LONGEST
-from raygpt.storage import Location, write_bytes, write_text
+from raygpt.storage import Location, write_text
+from raygpt.track.plots import keep_plots
 
 PAGE, FIGURES = "comparison.html", "comparison.json"
 CAPTIONS = {
@@ -32,13 +32,8 @@ CAPTIONS = {
 def write_comparison(comparison: Comparison, config: Config, target: Location) -> dict[str, Any]:
     """Write plots/, comparison.json and, last, the page below `target`; returns the figures."""
     figures = as_dict(comparison, config)
-    plots = []
     with tempfile.TemporaryDirectory() as folder:
-        for path in make_comparison_plots(comparison, Path(folder)):
-            data = path.read_bytes()
-            write_bytes(target / "plots" / path.name, data)
-            uri = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
-            plots.append({"name": path.stem, "uri": uri, "caption": CAPTIONS[path.stem]})
+        plots = keep_plots(make_comparison_plots(comparison, Path(folder)), target / "plots", CAPTIONS)
     write_text(target / FIGURES, json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(target / PAGE, render(comparison, config, figures, plots))
     return figures

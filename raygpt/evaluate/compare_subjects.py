@@ -44,7 +44,7 @@ def domain_uri(config: Config, tuned: Subject) -> str:
             "domain."
         )
     try:
-        return shard_folders(tuned.config)[1]
+        return shard_folders(tuned.config.data.train, tuned.config.data.val)[1]
     except UserError as error:
         raise UserError(
             "compare.domain is not set and the tuned run's own validation data is gone: name held-out "

@@ -74,7 +74,7 @@ def validation_uri(config: Config, subject: Subject) -> str:
     source = config if config.data.train is not None else subject.config
     if source is None or source.data.train is None:
         raise UserError("data.val is not set: name the shard folder or the text to evaluate on.")
-    return shard_folders(source)[1]
+    return shard_folders(source.data.train, source.data.val)[1]
 
 
 def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:

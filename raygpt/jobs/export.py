@@ -126,7 +126,7 @@ def describe(subject: Exported) -> str:
 def _manifest(config: Config, subject: Exported) -> Manifest | None:
     """Of the training shards, when they still lie there and are those the model was trained on."""
     try:
-        manifest = load_manifest(shard_folders(config)[0])
+        manifest = load_manifest(shard_folders(config.data.train, config.data.val)[0])
     except (UserError, AssertionError, OSError):
         return None
     assert subject.source.state is not None

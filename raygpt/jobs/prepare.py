@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
+from raygpt import storage
 from raygpt.cli import Call
 from raygpt.cluster.connect import connect
 from raygpt.config import Config
 from raygpt.data.prepare import PrepareOptions, PrepareProgress, PrepareResult, prepare
-from raygpt.data.sources import raw_options, text_options
+from raygpt.data.sources import raw_options
+from raygpt.data.tokenizer import Tokenizer
 from raygpt.track.meter import Meter
 from raygpt.track.progress import human_count, human_duration
 from raygpt.train.base_tokenizer import chosen_tokenizer
@@ -25,12 +28,34 @@ def run(config: Config, call: Call) -> int:
     return 0
 
 
+def text_options(config: Config, sources: Sequence[str], output: str, tokenizer: Tokenizer | str) -> PrepareOptions:
+    """`prepare`'s options with the settings of a config; data.text_column goes before prepare.text_column."""
+    settings = config.prepare
+    return PrepareOptions(
+        sources=sources,
+        output=output,
+        tokenizer=tokenizer,
+        subset=settings.subset,
+        text_column=config.data.text_column or settings.text_column,
+        val_fraction=settings.val_fraction,
+        val_split=settings.val_split,
+        shard_tokens=settings.shard_tokens,
+        max_documents=settings.max_documents,
+        encoding_errors=settings.encoding_errors,
+        val_sources=settings.val_sources,
+        split_text=settings.split_text,
+        max_document_mb=settings.max_document_mb,
+    )
+
+
 def raw_preparation(config: Config) -> PrepareOptions | None:
     """What has to be prepared before training on data.train and data.val, None where both are shards.
 
     Raises UserError for text that is not there; needs no Ray.
     """
-    return raw_options(config, lambda: chosen_tokenizer(config))
+    assert config.data.train is not None
+    settings = text_options(config, [], (storage.locate(config.run.storage) / "prepared").uri, "bytes")
+    return raw_options(config.data.train, config.data.val, settings, lambda: chosen_tokenizer(config))
 
 
 def with_prepared_data(config: Config) -> Config:

@@ -79,7 +79,7 @@ def print_deepspeed(config: Config) -> int:
 def dry_run(config: Config) -> int:
     """Check everything that can be checked without starting: settings, arithmetic and, where it is there, the data."""
     assert config.data.train is not None
-    if needs_preparing(config):
+    if needs_preparing(config.data.train, config.data.val):
         from raygpt.model.presets import PRESETS
 
         seq_len = config.data.seq_len or config.model.seq_len or PRESETS[config.model.preset]["seq_len"]

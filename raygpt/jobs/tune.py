@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from raygpt import storage
 from raygpt.cli import Call
 from raygpt.config import Config
 from raygpt.errors import UserError
+from raygpt.jobs.prepare import raw_preparation, with_prepared_data
 from raygpt.track.trackers import choose_wandb_mode
 from raygpt.train.resolve import run_location
+
+if TYPE_CHECKING:
+    from raygpt.tune.plan import SweepPlan
 
 
 def run(config: Config, call: Call) -> int:
@@ -32,10 +39,17 @@ def run(config: Config, call: Call) -> int:
     from raygpt.cluster.connect import connect
 
     nested = plan.kind != "classify"
+    if nested:
+        raw_preparation(config)  # a mistake in the text comes out before a cluster is started
     workers = config.scale.worker_range[0] * config.scale.cpus_per_worker
     cpus = workers if nested else config.tune.cpus_per_trial
     print(connect(config.scale, workers_cpus=cpus), flush=True)
-    return run_sweep(plan, call.command)
+    return run_sweep(with_shards(plan) if nested else plan, call.command)
+
+
+def with_shards(plan: SweepPlan) -> SweepPlan:
+    """The sweep with raw data.train and data.val replaced by shards made from them once, which all trials train on."""
+    return replace(plan, config=with_prepared_data(plan.config))
 
 
 def finetune_task(config: Config, call: Call) -> int:
@@ -54,8 +68,8 @@ def finetune_task(config: Config, call: Call) -> int:
 
 def _dry_run_task(config: Config) -> int:
     """Read the task and the model and say what would be trained."""
+    from raygpt.classify.shared import read_task
     from raygpt.parallel.weights import open_weights
-    from raygpt.tune.plan import read_task
 
     task = read_task(config)
     weights = open_weights(config.model.init_from)

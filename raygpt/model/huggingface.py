@@ -20,7 +20,7 @@ import torch
 from pyarrow import fs as pafs
 from torch import Tensor
 
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 from raygpt.model.export import CONV1D, INDEX, VOCABULARY, export_huggingface, parameter_shapes
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.storage import child, explain, list_folder, locate
@@ -216,7 +216,7 @@ def _read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _broken(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:160].rstrip(".")
+    reason = one_line(error, 160)
     return UserError(f"{path} is truncated or not a weight file ({reason}): fetch it again.")
 
 

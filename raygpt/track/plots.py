@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from raygpt.storage import Location, write_bytes
 from raygpt.track.progress import human_count
 from raygpt.track.record import Record
 
@@ -217,3 +219,14 @@ def _points(records: Sequence[Record], name: str) -> Points:
 def _finite(pairs: Iterable[tuple[int, float]]) -> Points:
     kept = [(step, value) for step, value in pairs if math.isfinite(value)]
     return [step for step, _ in kept], [value for _, value in kept]
+
+
+def keep_plots(paths: Iterable[Path], folder: Location, captions: Mapping[str, str]) -> list[dict[str, str]]:
+    """Copy PNG files into `folder`; returns {name, uri, caption} of each for a page, the uri with the picture in it."""
+    kept = []
+    for path in paths:
+        data = path.read_bytes()
+        write_bytes(folder / path.name, data)
+        uri = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
+        kept.append({"name": path.stem, "uri": uri, "caption": captions[path.stem]})
+    return kept

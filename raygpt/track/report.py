@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import tempfile
@@ -13,10 +12,10 @@ from typing import Any
 
 import raygpt
 from raygpt.errors import UserError
-from raygpt.storage import Location, read_text, write_bytes, write_text
+from raygpt.storage import Location, read_text, write_text
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.page import PAGE
-from raygpt.track.plots import make_plots
+from raygpt.track.plots import keep_plots, make_plots
 from raygpt.track.progress import human_count, human_duration
 from raygpt.track.summary import SUMMARY, summarise
 from raygpt.track.trackers import public_config
@@ -101,14 +100,8 @@ def _read_summary(run: Location) -> dict[str, Any] | None:
 
 def _plots(run: Location, records: Sequence[dict[str, Any]], yardsticks: Mapping[str, float]) -> list[dict[str, str]]:
     """Make the plots, keep them in the run's folder, and return them as data URIs."""
-    plots = []
     with tempfile.TemporaryDirectory() as folder:
-        for path in make_plots(records, Path(folder), yardsticks):
-            data = path.read_bytes()
-            write_bytes(run / "plots" / path.name, data)
-            uri = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
-            plots.append({"name": path.stem, "uri": uri, "caption": PLOT_CAPTIONS[path.stem]})
-    return plots
+        return keep_plots(make_plots(records, Path(folder), yardsticks), run / "plots", PLOT_CAPTIONS)
 
 
 def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from raygpt.errors import UserError
+from raygpt.errors import UserError, one_line
 from raygpt.storage import Location, upload_folder
 from raygpt.track.jsonl import MetricsLog
 from raygpt.track.record import Record
@@ -157,7 +157,7 @@ class Trackers:
             if mode == "offline":
                 self._give_up("W&B", error)
                 return "disabled"
-            mode, note = "offline", f"W&B: the server did not answer ({_short(error)}), logging offline"
+            mode, note = "offline", f"W&B: the server did not answer ({one_line(error)}), logging offline"
             try:
                 self._wandb_run = self._init_wandb(mode, project, name, config)
             except Exception as again:
@@ -204,12 +204,12 @@ class Trackers:
         try:
             upload_folder(folder, self._run_location / name)
         except (UserError, OSError) as error:
-            self.notes.append(f"{folder} was not copied to {self._run_location.uri}: {_short(error)}.")
+            self.notes.append(f"{folder} was not copied to {self._run_location.uri}: {one_line(error)}.")
             return False
         return True
 
     def _give_up(self, tracker: str, error: BaseException) -> None:
-        self.notes.append(f"{tracker}: {_short(error)}; training goes on without it, metrics.jsonl has every record.")
+        self.notes.append(f"{tracker}: {one_line(error)}; training goes on without it, metrics.jsonl has every record.")
 
 
 def _wait_for_wandb() -> None:
@@ -288,7 +288,3 @@ def _public(value: Any, secrets: list[str]) -> Any:
 
 def _numbers(record: Record) -> dict[str, float]:
     return {name: value for name, value in record.items() if isinstance(value, int | float) and name != "time"}
-
-
-def _short(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")

@@ -45,7 +45,7 @@ def run_location(config: Config) -> Location:
 
 def resolve(config: Config) -> Resolved:
     """Read both manifests and work out everything that follows. Needs no Ray. Raises UserError for what cannot be."""
-    train_uri, val_uri = shard_folders(config)
+    train_uri, val_uri = shard_folders(config.data.train, config.data.val)
     train, val = manifests(train_uri, val_uri)
     if val.tokens < 2:
         raise UserError(f"data.val={val_uri} holds {val.tokens} tokens, too few to predict one: prepare more text.")

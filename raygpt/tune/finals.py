@@ -13,13 +13,14 @@ import numpy as np
 from safetensors.numpy import load
 
 from raygpt import storage
+from raygpt.classify.shared import STATE_TENSORS
 from raygpt.classify.training import EncodedTask
+from raygpt.evaluate.statistics import compare
 from raygpt.storage import Location
 from raygpt.tune.plan import SweepPlan
 from raygpt.tune.results import TrialRecord, best_first
 from raygpt.tune.space import encode_value
-from raygpt.tune.statistics import compare
-from raygpt.tune.trial import FINAL_KEYS, STATE_TENSORS
+from raygpt.tune.trial import FINAL_KEYS
 
 BASELINE = 0  # the configuration number of the one to beat; the best K are 1 to K
 SEED_STEP = 1000  # seeds of the final runs are run.seed + 1000, + 1001, ...: none that the search has used
@@ -120,11 +121,12 @@ def judge(
     return Verdict(winner, baseline, candidates, seeds, validation, len(task.val), done)
 
 
-def _guesses(folder: Location, done: list[TrialRecord], number: int) -> np.ndarray:
-    """(seeds, N) classes a configuration gave the validation split, at the epoch best on the selection part."""
-    rows = []
+def _guesses(folder: Location, done: list[TrialRecord], number: int) -> dict[int, np.ndarray]:
+    """{seed: (N,) classes a configuration gave the validation split, at the epoch best on the selection part}; a seed
+    that failed is absent."""
+    rows = {}
     for trial in sorted(done, key=lambda trial: trial.params["seed"]):
         if trial.params["configuration"] == number and trial.checkpoint is not None:
             state = Location(folder.fs, trial.checkpoint, trial.checkpoint) / STATE_TENSORS
-            rows.append(load(storage.read_bytes(state))["best_val_logits"].argmax(1))
-    return np.array(rows)
+            rows[int(trial.params["seed"])] = load(storage.read_bytes(state))["best_val_logits"].argmax(1)
+    return rows

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raygpt.classify.tasks import Task, load_task
+from raygpt.classify.shared import read_task
+from raygpt.classify.tasks import Task
 from raygpt.config import Config
 from raygpt.config.settings import config_with
+from raygpt.data.sources import is_prepared, needs_preparing
 from raygpt.errors import UserError
 from raygpt.track.cost import Cost
 from raygpt.tune.space import Space, decode, encode_value, read_space
@@ -18,6 +20,8 @@ REPORTED = {
     "finetune": ("val_loss", "train_loss"),
 }
 POPULATION = ("pbt", "pb2")
+# Settings beside prepare's own that decide which shards are made of raw text.
+PREPARED_BY = ("data.train", "data.val", "data.tokenizer", "data.text_column")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def make_plan(config: Config) -> SweepPlan:
             except UserError as error:
                 problems += str(error).splitlines()
     else:
-        problems += _nested_problems(config)
+        problems += _nested_problems(config, space)
         longest = 10**6
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
@@ -77,23 +81,6 @@ def make_plan(config: Config) -> SweepPlan:
     limits = [limit for limit in (tune.max_seconds, paid) if limit is not None]
     mode = "min" if "loss" in metric else "max"
     return SweepPlan(config, space, kind, metric, mode, longest, task, min(limits, default=None))
-
-
-def read_task(config: Config) -> Task:
-    """The task of a config. Raises UserError listing what is wrong with its files."""
-    task = config.task
-    assert task.train is not None
-    return load_task(
-        task.name or "task",
-        task.train,
-        task.val,
-        text_columns=task.text_columns,
-        label_column=task.label_column,
-        labels=task.labels,
-        selection_fraction=task.selection_fraction,
-        split_seed=task.split_seed,
-        train_examples=task.train_examples,
-    )
 
 
 def _scheduler_problems(config: Config, space: Space, kind: str) -> list[str]:
@@ -152,10 +139,26 @@ def _longest(config: Config, space: Space, problems: list[str]) -> int:
     return max(int(value) for value in values if value is not None)
 
 
-def _nested_problems(config: Config) -> list[str]:
+def _nested_problems(config: Config, space: Space) -> list[str]:
     found = []
     if not config.data.train:
         found.append("data.train is not set: name a shard folder or raw text")
+    elif needs_preparing(config.data.train, config.data.val):
+        # prepared once, before the first trial
+        decided = [key for key in config.tune.space if key.split(".")[0] == "prepare" or key in PREPARED_BY]
+        if config.data.tokenizer == "base":
+            decided += [key for key in config.tune.space if key == "model.init_from"]
+        if decided:
+            found.append(
+                f"tune.space: {', '.join(decided)} cannot be searched while data.train or data.val is raw text, which "
+                "is prepared once for all trials: run raygpt prepare for every value and search data.train over the "
+                "shard folders"
+            )
+    for key, side in (("data.train", "train"), ("data.val", "val")):
+        item = space.dimensions.get(key)
+        raw = [str(option) for option in item.options if not is_prepared(str(option), side)] if item else []
+        if raw:
+            found.append(f"tune.space: {key} names {', '.join(raw)}, no shard folder: run raygpt prepare for it first")
     lengths = [config.train.max_steps, config.train.max_tokens, config.train.epochs]
     searched = {"train.max_steps", "train.max_tokens", "train.epochs"} & set(config.tune.space)
     if sum(value is not None for value in lengths) != 1 and not searched:

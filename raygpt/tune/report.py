@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import tempfile
 from datetime import UTC, datetime
@@ -14,7 +13,9 @@ import yaml
 import raygpt
 from raygpt import storage
 from raygpt.config.settings import config_from_dict, config_with
+from raygpt.evaluate.statistics import Difference, Score
 from raygpt.storage import Location
+from raygpt.track.plots import keep_plots
 from raygpt.track.progress import human_duration
 from raygpt.tune.finals import BASELINE, Verdict
 from raygpt.tune.page import PAGE
@@ -24,7 +25,6 @@ from raygpt.tune.results import TrialRecord, best_first, epochs_by_rung
 from raygpt.tune.schedulers import rungs
 from raygpt.tune.search import DATABASE, importance, record_study
 from raygpt.tune.space import decode
-from raygpt.tune.statistics import Difference, Score
 
 CAPTIONS = {
     "curves": "Every trial on the selection part, epoch by epoch; the best five in colour",
@@ -189,16 +189,11 @@ def render(
     """The page; its plots are kept in plots/ as well."""
     import jinja2
 
-    plots = []
     with tempfile.TemporaryDirectory() as scratch:
         made = make_plots(
             Path(scratch), trials, plan.space, plan.metric, plan.mode, summary["importance"], summary["epochs_by_rung"]
         )
-        for path in made:
-            data = path.read_bytes()
-            storage.write_bytes(folder / "plots" / path.name, data)
-            uri = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
-            plots.append({"name": path.stem, "uri": uri, "caption": CAPTIONS[path.stem]})
+        plots = keep_plots(made, folder / "plots", CAPTIONS)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(PAGE).render(
         name=plan.config.run.name,

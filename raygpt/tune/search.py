@@ -7,7 +7,7 @@ a database beside them would know of trials that a killed driver's last snapshot
 
 from __future__ import annotations
 
-import pickle
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,12 +46,11 @@ class ListSearch(Searcher):
         pass
 
     def save(self, checkpoint_path: str) -> None:
-        with open(checkpoint_path, "wb") as file:
-            pickle.dump((self.trials, self.next), file)
+        Path(checkpoint_path).write_text(json.dumps({"trials": self.trials, "next": self.next}))
 
     def restore(self, checkpoint_path: str) -> None:
-        with open(checkpoint_path, "rb") as file:
-            self.trials, self.next = pickle.load(file)
+        state = json.loads(Path(checkpoint_path).read_text())
+        self.trials, self.next = state["trials"], state["next"]
 
 
 def planned(config: Config, space: Space) -> list[dict[str, Value]]:

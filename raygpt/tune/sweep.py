@@ -22,12 +22,10 @@ import ray
 from ray import tune
 
 from raygpt import storage
-from raygpt.classify.tasks import Task, encode
-from raygpt.classify.training import EncodedTask
+from raygpt.classify.shared import Shared, make_shared
 from raygpt.config import Config
 from raygpt.config.settings import dump
 from raygpt.errors import UserError
-from raygpt.parallel.weights import load
 from raygpt.run.lock import RunLock
 from raygpt.storage import Location
 from raygpt.train.resolve import run_location
@@ -37,7 +35,7 @@ from raygpt.tune.report import write_outcome
 from raygpt.tune.results import UNFINISHED, TrialRecord, best_first, read_trials
 from raygpt.tune.schedulers import make_scheduler, parameter_space
 from raygpt.tune.search import ListSearch, make_search
-from raygpt.tune.trial import Shared, classify_trial
+from raygpt.tune.trial import classify_trainable
 from raygpt.tune.watch import SweepBudget, WandbRuns, Watch
 
 SEARCH, FINALS = "search", "finals"
@@ -82,7 +80,7 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
         shared = None
         if plan.task is not None:
             reinit = plan.space.largest("task.reinit_layers", config.task.reinit_layers)
-            shared = make_shared(config, plan.task, folder, say, metric=plan.metric, reinit_layers=int(reinit))
+            shared = make_shared(config, plan.task, say, metric=plan.metric, reinit_layers=int(reinit))
         with _Signals(say) as signals:
             began = time.monotonic()
             phase = search_phase(plan, shared, folder)
@@ -111,34 +109,6 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
         lock.release(outcome)
 
 
-def make_shared(
-    config: Config, task: Task, folder: Location, say: Callable[[str], None], *, metric: str, reinit_layers: int
-) -> Shared:
-    """What trials share: the encoded task and the exact checkpoint they start from.
-
-    Raises UserError where the model has fewer blocks than `reinit_layers`, the most that any trial begins anew.
-    """
-    tokenizer = None if config.data.tokenizer == "base" else config.data.tokenizer
-    loaded = load(config.model.init_from, tokenizer)
-    shape = loaded.model.config
-    say(f"Model {loaded.origin}: {shape.num_parameters():,} parameters, tokenizer {loaded.tokenizer.name}")
-    say(task.describe())
-    if reinit_layers > shape.n_layer:
-        raise UserError(f"task.reinit_layers={reinit_layers} but the model has {shape.n_layer} blocks: lower it.")
-    parts = [encode(part, task.labels, loaded.tokenizer) for part in (task.train, task.selection)]
-    val = encode(task.val, task.labels, loaded.tokenizer) if task.val else None
-    return Shared(
-        config=config.to_dict(),
-        task=EncodedTask(task.name, task.labels, parts[0], parts[1], val, loaded.tokenizer.eot_id),
-        origin=loaded.origin,
-        metric=metric,
-        sweep=folder.uri,
-        cpus=config.tune.cpus_per_trial,
-        gpus=_gpus(config),
-        memory_gb=config.tune.memory_gb,
-    )
-
-
 def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Phase:
     """The search's experiment."""
     config = plan.config
@@ -163,7 +133,7 @@ def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Ph
     keep = 4 if settings.scheduler in POPULATION else 2
     return Phase(
         SEARCH,
-        tune.with_parameters(classify_trial, shared=shared),
+        classify_trainable(plan, shared),
         {"cpu": shared.cpus, **({"gpu": shared.gpus} if shared.gpus else {})},
         search,
         count,
@@ -177,13 +147,11 @@ def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Ph
 
 def final_phase(plan: SweepPlan, shared: Shared, jobs: list[dict[str, Any]]) -> Phase:
     """The experiment of the final runs: every job to its end, nobody stopped early."""
-    from dataclasses import replace
-
     from ray.tune.schedulers import FIFOScheduler
 
     return Phase(
         FINALS,
-        tune.with_parameters(classify_trial, shared=replace(shared, final=True)),
+        classify_trainable(plan, shared, final=True),
         {"cpu": shared.cpus, **({"gpu": shared.gpus} if shared.gpus else {})},
         ListSearch(jobs, f"best_{plan.metric}", plan.mode),
         len(jobs),
@@ -294,13 +262,6 @@ def _check_resume(config: Config, folder: Location) -> None:
 def _spent(lock: RunLock) -> float:
     lock.touch()
     return lock.wall_seconds
-
-
-def _gpus(config: Config) -> float:
-    wanted = config.tune.gpus_per_trial
-    if wanted != "auto":
-        return float(wanted)
-    return 1.0 if config.scale.use_gpu is not False and ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
 def _check_resources(resources: dict[str, float]) -> None:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
-from safetensors.torch import load_file, save_file
 
 from raygpt import storage
-from raygpt.classify.training import EncodedTask, Recipe, Training
-from raygpt.config.settings import config_from_dict, config_with
-from raygpt.model.gpt import GPT
-from raygpt.parallel.weights import load_weights
+from raygpt.classify.shared import Shared, load_state, save_state, start_training
+from raygpt.classify.training import Training
+from raygpt.errors import one_line
+from raygpt.train.resolve import run_location
+from raygpt.tune.plan import SweepPlan
 from raygpt.tune.space import decode
 
-STATE_TENSORS, STATE_VALUES = "state.safetensors", "state.json"
 FAILURES = "failures"
 OUT_OF_MEMORY = "out of memory"
 # parameters of the sweep's own, beside settings: which final run of which configuration this is
@@ -32,32 +30,36 @@ class TrialOutOfMemory(Exception):
     """The trial needs more memory than it may take; its configuration stays on record and the sweep goes on."""
 
 
-@dataclass(frozen=True)
-class Shared:
-    """What all trials of a sweep share. `origin` is where the base weights lie, `sweep` the sweep's folder."""
-
-    config: dict[str, Any]
-    task: EncodedTask
-    origin: str
-    metric: str
-    sweep: str
-    cpus: float
-    gpus: float
-    memory_gb: float | None = None
-    final: bool = False
+def classify_trainable(plan: SweepPlan, shared: Shared, *, final: bool = False) -> Callable[[dict[str, Any]], None]:
+    """Tune's trainable for a trial of a classification sweep, or for one of its final runs."""
+    return tune.with_parameters(
+        classify_trial,
+        shared=shared,
+        sweep=run_location(plan.config).uri,
+        memory_gb=plan.config.tune.memory_gb,
+        final=final,
+    )
 
 
-def classify_trial(params: dict[str, Any], shared: Shared) -> None:
-    """Train one configuration, reporting after every epoch; goes on from Tune's checkpoint after a kill or exploit."""
+def classify_trial(
+    params: dict[str, Any], shared: Shared, sweep: str, memory_gb: float | None = None, final: bool = False
+) -> None:
+    """Train one configuration, reporting after every epoch; goes on from Tune's checkpoint after a kill or exploit.
+
+    `sweep` is the sweep's folder. A final run takes its seed from `params` and keeps its validation logits.
+    """
     name = tune.get_context().get_trial_id()
-    mark = storage.locate(shared.sweep) / FAILURES / f"{name}.json"
+    mark = storage.locate(sweep) / FAILURES / f"{name}.json"
     if storage.exists(mark):
         # a second attempt would end the same way
         raise TrialOutOfMemory(json.loads(storage.read_text(mark))["reason"])
     torch.set_num_threads(max(1, int(shared.cpus)))
-    _limit_memory(shared)
+    _limit_memory(shared.gpus, memory_gb)
     try:
-        training = start_training(params, shared)
+        changes = decode({key: value for key, value in params.items() if key not in FINAL_KEYS})
+        if final:
+            changes["run.seed"] = int(params["seed"])
+        training = start_training(shared, changes, keep_val=final)
         checkpoint = tune.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
@@ -70,38 +72,9 @@ def classify_trial(params: dict[str, Any], shared: Shared) -> None:
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         storage.write_text(mark, json.dumps({"reason": f"{OUT_OF_MEMORY}: {reason}", "params": params}) + "\n")
         raise TrialOutOfMemory(f"{OUT_OF_MEMORY}: {reason}") from error
-
-
-def start_training(params: dict[str, Any], shared: Shared) -> Training:
-    """The training of one configuration at its beginning."""
-    settings = {key: value for key, value in params.items() if key not in FINAL_KEYS}
-    if shared.final:
-        settings["run.seed"] = int(params["seed"])
-    config = config_with(config_from_dict(shared.config), decode(settings), "trial")
-    device = torch.device("cuda" if shared.gpus > 0 and torch.cuda.is_available() else "cpu")
-    base = base_model(shared.origin)
-    return Training(base, shared.task, Recipe.from_config(config), device, metric=shared.metric, keep_val=shared.final)
-
-
-@lru_cache(maxsize=1)
-def base_model(origin: str) -> GPT:
-    """The model every trial starts from, read once per process. Callers leave it as it is."""
-    return load_weights(origin)[0]
-
-
-def save_state(training: Training, folder: Path) -> None:
-    """Write what `load_state` goes on from."""
-    tensors, values = training.state()
-    save_file(tensors, folder / STATE_TENSORS)
-    (folder / STATE_VALUES).write_text(json.dumps(values))
-
-
-def load_state(training: Training, folder: Path) -> None:
-    """Bring a training to where `save_state` left it."""
-    training.restore(load_file(folder / STATE_TENSORS), json.loads((folder / STATE_VALUES).read_text()))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -117,15 +90,15 @@ def _best(training: Training) -> float:
     return -best if training.metric == "loss" else best
 
 
-def _limit_memory(shared: Shared) -> None:
+def _limit_memory(gpus: float, memory_gb: float | None) -> None:
     """Hold the trial to its share: Ray counts fractions of a GPU but does not enforce them."""
-    if 0 < shared.gpus < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(shared.gpus)
-    if shared.memory_gb is not None:
+    if 0 < gpus < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gpus)
+    if memory_gb is not None:
         import resource
 
         status = Path("/proc/self/status").read_text() if os.path.exists("/proc/self/status") else ""
         held = next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:")), 0)
         # of private memory, on top of what the process holds already; the hard limit stays, for the next trial
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (held + int(shared.memory_gb * 1e9), hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (held + int(memory_gb * 1e9), hard))

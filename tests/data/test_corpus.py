@@ -14,8 +14,8 @@ import pytest
 import zstandard
 
 from raygpt.data import decoding
-from raygpt.data.corpus import Unit, expand_sources, file_format, read_documents
-from raygpt.data.documents import Reading, Rows
+from raygpt.data.corpus import expand_sources, file_format, read_documents
+from raygpt.data.documents import Reading, Rows, Unit
 from raygpt.errors import UserError
 
 TEXTS = ["first", 'a "quoted", line\nand another', "日本語 \U0001f600", "x" * 200_000, "  in\rdented", "last"]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from raygpt.data import pipeline
-from raygpt.data.corpus import Unit, expand_sources
+from raygpt.data.corpus import expand_sources
+from raygpt.data.documents import Unit
 from raygpt.data.pipeline import ReadPlan, group_units, read_fragments
 
 

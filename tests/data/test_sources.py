@@ -12,9 +12,10 @@ import pytest
 from raygpt.config import Config
 from raygpt.config.settings import config_from_dict
 from raygpt.data.request import PrepareOptions
-from raygpt.data.sources import needs_preparing, raw_options, raw_sources
+from raygpt.data.sources import needs_preparing, raw_sources
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
+from raygpt.jobs.prepare import raw_preparation
 
 
 def config(tmp_path: Path, train: object, val: object = None, **settings: object) -> Config:
@@ -28,8 +29,8 @@ def config(tmp_path: Path, train: object, val: object = None, **settings: object
 
 def wanted(tmp_path: Path, *arguments: object, **settings: object) -> PrepareOptions:
     settled = config(tmp_path, *arguments, **settings)
-    assert needs_preparing(settled)
-    options = raw_options(settled, lambda: settled.data.tokenizer)
+    assert needs_preparing(settled.data.train, settled.data.val)
+    options = raw_preparation(settled)
     assert options is not None
     return options
 
@@ -56,7 +57,7 @@ def test_what_becomes_of_every_combination(
     assert (behind.sources, behind.val_sources, behind.sides) == ([], [str(val)], ("val",))
     assert behind.tokenizer.sha256 == load_tokenizer("bytes").sha256  # type: ignore[union-attr]
     prepared = config(tmp_path, shards, shards)
-    assert not needs_preparing(prepared) and raw_options(prepared, lambda: "bytes") is None
+    assert not needs_preparing(shards, shards) and raw_preparation(prepared) is None
     own = wanted(tmp_path, train, prepare__val_sources=[str(val)])
     assert (own.val_sources, own.val_setting) == ([str(val)], "prepare.val_sources")
 

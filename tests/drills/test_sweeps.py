@@ -15,13 +15,12 @@ import psutil
 import pytest
 import torch
 
+from raygpt.classify.shared import base_model, read_task
 from raygpt.classify.tasks import encode
 from raygpt.classify.training import EncodedTask, Recipe, Training
 from raygpt.config import Config
 from raygpt.config.settings import config_with
 from raygpt.data.tokenizer import byte_tokenizer
-from raygpt.tune.plan import read_task
-from raygpt.tune.trial import base_model
 from tests.drills.program import Program, raygpt
 from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 from tests.tune.test_sweep import check_scheduler

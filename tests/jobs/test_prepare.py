@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from raygpt.cli import main
+from raygpt.config import Config
 from raygpt.config.settings import config_from_dict
 from raygpt.data.shards import verify
 from raygpt.data.sources import shard_folders
@@ -17,6 +18,10 @@ from raygpt.data.tokenizer import load_tokenizer
 from raygpt.jobs.prepare import with_prepared_data
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def shard_folders_of(config: Config) -> tuple[str, str]:
+    return shard_folders(config.data.train, config.data.val)
 
 
 def documents(folder: Path | str) -> list[str]:
@@ -71,18 +76,18 @@ def test_raw_train_and_validation_files_become_shards_once(tmp_path: Path, capsy
             },
         }
     )
-    train, val = shard_folders(with_prepared_data(config))
+    train, val = shard_folders_of(with_prepared_data(config))
     assert (documents(train), documents(val)) == (['one\n"two"', "three"], ["four"])
     assert "Rows: 3 read = 2 train + 1 empty; 2 read = 1 val + 1 empty" in capsys.readouterr().out
-    assert shard_folders(with_prepared_data(config)) == (train, val)
+    assert shard_folders_of(with_prepared_data(config)) == (train, val)
     assert "already there" in capsys.readouterr().out
     # the train shards with other validation text: their own tokenizer is used
     (tmp_path / "more.txt").write_text("five")
     data = config.data.model_copy(update={"train": train, "val": str(tmp_path / "more.txt"), "tokenizer": "gpt2"})
-    assert documents(shard_folders(with_prepared_data(config.model_copy(update={"data": data})))[1]) == ["five"]
+    assert documents(shard_folders_of(with_prepared_data(config.model_copy(update={"data": data})))[1]) == ["five"]
     # the validation shards with other text: nothing of it is held out
     data = config.data.model_copy(update={"train": str(tmp_path / "more.txt"), "val": val})
-    train, same = shard_folders(with_prepared_data(config.model_copy(update={"data": data})))
+    train, same = shard_folders_of(with_prepared_data(config.model_copy(update={"data": data})))
     assert documents(train) == ["five"] and same == val
 
 

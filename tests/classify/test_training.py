@@ -1,5 +1,6 @@
 """Training a classifier: it learns, goes on exactly where it stopped, and does not care about the order of a pair."""
 
+# ruff: noqa: F811 - fixtures of tests/tune are imported by name
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from raygpt.classify.shared import base_model, load_state, read_task, save_state
 from raygpt.classify.tasks import Encoded, encode
 from raygpt.classify.training import EncodedTask, Recipe, Training
 from raygpt.config import Config
 from raygpt.data.tokenizer import byte_tokenizer
-from raygpt.tune.plan import read_task
-from raygpt.tune.trial import base_model, is_out_of_memory, load_state, save_state
+from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 
 CPU = torch.device("cpu")
 
@@ -115,11 +116,3 @@ def test_predictions_do_not_depend_on_the_other_rows(training: Callable[..., Tra
 def test_the_seed_decides_everything(training: Callable[..., Training]) -> None:
     assert training(seed=5).epoch()["train_loss"] == training(seed=5).epoch()["train_loss"]
     assert training(seed=5).epoch()["train_loss"] != training(seed=6).epoch()["train_loss"]
-
-
-def test_a_failure_for_want_of_memory_is_told_from_others() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**46)
-    assert is_out_of_memory(caught.value)
-    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
