@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,14 +19,22 @@ from raygpt.classify.folder import save_classifier
 from raygpt.classify.shared import Shared, make_shared, read_task, start_training
 from raygpt.classify.training import Training
 from raygpt.config import Config
-from raygpt.config.settings import dump
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.parallel.pieces import TensorFile
 from raygpt.parallel.weights import load as load_base
-from raygpt.run.lock import RunLock
+from raygpt.run.frame import (
+    COMPLETE,
+    FINISHED,
+    STOPPED,
+    SUMMARY,
+    Outcome,
+    Run,
+    check_start,
+    check_unchanged,
+    run_job,
+)
 from raygpt.storage import Location
 from raygpt.track.trackers import Trackers
-from raygpt.train.resolve import run_location
 
 STATE = "checkpoints/state.safetensors"
 # In that file's metadata, as JSON: weights and the epoch they belong to are written at once or not at all.
@@ -35,62 +42,78 @@ VALUES = "values"
 EXPORT = "export"
 
 
-def train_classifier(config: Config, again: str = "", stream: TextIO | None = None) -> int:
-    """Fine-tune `model.init_from` on `task` as the config says, on the connected Ray cluster; exit status 0.
+def train_classifier(config: Config, again: str = "", stream: TextIO | None = None) -> Outcome:
+    """Fine-tune `model.init_from` on `task` as the config says, on the connected Ray cluster.
 
     The run folder gets config.yaml, metrics.jsonl (one record per epoch), the best epoch's classifier in export/ and
     summary.json with its scores on the selection part and, once, on the validation split. A run that was killed goes on
     after its last epoch. Raises UserError for what the user can mend.
     """
-    stream = stream or sys.stdout
-    say = lambda text: print(text, file=stream, flush=True)  # noqa: E731
-    run, task = run_location(config), read_task(config)
-    lock = RunLock(run)
-    lock.acquire()
-    outcome = "failed"
-    try:
-        storage.write_text(run / "config.yaml", dump(config))
-        shared = make_shared(config, task, say, metric="accuracy", reinit_layers=config.task.reinit_layers)
-        done = _epochs_done(run, config)
-        with tempfile.TemporaryDirectory() as scratch:
-            trackers = Trackers(
-                run,
-                config.run.name,
-                config.to_dict(),
-                wandb=config.track.wandb,
-                wandb_project=config.track.wandb_project,
-                tensorboard=config.track.tensorboard,
-                resume_step=done,
-                local_dir=Path(scratch),
-            )
+    task = read_task(config)
+    if check_start(config, lambda folder: storage.exists(folder / STATE), "finished epoch"):
+        check_unchanged(config, "classify")
+    return run_job(
+        config, lambda run: _work(run, task), again=again, stream=stream, stopping="finishing this epoch, which is kept"
+    )
+
+
+def _work(run: Run, task: Task) -> Outcome:
+    config = run.config
+    shared = make_shared(config, task, run.say, metric="accuracy", reinit_layers=config.task.reinit_layers)
+    done = int(_values(run.folder)["epoch"]) if storage.exists(run.folder / STATE) else 0
+    if config.train.epochs is not None and done >= config.train.epochs and storage.exists(run.folder / SUMMARY):
+        run.say(f"Run {run.folder.uri} is complete after epoch {done}: raise train.epochs to train on.")
+        return Outcome(COMPLETE)
+    summary: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        trackers = Trackers(
+            run.folder,
+            config.run.name,
+            config.to_dict(),
+            wandb=config.track.wandb,
+            wandb_project=config.track.wandb_project,
+            tensorboard=config.track.tensorboard,
+            resume_step=done,
+            local_dir=Path(scratch),
+        )
+        try:
             for note in trackers.notes:
-                say(note)
-            options = {"num_cpus": shared.cpus, "num_gpus": shared.gpus}
-            stream_of_records = _train.options(**options).remote(shared, run.uri, done, _tokenizer_json(config))
-            last: dict[str, Any] = {}
-            for reference in stream_of_records:  # type: ignore[attr-defined]
-                record = ray.get(reference)
+                run.say(note)
+            for record in _epochs(run, shared, done, _tokenizer_json(config)):
                 if "summary" in record:
-                    last = record["summary"]
+                    summary = record["summary"]
                     continue
-                trackers.log({"step": record["epoch"], "time": time.time(), **record})
-                say(
-                    f"epoch {record['epoch']}/{config.train.epochs:g} | train {record['train_loss']:.4f} | "
+                done = record["epoch"]
+                trackers.log({"step": done, "time": time.time(), **record})
+                run.say(
+                    f"epoch {done}/{config.train.epochs:g} | train {record['train_loss']:.4f} | "
                     f"accuracy {record['accuracy']:.4f} | f1 {record['f1']:.4f} | loss {record['loss']:.4f} | "
                     f"{record['epoch_seconds']:.1f}s"
                 )
-            lock.touch()
-            price = config.track.price_per_hour
-            last["wall_seconds"] = lock.wall_seconds
-            if price is not None:
-                last["cost_usd"] = price * lock.wall_seconds / 3600
-            trackers.close(last)
-        storage.write_text(run / "summary.json", json.dumps(last, indent=2) + "\n")
-        say(_sentence(last, run))
-        outcome = "finished"
-        return 0
-    finally:
-        lock.release(outcome)
+            if summary:
+                cost = run.cost_usd()
+                summary |= {"outcome": FINISHED, "wall_seconds": run.lock.wall_seconds, "restarts": run.lock.restarts}
+                summary |= {} if cost is None else {"cost_usd": cost}
+        finally:
+            trackers.close(summary)
+    if not summary:
+        return Outcome(STOPPED, closing=f"after epoch {done} of {config.train.epochs:g}, which is kept.")
+    return Outcome(FINISHED, summary, closing=_sentence(summary, run.folder))
+
+
+def _epochs(run: Run, shared: Shared, done: int, tokenizer_json: bytes) -> Iterator[dict[str, Any]]:
+    """The records of the training as they come; none after the epoch in which a stop was asked for."""
+    options = {"num_cpus": shared.cpus, "num_gpus": shared.gpus}
+    arguments = (shared, run.folder.uri, done, tokenizer_json)
+    records = _train.options(**options).remote(*arguments)
+    run.lock.workers_started()
+    for reference in records:  # type: ignore[attr-defined]
+        record = ray.get(reference)
+        run.check_held()
+        yield record
+        if run.stop.requested and "summary" not in record and record["epoch"] < run.config.train.epochs:
+            ray.cancel(records, force=False)
+            return
 
 
 @ray.remote
@@ -132,12 +155,6 @@ def _finish(training: Training, shared: Shared, run: Location, tokenizer_json: b
         summary["validation"] = classification_metrics(training.predict(task.val), task.val.labels)
         summary["validation_examples"] = len(task.val)
     return summary
-
-
-def _epochs_done(run: Location, config: Config) -> int:
-    if config.run.resume == "never" or not storage.exists(run / STATE):
-        return 0
-    return int(_values(run)["epoch"])
 
 
 def _values(run: Location) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def finetune_task(config: Config, call: Call) -> int:
 
     storage.check_writable(run_location(config), "run.storage")
     print(connect(config.scale, workers_cpus=config.tune.cpus_per_trial), flush=True)
-    return train_classifier(config, call.command)
+    return train_classifier(config, call.command).exit_status
 
 
 def _dry_run_task(config: Config) -> int:

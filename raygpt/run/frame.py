@@ -17,6 +17,7 @@ import yaml
 
 from raygpt import storage
 from raygpt.config import Config
+from raygpt.config.fixed import Kind, changed_fixed
 from raygpt.config.settings import dump
 from raygpt.errors import UserError
 from raygpt.run.lock import RunLock
@@ -94,6 +95,17 @@ def check_start(config: Config, begun: Callable[[Location], bool], kind: str) ->
     return found
 
 
+def check_unchanged(config: Config, kind: Kind) -> None:
+    """Refuse to go on with settings that the run's own results would not survive, each by name."""
+    folder = run_location(config)
+    saved = saved_config(folder)
+    if changed := [change.key for change in changed_fixed(saved, config.to_dict(), kind)] if saved else []:
+        raise UserError(
+            f"run {folder.uri} was begun with other settings ({', '.join(changed)}): set them back to go on with it, "
+            "or give the new one a run.name of its own."
+        )
+
+
 def saved_config(folder: Location) -> dict[str, Any]:
     """The settings that the run was last started with, {} for none."""
     try:
@@ -110,8 +122,10 @@ def run_job(
     stream: TextIO | None = None,
     stop: StopToken | None = None,
     stopping: str = "finishing this step and saving a checkpoint",
+    budget: bool = True,
 ) -> Outcome:
-    """Run `work` with the run's folder held, and close the run. `stop` lets a caller in the same process end it.
+    """Run `work` with the run's folder held, and close the run. `stop` lets a caller in the same process end it;
+    without `budget` the work sees to track.max_cost_usd itself.
 
     Raises UserError for what the user can mend, the work's own error when it failed for good.
     """
@@ -121,10 +135,11 @@ def run_job(
     lock.acquire()
     run = Run(folder, config, lock, token, again, stream, note=lambda text: print(text, file=stream, flush=True))
     ended = FAILED
-    budget = Budget(token, lambda: lock.wall_seconds, config.track.price_per_hour, config.track.max_cost_usd)
+    limit = config.track.max_cost_usd if budget else None
+    spending = Budget(token, lambda: lock.wall_seconds, config.track.price_per_hour, limit)
     try:
         storage.write_text(folder / CONFIG, dump(config))
-        with Signals(token, lambda text: run.say(text), stopping), budget:
+        with Signals(token, lambda text: run.say(text), stopping), spending:
             outcome = work(run)
         run.check_held()
         if outcome.outcome == STOPPED and token.reason == BUDGET:

@@ -102,8 +102,9 @@ class RunLock:
     def wall_seconds(self) -> float:
         """Seconds in which some attempt held the run, this one up to now."""
         now = time.time()
-        live = lambda item: now if item is self._mine and item.outcome is None else item.last_seen  # noqa: E731
-        return sum(max(0.0, live(item) - item.started) for item in self.attempts)
+        mine = self._mine
+        ends = [now if item is mine and item.outcome is None else item.last_seen for item in self.attempts]
+        return sum(max(0.0, end - item.started) for end, item in zip(ends, self.attempts))
 
     @property
     def earlier_seconds(self) -> float:

@@ -19,6 +19,7 @@ from ray import tune
 
 from raygpt import storage
 from raygpt.config.settings import config_from_dict, config_with
+from raygpt.run.stop import StopToken
 from raygpt.storage import Location
 from raygpt.track.jsonl import read_metrics
 from raygpt.tune.plan import SweepPlan
@@ -61,27 +62,34 @@ def training_trial(params: dict[str, Any], settings: dict[str, Any], metric: str
     connect(config.scale)
     job = resolve(config)
     failure: list[BaseException] = []
+    stop = StopToken()
 
-    def fit() -> None:
+    def work() -> None:
         try:
-            run_training(config, job, "", stream=io.StringIO())
+            run_training(config, job, "", stream=io.StringIO(), stop=stop)
         except BaseException as error:
             failure.append(error)
 
     # in a thread, so that evaluations are reported while training goes on and a scheduler can act on them
-    thread = threading.Thread(target=fit, daemon=True, name="training")
+    thread = threading.Thread(target=work, daemon=True, name="training")
     thread.start()
     reported = _told()
-    while True:
-        running = thread.is_alive()
-        records = _evaluations(job.run, metric)
-        for count in range(reported + 1, len(records) + 1):
-            best = min(record[metric] for record in records[:count])
-            _tell({**records[count - 1], "epoch": count, f"best_{metric}": best}, count)
-            reported = count
-        if not running:
-            break
-        time.sleep(POLL_SECONDS)
+    try:
+        while True:
+            running = thread.is_alive()
+            records = _evaluations(job.run, metric)
+            for count in range(reported + 1, len(records) + 1):
+                best = min(record[metric] for record in records[:count])
+                _tell({**records[count - 1], "epoch": count, f"best_{metric}": best}, count)
+                reported = count
+            if not running:
+                break
+            time.sleep(POLL_SECONDS)
+    finally:
+        # a scheduler ends a trial by leaving `tune.report` for good: its training goes along, and its workers' share of
+        # the cluster is free for the next trial
+        stop.request()
+        thread.join()
     if failure:
         raise failure[0]
 

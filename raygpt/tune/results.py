@@ -59,7 +59,7 @@ def read_trials(grid: Any, sweep: Location, metric: str, mode: str, longest: int
         mark = sweep / FAILURES / f"{trial.trial_id}.json"
         reason = json.loads(storage.read_text(mark))["reason"] if storage.exists(mark) else None
         if longest is None:
-            whole = storage.exists(sweep / RUNS / trial.trial_id / "summary.json")
+            whole = _is_whole(sweep / RUNS / trial.trial_id / "summary.json")
         else:
             whole = len({row["training_iteration"] for row in rows}) >= float(trial.config.get("train.epochs", longest))
         records.append(
@@ -133,6 +133,14 @@ def epochs_by_rung(trials: Sequence[TrialRecord], rungs: Sequence[int]) -> list[
         )
         before = rung
     return out
+
+
+def _is_whole(summary: Location) -> bool:
+    """Whether a trial's own run came to its end: one that was stopped has a summary as well."""
+    try:
+        return json.loads(storage.read_text(summary)).get("outcome") in ("finished", "early")
+    except FileNotFoundError:
+        return False
 
 
 def _rows(where: Location) -> list[dict[str, Any]]:

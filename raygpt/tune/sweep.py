@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,15 +23,14 @@ from ray import tune
 from raygpt import storage
 from raygpt.classify.shared import Shared, make_shared
 from raygpt.config import Config
-from raygpt.config.settings import dump
 from raygpt.errors import UserError
-from raygpt.run.lock import RunLock
+from raygpt.run.frame import FINISHED, STOPPED, Outcome, Run, check_start, check_unchanged, run_job
 from raygpt.storage import Location
-from raygpt.train.resolve import run_location
 from raygpt.tune import finals
 from raygpt.tune.plan import POPULATION, SweepPlan
 from raygpt.tune.report import write_outcome
 from raygpt.tune.results import UNFINISHED, TrialRecord, best_first, read_trials
+from raygpt.tune.snapshot import mend_snapshots
 from raygpt.tune.schedulers import make_scheduler, parameter_space
 from raygpt.tune.search import ListSearch, make_search
 from raygpt.tune.trial import classify_trainable
@@ -60,53 +58,69 @@ class Phase:
     parameters: dict[str, Any] | None = None  # Tune's parameter space, where no searcher proposes
 
 
-def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> int:
-    """Run a checked sweep on the connected cluster; exit status 0, or 128 + signal when it was stopped.
+def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> Outcome:
+    """Run a checked sweep on the connected cluster. A sweep of the same name and place goes on where it stopped.
 
-    A sweep of the same name and place goes on where it stopped. `again` is the command that does so.
+    `again` is the command that does so. A sweep of which no trial came to anything has failed.
     """
     stream = stream or sys.stdout
-    config = plan.config
-    folder = run_location(config)
-    say = lambda text: print(text, file=stream, flush=True)  # noqa: E731
-    _check_resume(config, folder)
-    lock = RunLock(folder)
-    lock.acquire()
-    outcome = "failed"
-    try:
-        say(plan.describe())
-        storage.write_text(folder / "config.yaml", dump(config))
-        budget = SweepBudget(plan.max_seconds, lambda: _spent(lock))
-        shared = None
-        if plan.task is not None:
-            reinit = plan.space.largest("task.reinit_layers", config.task.reinit_layers)
-            shared = make_shared(config, plan.task, say, metric=plan.metric, reinit_layers=int(reinit))
-        with _Signals(say) as signals:
-            began = time.monotonic()
-            phase = search_phase(plan, shared, folder)
-            trials = run_phase(phase, plan, folder, lock, stream)
-            search_seconds = time.monotonic() - began
-            if not budget.spent and signals.interrupted(trials):
-                outcome = "stopped"
-                say(f"Stopped; every finished epoch is kept. To go on: {again}")
-                return 128 + (signals.number or signal.SIGINT)
-            verdict = None
-            if shared is not None and config.tune.top and best_first(trials, plan.mode):
-                budget.max_seconds = None  # what has been searched is worth its final runs
-                jobs = finals.final_jobs(plan, trials)
-                done = run_phase(final_phase(plan, shared, jobs), plan, folder, lock, stream, final=True)
-                if signals.interrupted(done):
-                    outcome = "stopped"
-                    say(f"Stopped in the final runs. To go on: {again}")
-                    return 128 + (signals.number or signal.SIGINT)
-                verdict = finals.judge(plan, folder, shared.task, jobs, done)
-        lock.touch()
-        for line in write_outcome(plan, folder, trials, verdict, lock.wall_seconds, search_seconds):
-            say(line)
-        outcome = "finished"
-        return 0
-    finally:
-        lock.release(outcome)
+    if check_start(plan.config, lambda folder: storage.exists(folder / SEARCH), "sweep to go on with"):
+        check_unchanged(plan.config, "sweep")
+    return run_job(
+        plan.config,
+        lambda run: _search(plan, run),
+        again=again,
+        stream=stream,
+        stopping="saving the sweep",
+        budget=False,  # what has been searched when the money is spent is worth its final runs
+    )
+
+
+def _search(plan: SweepPlan, run: Run) -> Outcome:
+    config, folder = plan.config, run.folder
+    run.stop.listen(_stop_tune)
+    run.say(plan.describe())
+    budget = SweepBudget(plan.max_seconds, lambda: run.lock.wall_seconds)
+    shared = None
+    if plan.task is not None:
+        reinit = plan.space.largest("task.reinit_layers", config.task.reinit_layers)
+        shared = make_shared(config, plan.task, run.say, metric=plan.metric, reinit_layers=int(reinit))
+    began = time.monotonic()
+    trials = run_phase(search_phase(plan, shared, folder), plan, run)
+    search_seconds = time.monotonic() - began
+    if not budget.spent and _interrupted(run, trials):
+        return Outcome(STOPPED, signal=run.stop.signal or signal.SIGINT, closing="in the search; epochs are kept.")
+    if not best_first(trials, plan.mode):
+        reasons = sorted({trial.error or trial.status for trial in trials})
+        raise UserError(
+            f"all {len(trials)} trials of sweep {folder.uri} failed: {'; '.join(reasons)[:400]}. Mend that, and give "
+            "the sweep another run.name."
+        )
+    verdict = None
+    if shared is not None and config.tune.top:
+        budget.max_seconds = None
+        jobs = finals.final_jobs(plan, trials)
+        done = run_phase(final_phase(plan, shared, jobs), plan, run, final=True)
+        if _interrupted(run, done):
+            return Outcome(STOPPED, signal=run.stop.signal or signal.SIGINT, closing="in the final runs.")
+        verdict = finals.judge(plan, folder, shared.task, jobs, done)
+    run.check_held()
+    for line in write_outcome(plan, folder, trials, verdict, run.lock.wall_seconds, search_seconds):
+        run.say(line)
+    return Outcome(FINISHED)
+
+
+def _stop_tune() -> None:
+    """Tune would take Ctrl-C for itself and not say so afterwards; it listens to SIGUSR1 as well, so it gets that."""
+    if callable(signal.getsignal(signal.SIGUSR1)):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    else:
+        raise KeyboardInterrupt
+
+
+def _interrupted(run: Run, trials: list[TrialRecord]) -> bool:
+    """Whether somebody stopped the sweep."""
+    return run.stop.requested or any(trial.status == UNFINISHED for trial in trials)
 
 
 def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Phase:
@@ -162,12 +176,14 @@ def final_phase(plan: SweepPlan, shared: Shared, jobs: list[dict[str, Any]]) -> 
 
 
 def run_phase(
-    phase: Phase, plan: SweepPlan, folder: Location, lock: RunLock, stream: TextIO, *, final: bool = False
+    phase: Phase, plan: SweepPlan, run: Run, *, final: bool = False
 ) -> list[TrialRecord]:
     """Run an experiment, or the rest of it, and return its trials. Finished trials are not run again."""
-    config = plan.config
+    config, folder, stream = plan.config, run.folder, run.stream
     _check_resources(phase.resources)
     home = folder / phase.name
+    if mended := mend_snapshots(home):
+        run.say(mended)
     runs = WandbRuns(folder, config.track.wandb, config.track.wandb_project, config.to_dict(), phase.name)
     keys = list(plan.space.dimensions) if not final else ["configuration", "seed", *plan.space.dimensions]
     Watch(
@@ -178,7 +194,7 @@ def run_phase(
         stream,
         total=phase.trials,
         show_every=config.tune.show_every,
-        spent_seconds=lock.wall_seconds,
+        spent_seconds=run.lock.wall_seconds,
         price_per_hour=config.track.price_per_hour,
         runs=runs,
     )
@@ -203,7 +219,8 @@ def run_phase(
                 scheduler=phase.scheduler,
                 num_samples=phase.trials,
                 max_concurrent_trials=phase.concurrent,
-                reuse_actors=config.tune.scheduler not in POPULATION,
+                # a process that trains in a thread of its own must end with its trial
+                reuse_actors=config.tune.scheduler not in POPULATION and plan.kind == "classify",
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
@@ -226,42 +243,11 @@ def run_phase(
 def prepare_environment() -> None:
     """Tune's switches, to be set before Ray starts: quiet, snapshots every second, no loggers of its own but JSON."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see _Signals
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see _stop_tune
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-
-
-def _check_resume(config: Config, folder: Location) -> None:
-    """Refuse to go on with another space or search than the sweep was begun with."""
-    import yaml
-
-    exists = storage.exists(folder / SEARCH)
-    if config.run.resume == "must" and not exists:
-        raise UserError(f"run.resume=must but there is no sweep at {folder.uri}: start it first, or mend run.name.")
-    if not exists:
-        return
-    if config.run.resume == "never":
-        raise UserError(f"run.resume=never but {folder.uri} holds a sweep: choose another run.name.")
-    try:
-        saved = yaml.safe_load(storage.read_text(folder / "config.yaml"))
-    except FileNotFoundError:
-        return
-    now = config.to_dict()
-    fixed = [("tune", key) for key in ("space", "search", "scheduler", "trials", "job", "metric")]
-    fixed += [("run", "seed"), ("task", "train"), ("task", "split_seed"), ("model", "init_from"), ("train", "epochs")]
-    changed = [f"{a}.{b}" for a, b in fixed if saved.get(a, {}).get(b) != now[a][b]]
-    if changed:
-        raise UserError(
-            f"sweep {folder.uri} was begun with other settings ({', '.join(changed)}): set them back to go on with it, "
-            "or give the new sweep a run.name of its own."
-        )
-
-
-def _spent(lock: RunLock) -> float:
-    lock.touch()
-    return lock.wall_seconds
 
 
 def _check_resources(resources: dict[str, float]) -> None:
@@ -284,35 +270,3 @@ def _nested_slots(plan: SweepPlan) -> int:
     if scale.use_gpu is not False and gpus >= 1:
         slots = max(1, min(slots, int(gpus // scale.worker_range[0])))
     return min(slots, plan.config.tune.concurrent or slots)
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM: the first has Tune save the experiment and stop, a second Ctrl-C leaves at once.
-
-    Tune would take Ctrl-C for itself and not say so afterwards; it listens to SIGUSR1 as well, so that is what it gets.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say, self.number = say, 0
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def interrupted(self, trials: list[TrialRecord]) -> bool:
-        """Whether somebody stopped the sweep."""
-        return bool(self.number) or any(trial.status == UNFINISHED for trial in trials)
-
-    def _handle(self, number: int, _: object) -> None:
-        again, self.number = bool(self.number), signal.Signals(number)
-        if again or not callable(signal.getsignal(signal.SIGUSR1)):
-            raise KeyboardInterrupt
-        self.say("Stopping: saving the sweep (Ctrl-C again leaves at once).")
-        os.kill(os.getpid(), signal.SIGUSR1)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from raygpt.config import Config
-from raygpt.settings import load_config
+from raygpt.config.settings import load_config
 from tests.golden.runs import machine
 from tests.train.gloo_pool import GlooPool
 from tests.train.running import forget_after, letters, records, run, settings

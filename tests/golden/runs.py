@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from raygpt.config import Config
-from raygpt.data.tasks import Encoded
+from raygpt.classify.tasks import Encoded
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.settings import load_config
-from raygpt.tune.classify import EncodedTask, Recipe, Training
+from raygpt.config.settings import load_config
+from raygpt.classify.training import EncodedTask, Recipe, Training
 from tests import conftest
 from tests.train.gloo_pool import GlooPool
 from tests.train.running import CUT_ALL, forget_after, letters, run, settings
