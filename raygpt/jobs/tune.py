@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from raygpt import storage
-from raygpt.cli import Call
 from raygpt.config import Config
+from raygpt.config.checks import base_tokenizer
+from raygpt.config.job import Call, Job
 from raygpt.errors import UserError
-from raygpt.track.trackers import choose_wandb_mode
-from raygpt.train.resolve import run_location
+
+DECLARATION = Job(
+    "tune",
+    "search hyperparameters: classification, pretraining or fine-tuning",
+    ("run", "scale", "model", "task", "tune", "optim", "train", "data", "prepare", "eval", "track"),
+    flags=("dry_run",),
+    base=str(Path(__file__).with_name("tune.yaml")),
+    checks=(base_tokenizer,),
+    place=50,
+)
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.track.trackers import choose_wandb_mode
+    from raygpt.train.resolve import run_location
+
     try:
         import optuna  # noqa: F401
         import sklearn  # noqa: F401
@@ -40,6 +54,8 @@ def run(config: Config, call: Call) -> int:
 
 def finetune_task(config: Config, call: Call) -> int:
     """`raygpt finetune` where task.name is set: one classifier, trained as the config says."""
+    from raygpt.train.resolve import run_location
+
     if "print_deepspeed" in call.flags:
         raise UserError("--print_deepspeed has nothing to print for a classifier (task.name): it trains on one device.")
     if "dry_run" in call.flags:
@@ -55,6 +71,7 @@ def finetune_task(config: Config, call: Call) -> int:
 def _dry_run_task(config: Config) -> int:
     """Read the task and the model and say what would be trained."""
     from raygpt.parallel.weights import open_weights
+    from raygpt.train.resolve import run_location
     from raygpt.tune.plan import read_task
 
     task = read_task(config)

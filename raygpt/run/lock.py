@@ -1,4 +1,4 @@
-"""A run's folder: who is using it, how often it was started, and whether it may be resumed with these settings."""
+"""A run's folder: who is using it, and how often it was started."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import threading
 import time
 import uuid
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import psutil
 
 from raygpt import storage
-from raygpt.data.order import ORDER_VERSION
 from raygpt.errors import UserError
 from raygpt.storage import Location
 
@@ -127,54 +125,3 @@ class RunLock:
 
     def _write(self) -> None:
         storage.write_text(self.run / ATTEMPTS, json.dumps([asdict(item) for item in self.attempts], indent=1) + "\n")
-
-
-# What fixes the weights and the data order: setting -> the sentence's end. Everything else may change on a resume.
-_FIXED = {
-    ("run", "seed"): "the data order follows from it",
-    ("data", "seq_len"): "the rows follow from it",
-    ("train", "global_batch_tokens"): "the steps follow from it",
-    ("model", "lora_rank"): "the adapters have it",
-}
-
-
-def check_resume(
-    run: Location, saved: dict[str, Any], config: dict[str, Any], facts: dict[str, Any], *, ignore_fingerprint: bool
-) -> None:
-    """Refuse to go on with settings that would break the run's own order or weights.
-
-    `saved` is a checkpoint's state.json plus its config under "config"; `facts` holds this start's fingerprint,
-    tokenizer_sha256 and model. Raises UserError listing every difference.
-    """
-    wrong = []
-    advice = "set it back, or give the new settings a run.name of their own"
-    for (section, key), why in _FIXED.items():
-        before, now = (tree.get(section, {}).get(key) for tree in (saved["config"], config))
-        if key == "lora_rank":
-            before, now = before or 0, now or 0  # configs from before there were adapters
-        if before != now:
-            wrong.append(f"{section}.{key} is {now} but run {run.uri} was started with {before} ({why}): {advice}.")
-    for key in sorted(set(saved["model"]) | set(facts["model"])):
-        before, now = saved["model"].get(key), facts["model"].get(key)
-        if key != "dropout" and before != now:
-            wrong.append(f"model.{key} is {now} but run {run.uri} was started with {before}: {advice}.")
-    if saved["order_version"] != ORDER_VERSION and not ignore_fingerprint:
-        wrong.append(
-            f"run {run.uri} was begun with version {saved['order_version']} of the data order and this raygpt has "
-            f"version {ORDER_VERSION}: train on from its weights under another run.name with "
-            f"model.init_from={run.uri}, or set data.ignore_fingerprint=true, after which some tokens will be seen "
-            "twice or never."
-        )
-    if saved["tokenizer_sha256"] != facts["tokenizer_sha256"]:
-        wrong.append(
-            f"data.train was made with another tokenizer than run {run.uri} began with, so its token ids mean other "
-            "text: use the first shards, or another run.name."
-        )
-    elif saved["fingerprint"] != facts["fingerprint"] and not ignore_fingerprint:
-        wrong.append(
-            f"data.train holds other tokens than run {run.uri} began with (fingerprint {facts['fingerprint'][:12]} "
-            f"instead of {saved['fingerprint'][:12]}): use the first shards, or set data.ignore_fingerprint=true, "
-            "after which some tokens will be seen twice or never."
-        )
-    if wrong:
-        raise UserError("\n".join(wrong))

@@ -16,10 +16,10 @@ from raygpt.errors import UserError
 from raygpt.model.gpt import GPTConfig
 from raygpt.model.presets import PRESETS
 from raygpt.parallel import checkpoint
-from raygpt.run.lock import check_resume
 from raygpt.storage import Location
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
 from raygpt.train.plan import TrainPlan, batch_rows, total_steps, warmup
+from raygpt.train.resume import check_resume
 from raygpt.train.schedule import Schedule
 
 
