@@ -22,7 +22,7 @@ class Change(NamedTuple):
 
 def fixed_keys(kind: Kind, tree: type[Section] = Config) -> dict[str, str]:
     """{dotted key: why} of every setting that a resumed run of this kind must leave alone, in the order of the tree."""
-    found = {}
+    found: dict[str, str] = {}
     for section, info in tree.model_fields.items():
         model = info.annotation
         assert isinstance(model, type) and issubclass(model, Section)
