@@ -41,9 +41,10 @@ gpu: $(INSTALLED)  ## tests that need a CUDA device
 bench: $(INSTALLED)  ## measure speed; figures go to benchmarks/
 	@for script in benchmarks/bench_*.py; do echo "$$script"; $(BIN)/python "$$script" $(ARGS); done
 
-lint: $(INSTALLED)  ## style and types
+lint: $(INSTALLED)  ## style, floors and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: $(INSTALLED)  ## mend what ruff can mend

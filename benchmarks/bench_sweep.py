@@ -33,9 +33,9 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from benchmarks.provenance import provenance
-from raygpt.cli import JOBS
 from raygpt.cluster.connect import connect
 from raygpt.config.settings import load_config
+from raygpt.jobs import find_jobs
 from raygpt.storage import locate, write_text
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep
@@ -76,7 +76,7 @@ def sweep(
         "track.wandb": "off",
         **{key.replace("__", "."): str(value) for key, value in changes.items()},
     }
-    config = load_config("tune", None, options, {}, base=JOBS["tune"].base)
+    config = load_config("tune", None, options, {}, base=find_jobs()["tune"].base)
     began = time.perf_counter()
     assert run_sweep(make_plan(config), "", io.StringIO()) == 0
     seconds = time.perf_counter() - began
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--metric", default="loss")
     words = parser.parse_args()
     prepare_environment()
-    config = load_config("tune", None, {}, {}, check=False, base=JOBS["tune"].base)
+    config = load_config("tune", None, {}, {}, check=False, base=find_jobs()["tune"].base)
     print(connect(config.scale, workers_cpus=1))
     lower = "loss" in words.metric
     repeats: list[dict[str, Any]] = []

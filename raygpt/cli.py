@@ -7,88 +7,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from raygpt import __version__
 from raygpt.config import Config
+from raygpt.config.job import Call, whole_tree
 from raygpt.config.settings import dump, known_keys, load_config
 from raygpt.errors import UserError
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job: where its `run(config, call)` lives, which sections it reads, and the file it takes without --config.
-
-    `base` is a file below the user's own: settings that only this job starts from. `aliases` are short options.
-    """
-
-    module: str
-    summary: str
-    sections: tuple[str, ...]
-    flags: tuple[str, ...] = ()
-    config: str | None = None
-    base: str | None = None
-    aliases: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Call:
-    """How the job was called: flags without a value, and the command line to repeat it."""
-
-    flags: frozenset[str]
-    command: str
-
-
-JOBS = {
-    "quickstart": Job(
-        "raygpt.jobs.quickstart",
-        "train a small GPT on this Python's own documentation",
-        ("run", "scale", "model", "prepare", "data", "optim", "train", "eval", "track", "sample"),
-        config=str(Path(__file__).parent / "jobs" / "quickstart.yaml"),
-    ),
-    "prepare": Job(
-        "raygpt.jobs.prepare",
-        "documents to token shards",
-        ("prepare", "data", "scale"),
-        ("from_txt",),
-        aliases=(("from_txt", "prepare.sources"),),
-    ),
-    "pretrain": Job(
-        "raygpt.jobs.pretrain",
-        "train GPT-2 on token shards",
-        ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan"),
-        ("dry_run", "print_deepspeed"),
-    ),
-    "finetune": Job(
-        "raygpt.jobs.finetune",
-        "fine-tune a GPT-2 on your own documents",
-        ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan"),
-        ("dry_run", "print_deepspeed"),
-        base=str(Path(__file__).parent / "jobs" / "finetune.yaml"),
-    ),
-    "tune": Job(
-        "raygpt.jobs.tune",
-        "search hyperparameters: classification, pretraining or fine-tuning",
-        ("run", "scale", "model", "task", "tune", "optim", "train", "data", "prepare", "eval", "track"),
-        ("dry_run",),
-        base=str(Path(__file__).parent / "jobs" / "tune.yaml"),
-    ),
-    "plan": Job(
-        "raygpt.jobs.plan",
-        "what a training run needs and whether it fits, without starting it",
-        ("plan", "scale", "model", "data", "train", "run"),
-    ),
-    "evaluate": Job(
-        "raygpt.jobs.evaluate",
-        "validation loss, perplexity, bits per byte; --base and --tuned: what fine-tuning bought",
-        ("run", "scale", "model", "data", "prepare", "eval", "train", "compare", "sample"),
-        aliases=(("base", "compare.base"), ("tuned", "compare.tuned")),
-    ),
-    "sample": Job("raygpt.jobs.sample", "write text with a model", ("run", "model", "data", "sample")),
-    "export": Job("raygpt.jobs.export", "write a Hugging Face folder", ("run", "model", "data", "export")),
-    "report": Job("raygpt.jobs.report", "draw a run's report and plots again", ("run",)),
-}
+from raygpt.jobs import find_jobs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,22 +36,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
-    job = JOBS.get(name)
+    jobs = find_jobs()
+    job = jobs.get(name)
     if job is None:
         import difflib
 
-        close = difflib.get_close_matches(name, JOBS, n=1)
-        raise UserError(f"{name!r} is no job{f': did you mean {close[0]}?' if close else ''} (jobs: {', '.join(JOBS)})")
+        close = difflib.get_close_matches(name, jobs, n=1)
+        raise UserError(f"{name!r} is no job{f': did you mean {close[0]}?' if close else ''} (jobs: {', '.join(jobs)})")
     file, options, flags = parse(words, ("print_config", "help", *job.flags), dict(job.aliases))
     if "help" in flags:
         print(job_help(name))
         return 0
-    config = load_config(name, file or job.config, options, check="print_config" not in flags, base=job.base)
+    config = load_config(
+        job,
+        file or job.config,
+        options,
+        check="print_config" not in flags,
+        base=job.base,
+        tree=whole_tree(jobs.values()),
+        warn=lambda sentence: print(f"raygpt: {sentence}", file=sys.stderr),
+    )
     if "print_config" in flags:
         print(dump(config), end="")
         return 0
     command = shlex.join(["raygpt", name, *words])
-    run: Callable[[Config, Call], int] = importlib.import_module(job.module).run
+    run: Callable[[Config, Call], int] = importlib.import_module(f"raygpt.jobs.{name}").run
     return run(config, Call(frozenset(flags), command))
 
 
@@ -166,7 +100,8 @@ def parse(
 
 def job_help(name: str) -> str:
     """Help of one job: its settings with what they take and their defaults."""
-    job = JOBS[name]
+    jobs = find_jobs()
+    job, tree = jobs[name], whole_tree(jobs.values())
     lines = [
         f"raygpt {name}: {job.summary}.",
         "",
@@ -179,10 +114,10 @@ def job_help(name: str) -> str:
     # a job with a file of its own starts from that
     own = None
     if job.config or job.base:
-        own = load_config(name, job.config, environ={}, check=False, base=job.base).to_dict()
+        own = load_config(job, job.config, environ={}, check=False, base=job.base, tree=tree).to_dict()
     for section in job.sections:
-        lines += ["", f"{section}: {Config.model_fields[section].description}"]
-        for key, allowed, description, default in known_keys():
+        lines += ["", f"{section}: {tree.model_fields[section].description}"]
+        for key, allowed, description, default in known_keys(tree):
             if key.startswith(f"{section}."):
                 default = own[section][key.partition(".")[2]] if own else default
                 lines += _wrap(f"--{key}=", f"{description} ({allowed}; default {shown(default)})", width)
@@ -190,7 +125,7 @@ def job_help(name: str) -> str:
 
 
 def _overview() -> str:
-    rows = "\n".join(f"  {name:11s} {job.summary}" for name, job in JOBS.items())
+    rows = "\n".join(f"  {name:11s} {job.summary}" for name, job in find_jobs().items())
     return (
         f"raygpt {__version__}: train GPT-2-class language models on a Ray cluster.\n\n"
         "usage: raygpt <job> [--config FILE] [--section.key=value ...]\n\n"

@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from raygpt import __version__
-from raygpt.cli import JOBS, main, parse
+from raygpt.cli import main, parse
 from raygpt.config import Config
 from raygpt.config.settings import load_config
 from raygpt.errors import UserError
+from raygpt.jobs import find_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,11 +29,11 @@ def settings(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
     return yaml.safe_load(printed(capsys, *words, "--print_config"))
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", find_jobs())
 def test_help_lists_every_setting_of_a_job(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, name, "--help")
     assert text.startswith(f"raygpt {name}: ")
-    for section in JOBS[name].sections:
+    for section in find_jobs()[name].sections:
         for key, field in Config.model_fields[section].annotation.model_fields.items():  # type: ignore[union-attr]
             assert f"--{section}.{key}=" in text
             assert field.description and field.description.split()[0] in text
@@ -48,7 +49,7 @@ def test_the_quick_start_shows_its_own_defaults(capsys: pytest.CaptureFixture[st
 
 def test_without_a_job_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--help")
-    assert all(f"  {name} " in text and job.summary in text for name, job in JOBS.items())
+    assert all(f"  {name} " in text and job.summary in text for name, job in find_jobs().items())
     assert main([]) == 2
     assert capsys.readouterr().out == text
     assert printed(capsys, "--version") == f"raygpt {__version__}\n"
@@ -84,7 +85,7 @@ def test_several_mistakes_come_together(capsys: pytest.CaptureFixture[str]) -> N
     assert "train.precision" in text and "modl.preset" in text and "eval.every" in text
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", find_jobs())
 def test_a_printed_config_gives_the_same_config_back(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from raygpt.config.settings import config_from_dict, dump, known_keys, load_config
 from raygpt.errors import UserError
+from raygpt.jobs import find_jobs
 
 
 def write(folder: Path, text: str) -> str:
@@ -61,7 +62,7 @@ def test_all_mistakes_are_reported_together_with_their_origin(tmp_path: Path) ->
 )
 def test_what_takes_two_keys_to_see_is_seen(options: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_config("pretrain", None, options, {})
+        load_config(find_jobs()["pretrain"], None, options, {})
 
 
 def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:

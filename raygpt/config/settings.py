@@ -8,16 +8,19 @@ from __future__ import annotations
 import difflib
 import os
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from raygpt.config import Config, Section
-from raygpt.config.problems import problems
+from raygpt.config.checks import problems
+from raygpt.config.job import Job
+from raygpt.config.section import AlsoCalled, Section
+from raygpt.config.tree import Config
 from raygpt.errors import UserError
 from raygpt.storage import locate, read_text
 
@@ -31,6 +34,7 @@ class Settings:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)  # as typed, where a setting was typed
+    tree: type[Config] = Config
 
     def set(self, key: str, value: Any, origin: str) -> None:
         self.values[key] = value
@@ -43,18 +47,22 @@ class Settings:
 
 
 def load_config(
-    job: str,
+    job: Job | str,
     file: str | None = None,
     options: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     check: bool = True,
     base: str | None = None,
+    tree: type[Config] = Config,
+    warn: Callable[[str], None] | None = None,
 ) -> Config:
     """The validated config of one job. Raises UserError listing every problem found in any source.
 
-    `base` is a file of the job's own defaults; of its settings those give way whose alternative the user sets.
+    `job` is its declaration; a bare name stands for one that reads every section and asks for nothing. `base` is a file
+    of the job's own defaults; of its settings those give way whose alternative the user sets. `tree` is Config with
+    what jobs bring along. `warn` is told in one sentence which typed settings the job does not read.
     """
-    settings = Settings()
+    settings = Settings(tree=tree)
     if base is not None:
         _read_file(settings, base)
     own = dict(settings.origins)
@@ -64,25 +72,45 @@ def load_config(
     for key, text in (options or {}).items():
         settings.set_text(key, text, f"--{key}")
     _give_way(settings, own)
-    config, errors = _validate(settings)
+    declared = None if isinstance(job, str) else job
+    config, errors = _validate(settings, declared)
     errors = bad + errors
     if config is not None and check:
-        errors += [f"{key}{_where(settings, key)} {text}" for key, text in problems(config, job)]
+        errors += [f"{key}{_where(settings, key)} {text}" for key, text in problems(config, declared)]
     if errors or config is None:
         raise UserError("\n".join(errors))
+    if declared is not None and warn is not None and (sentence := ignored(settings, declared)):
+        warn(sentence)
     return config
 
 
-# Settings of which one at most may be set.
-ALTERNATIVES = (
-    ("train.max_steps", "train.max_tokens", "train.epochs"),
-    ("optim.warmup_steps", "optim.warmup_fraction"),
-)
+def ignored(settings: Settings, job: Job) -> str | None:
+    """Which settings were typed for this job although it does not read their section, as one sentence; None: none.
+
+    A file serves several jobs and may hold what only another one reads, so of a file nothing is said.
+    """
+    typed = [key for key in settings.texts if key.partition(".")[0] not in job.all_sections]
+    if not typed:
+        return None
+    named = ", ".join(f"{key}{_where(settings, key)}" for key in typed)
+    return (
+        f"{named} {'has' if len(typed) == 1 else 'have'} no effect: `raygpt {job.name}` reads "
+        f"{', '.join(job.all_sections)}."
+    )
+
+
+def _alternatives(tree: type[Config]) -> list[tuple[str, ...]]:
+    """Groups of dotted keys of which one at most may be set."""
+    return [
+        tuple(f"{name}.{key}" for key in group)
+        for name, section in _sections(tree).items()
+        for group in section.alternatives
+    ]
 
 
 def _give_way(settings: Settings, own: Mapping[str, str]) -> None:
     """Drop a job's own default where the user set one of its alternatives."""
-    for group in ALTERNATIVES:
+    for group in _alternatives(settings.tree):
         if any(key in settings.origins and settings.origins[key] != own.get(key) for key in group):
             for key in group:
                 if key in own and settings.origins[key] == own[key]:
@@ -91,7 +119,7 @@ def _give_way(settings: Settings, own: Mapping[str, str]) -> None:
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """Config saved by an earlier run; keys that no longer exist are dropped, so old runs stay readable."""
-    known = {key: value for key, value in _flatten(values, "") if _field(key) is not None}
+    known = {key: value for key, value in _flatten(values, "") if _field(Config, key) is not None}
     settings = Settings(known, dict.fromkeys(known, "saved config"))
     config, errors = _validate(settings)
     if config is None:
@@ -104,10 +132,9 @@ def config_with(config: Config, values: Mapping[str, Any], origin: str) -> Confi
 
     Raises UserError listing every key that is no setting and every value that is not allowed, under `origin`.
     """
-    settings = Settings()
+    settings, alternatives = Settings(tree=type(config)), _alternatives(type(config))
     for key, value in _flatten(config.to_dict(), ""):
-        rivals = [group for group in ALTERNATIVES if key in group and set(group) & set(values)]
-        if not rivals:
+        if not any(key in group and set(group) & set(values) for group in alternatives):
             settings.set(key, value, "the sweep's config")
     for key, value in values.items():
         settings.set(key, value, origin)
@@ -122,15 +149,13 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-def known_keys() -> list[tuple[str, str, str, Any]]:
+def known_keys(tree: type[Config] = Config) -> list[tuple[str, str, str, Any]]:
     """(dotted key, allowed values, description, default) of every setting, in the order of the tree."""
-    out = []
-    for section, info in Config.model_fields.items():
-        model = info.annotation
-        assert isinstance(model, type) and issubclass(model, Section)
-        for name, item in model.model_fields.items():
-            out.append((f"{section}.{name}", describe_type(item.annotation), item.description or "", item.default))
-    return out
+    return [
+        (f"{section}.{name}", describe_type(item.annotation), item.description or "", item.default)
+        for section, model in _sections(tree).items()
+        for name, item in model.model_fields.items()
+    ]
 
 
 def describe_type(annotation: Any) -> str:
@@ -198,13 +223,14 @@ def _parse(text: str) -> Any:
         return text
 
 
-def _validate(settings: Settings) -> tuple[Config | None, list[str]]:
+def _validate(settings: Settings, job: Job | None = None) -> tuple[Config | None, list[str]]:
     errors: list[str] = []
     tree: dict[str, dict[str, Any]] = {}
     for key, value in settings.values.items():
-        item = _field(key)
+        item = _field(settings.tree, key)
         if item is None:
-            errors.append(f"{key}{_where(settings, key)} is no setting{_suggest(key)}")
+            first = job.all_sections if job is not None else ()
+            errors.append(f"{key}{_where(settings, key)} is no setting{_suggest(settings.tree, key, first)}")
             continue
         if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in get_args(item.annotation):
             value = None
@@ -216,38 +242,56 @@ def _validate(settings: Settings) -> tuple[Config | None, list[str]]:
         section, name = key.split(".", 1)
         tree.setdefault(section, {})[name] = value
     try:
-        config = Config.model_validate(tree)
+        config = settings.tree.model_validate(tree)
     except ValidationError as error:
         seen: dict[str, str] = {}
         for detail in error.errors():
             key = ".".join(str(part) for part in detail["loc"][:2])
-            seen.setdefault(key, f"{key}{_where(settings, key)} {_complaint(key, detail)}")
+            seen.setdefault(key, f"{key}{_where(settings, key)} {_complaint(_field(settings.tree, key), detail)}")
         return None, errors + list(seen.values())
     return (None if errors else config), errors
 
 
-def _field(key: str):
+def _sections(tree: type[Config]) -> dict[str, type[Section]]:
+    classes = {name: info.annotation for name, info in tree.model_fields.items()}
+    return {name: kind for name, kind in classes.items() if isinstance(kind, type) and issubclass(kind, Section)}
+
+
+def _field(tree: type[Config], key: str) -> FieldInfo | None:
     section, _, name = key.partition(".")
-    info = Config.model_fields.get(section)
-    if info is None or not isinstance(info.annotation, type) or not issubclass(info.annotation, Section):
-        return None
-    return info.annotation.model_fields.get(name)
+    model = _sections(tree).get(section)
+    return None if model is None else model.model_fields.get(name)
 
 
 def _where(settings: Settings, key: str) -> str:
     return f" ({settings.origins[key]})" if key in settings.origins else ""
 
 
-def _suggest(key: str) -> str:
-    every = [name for name, *_ in known_keys()]
-    close = difflib.get_close_matches(key, every, n=1, cutoff=0.6)
-    if not close:  # the right name in the wrong section
-        close = [name for name in every if name.split(".")[1] == key.rpartition(".")[2]][:1]
-    return f": did you mean {close[0]}?" if close else ": `raygpt --help` lists all settings"
+def _suggest(tree: type[Config], key: str, sections: Sequence[str]) -> str:
+    """The setting that was probably meant: one with the same last word, by its own or another usual name (those of
+    `sections` before others, then those of the section most like the one written), else one that looks like it."""
+    section, _, last = key.replace("-", "_").rpartition(".")
+    every = [name for name, *_ in known_keys(tree)]
+    same = [name for name in every if last in _names(tree, name)]
+    same = [name for name in same if name.partition(".")[0] in sections] or same
+    if section and same:
+        alike = {name: difflib.SequenceMatcher(None, section, name.partition(".")[0]).ratio() for name in same}
+        if max(alike.values()) >= 0.6:
+            same = [max(same, key=lambda name: alike[name])]
+    close = same[:3] or difflib.get_close_matches(key, every, n=1, cutoff=0.6)
+    if not close:
+        words = {name.partition(".")[2]: name for name in reversed(every)}
+        close = [words[word] for word in difflib.get_close_matches(last, words, n=1, cutoff=0.8)]
+    return f": did you mean {' or '.join(close)}?" if close else ": `raygpt --help` lists all settings"
 
 
-def _complaint(key: str, detail: ErrorDetails) -> str:
-    item = _field(key)
+def _names(tree: type[Config], key: str) -> set[str]:
+    item = _field(tree, key)
+    also = [mark.names for mark in item.metadata if isinstance(mark, AlsoCalled)] if item is not None else []
+    return {key.partition(".")[2], *(name for names in also for name in names)}
+
+
+def _complaint(item: FieldInfo | None, detail: ErrorDetails) -> str:
     given = detail.get("input")
     context = detail.get("ctx", {})
     if detail["type"] == "value_error":

@@ -7,23 +7,43 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from raygpt import storage
-from raygpt.cli import Call
 from raygpt.config import Config
-from raygpt.data.sources import shard_folders
+from raygpt.config.checks import base_tokenizer
+from raygpt.config.job import Call, Job
+from raygpt.config.section import Problem
 from raygpt.errors import UserError
-from raygpt.evaluate.compare import compare
-from raygpt.evaluate.compare_figures import in_short
-from raygpt.evaluate.compare_report import PAGE, write_comparison
-from raygpt.evaluate.compare_subjects import open_both, output_folder
-from raygpt.evaluate.held_out import HeldOut, evaluate_held_out, open_held_out
-from raygpt.evaluate.subject import Subject, open_subject
-from raygpt.track.meter import Meter
-from raygpt.train.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from raygpt.evaluate.held_out import HeldOut
+    from raygpt.evaluate.subject import Subject
+    from raygpt.train.evaluation import Evaluation
+
+
+def _both_sides(config: Config) -> Iterator[Problem]:
+    if bool(config.compare.base) != bool(config.compare.tuned):
+        given, other = ("base", "tuned") if config.compare.base else ("tuned", "base")
+        yield f"compare.{other}", f"is not set but compare.{given} is: a comparison needs both"
+
+
+DECLARATION = Job(
+    "evaluate",
+    "validation loss, perplexity, bits per byte; --base and --tuned: what fine-tuning bought",
+    ("run", "scale", "model", "data", "prepare", "eval", "train", "compare", "sample"),
+    reads=("task", "tune"),
+    aliases=(("base", "compare.base"), ("tuned", "compare.tuned")),
+    checks=(_both_sides, base_tokenizer),
+    place=70,
+)
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.evaluate.held_out import open_held_out
+    from raygpt.evaluate.subject import open_subject
+
     if config.compare.base is not None:
         return run_comparison(config)
     if config.task.name:
@@ -52,6 +72,11 @@ def run(config: Config, call: Call) -> int:
 
 def run_comparison(config: Config) -> int:
     """Compare compare.tuned with compare.base; the page and comparison.json go to compare.output."""
+    from raygpt.evaluate.compare import compare
+    from raygpt.evaluate.compare_figures import in_short
+    from raygpt.evaluate.compare_report import PAGE, write_comparison
+    from raygpt.evaluate.compare_subjects import open_both, output_folder
+
     base, tuned = open_both(config)
     target = output_folder(config, tuned)
     storage.check_writable(target, "compare.output" if config.compare.output else "the tuned run's folder")
@@ -69,6 +94,8 @@ def run_comparison(config: Config) -> int:
 
 def validation_uri(config: Config, subject: Subject) -> str:
     """data.val as set, or that of the run's own config."""
+    from raygpt.data.sources import shard_folders
+
     if config.data.val is not None:
         return config.data.val
     source = config if config.data.train is not None else subject.config
@@ -79,6 +106,9 @@ def validation_uri(config: Config, subject: Subject) -> str:
 
 def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:
     """Evaluate with the settings of `config` and, where they say nothing, of the run."""
+    from raygpt.evaluate.held_out import evaluate_held_out
+    from raygpt.track.meter import Meter
+
     trained = subject.config or config
     seq_len = config.data.seq_len or trained.data.seq_len or subject.model.config.seq_len
     if seq_len > subject.model.config.seq_len:

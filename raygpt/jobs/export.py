@@ -9,20 +9,28 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raygpt import storage
-from raygpt.cli import Call
 from raygpt.config import Config
-from raygpt.data.shards import Manifest, load_manifest
-from raygpt.data.sources import shard_folders
-from raygpt.data.tokenizer import Tokenizer
+from raygpt.config.checks import base_tokenizer
+from raygpt.config.job import Call, Job
 from raygpt.errors import UserError
-from raygpt.evaluate.subject import background, subject_uri
-from raygpt.model.card import model_card
-from raygpt.model.export import export_to
-from raygpt.parallel.weights import WeightSource, open_tokenizer, open_weights
 from raygpt.storage import Location
+
+if TYPE_CHECKING:
+    from raygpt.data.shards import Manifest
+    from raygpt.data.tokenizer import Tokenizer
+    from raygpt.parallel.weights import WeightSource
+
+
+DECLARATION = Job(
+    "export",
+    "write a Hugging Face folder",
+    ("run", "model", "data", "export"),
+    checks=(base_tokenizer,),
+    place=90,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,10 @@ class Exported:
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.evaluate.subject import background, subject_uri
+    from raygpt.model.export import export_to
+    from raygpt.parallel.weights import open_tokenizer, open_weights
+
     source = open_weights(subject_uri(config))
     run, trained = background(source.origin) if source.state is not None else (None, None)
     subject = Exported(source, open_tokenizer(source, config.data.tokenizer), trained, run)
@@ -74,6 +86,8 @@ def target_folder(config: Config, subject: Exported) -> Location:
 
 def describe(subject: Exported) -> str:
     """The model card from what the checkpoint, its config and the run's summary say."""
+    from raygpt.model.card import model_card
+
     state, config = subject.source.state, subject.config
     summary = _summary(subject) or {}
     training: dict[str, Any] = {}
@@ -125,6 +139,9 @@ def describe(subject: Exported) -> str:
 
 def _manifest(config: Config, subject: Exported) -> Manifest | None:
     """Of the training shards, when they still lie there and are those the model was trained on."""
+    from raygpt.data.shards import load_manifest
+    from raygpt.data.sources import shard_folders
+
     try:
         manifest = load_manifest(shard_folders(config.data.train, config.data.val)[0])
     except (UserError, AssertionError, OSError):

@@ -6,15 +6,37 @@ With task.name set it trains a classifier instead, as the best.yaml of a sweep a
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from pathlib import Path
 
-from raygpt.cli import Call
 from raygpt.config import Config
-from raygpt.jobs import pretrain
-from raygpt.parallel import checkpoint
-from raygpt.train.resolve import run_location
+from raygpt.config.checks import base_tokenizer, classifier, strategy, training_text
+from raygpt.config.job import Call, Job
+from raygpt.config.section import Problem
+
+
+def _base_and_data(config: Config) -> Iterator[Problem]:
+    yield from classifier(config) if config.task.name else training_text(config)
+    if config.model.init_from == "random":
+        yield "model.init_from", "is not set: name the model to fine-tune (a run, a Hugging Face folder or id)"
+
+
+DECLARATION = Job(
+    "finetune",
+    "fine-tune a GPT-2 on your own documents",
+    ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan"),
+    reads=("task", "tune"),
+    flags=("dry_run", "print_deepspeed"),
+    base=str(Path(__file__).with_name("finetune.yaml")),
+    checks=(_base_and_data, strategy, base_tokenizer),
+    place=40,
+)
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.jobs import pretrain
+    from raygpt.train.resolve import run_location
+
     if config.task.name:
         from raygpt.jobs.tune import finetune_task
 
@@ -33,6 +55,9 @@ def run(config: Config, call: Call) -> int:
 
 def _best_or_newest(config: Config) -> str:
     """The checkpoint of the best evaluation where training went on past it, else the run."""
+    from raygpt.parallel import checkpoint
+    from raygpt.train.resolve import run_location
+
     run = run_location(config)
     found = checkpoint.complete_checkpoints(run)
     best = checkpoint.read_state(found[0]).best_step if found else None

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raygpt import storage
-from raygpt.capacity.forecast import plan_for
-from raygpt.capacity.machine import probe
-from raygpt.cli import Call
 from raygpt.config import Config
+from raygpt.config.checks import base_tokenizer, strategy
+from raygpt.config.job import Call, Job
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPTConfig
-from raygpt.model.presets import PRESETS
-from raygpt.train.resolve import run_location, shape_of
+
+if TYPE_CHECKING:
+    from raygpt.model.gpt import GPTConfig
+
+
+DECLARATION = Job(
+    "plan",
+    "what a training run needs and whether it fits, without starting it",
+    ("plan", "scale", "model", "data", "train", "run"),
+    checks=(strategy, base_tokenizer),
+    place=60,
+)
+
 
 HUB_OWNER = "openai-community/"  # where the four sizes lie now; their old short names still work
 VOCABULARIES = {"bytes": 257}
@@ -21,6 +30,10 @@ GPT2_VOCABULARY = 50257
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.capacity.forecast import plan_for
+    from raygpt.capacity.machine import probe
+    from raygpt.train.resolve import run_location
+
     here = probe(run_location(config), use_gpu=config.scale.use_gpu is not False)
     report = plan_for(config, planned_model(config), here)
     print(report.text(), flush=True)
@@ -35,6 +48,10 @@ def run(config: Config, call: Call) -> int:
 def planned_model(config: Config) -> GPTConfig:
     """The model's shape: that of model.init_from, or the preset with its overrides. Needs no data and, for GPT-2's own
     sizes, no network."""
+    from raygpt.model.gpt import GPTConfig
+    from raygpt.model.presets import PRESETS
+    from raygpt.train.resolve import shape_of
+
     keys = ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len")
     wanted: dict[str, Any] = {key: getattr(config.model, key) for key in keys if getattr(config.model, key) is not None}
     init_from = config.model.init_from

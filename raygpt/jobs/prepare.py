@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from raygpt import storage
-from raygpt.cli import Call
-from raygpt.cluster.connect import connect
 from raygpt.config import Config
-from raygpt.data.prepare import PrepareOptions, PrepareProgress, PrepareResult, prepare
-from raygpt.data.sources import raw_options
-from raygpt.data.tokenizer import Tokenizer
-from raygpt.track.meter import Meter
-from raygpt.track.progress import human_count, human_duration
-from raygpt.train.base_tokenizer import chosen_tokenizer
+from raygpt.config.job import Call, Job
+from raygpt.config.section import Problem
+
+if TYPE_CHECKING:
+    from raygpt.data.prepare import PrepareOptions, PrepareProgress, PrepareResult
+    from raygpt.data.tokenizer import Tokenizer
+
+
+def _sources_and_output(config: Config) -> Iterator[Problem]:
+    if not config.prepare.sources:
+        yield "prepare.sources", "is not set: name files, folders, s3:// URIs or Hugging Face ids"
+    if not config.prepare.output:
+        yield "prepare.output", "is not set: name the folder that gets train/ and val/"
+
+
+DECLARATION = Job(
+    "prepare",
+    "documents to token shards",
+    ("prepare", "data", "scale"),
+    reads=("model",),
+    flags=("from_txt",),
+    aliases=(("from_txt", "prepare.sources"),),
+    checks=(_sources_and_output,),
+    place=20,
+)
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.cluster.connect import connect
+    from raygpt.data.sources import text_options
+    from raygpt.train.base_tokenizer import chosen_tokenizer
+
     if "from_txt" in call.flags:
         config = config.model_copy(update={"prepare": config.prepare.model_copy(update={"split_text": True})})
     assert config.prepare.output is not None
@@ -53,6 +74,10 @@ def raw_preparation(config: Config) -> PrepareOptions | None:
 
     Raises UserError for text that is not there; needs no Ray.
     """
+    from raygpt import storage
+    from raygpt.data.sources import raw_options
+    from raygpt.train.base_tokenizer import chosen_tokenizer
+
     assert config.data.train is not None
     settings = text_options(config, [], (storage.locate(config.run.storage) / "prepared").uri, "bytes")
     return raw_options(config.data.train, config.data.val, settings, lambda: chosen_tokenizer(config))
@@ -70,6 +95,10 @@ def with_prepared_data(config: Config) -> Config:
 
 def prepare_shards(options: PrepareOptions) -> PrepareResult:
     """Prepare, showing progress; prints the closing figures and what became of every row."""
+    from raygpt.data.prepare import prepare
+    from raygpt.track.meter import Meter
+    from raygpt.track.progress import human_count, human_duration
+
     meter = Meter("prepare", sys.stdout)
 
     def show(now: PrepareProgress) -> None:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from raygpt import storage
-from raygpt.cli import Call
 from raygpt.config import Config
-from raygpt.data.sources import needs_preparing
+from raygpt.config.checks import base_tokenizer, strategy, training_text
+from raygpt.config.job import Call, Job
 from raygpt.errors import UserError
-from raygpt.jobs.prepare import raw_preparation, with_prepared_data
-from raygpt.parallel.zero_config import deepspeed_config
-from raygpt.track.trackers import choose_wandb_mode
-from raygpt.train.plan import accumulation, batch_rows
-from raygpt.train.resolve import Resolved, resolve, run_location
+
+if TYPE_CHECKING:
+    from raygpt.train.resolve import Resolved
+
+
+DECLARATION = Job(
+    "pretrain",
+    "train GPT-2 on token shards",
+    ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan"),
+    flags=("dry_run", "print_deepspeed"),
+    checks=(training_text, strategy, base_tokenizer),
+    place=30,
+)
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.jobs.prepare import raw_preparation, with_prepared_data
+    from raygpt.train.resolve import resolve
+
     if "print_deepspeed" in call.flags:
         return print_deepspeed(config)
     if "dry_run" in call.flags:
@@ -43,6 +55,9 @@ def run(config: Config, call: Call) -> int:
 
 def check_places(config: Config) -> None:
     """Fail early, in one sentence, where storage or data cannot be reached or W&B cannot be used."""
+    from raygpt.track.trackers import choose_wandb_mode
+    from raygpt.train.resolve import run_location
+
     storage.check_writable(run_location(config), "run.storage")
     for key in ("train", "val"):
         uri = getattr(config.data, key)
@@ -54,6 +69,9 @@ def check_places(config: Config) -> None:
 def print_deepspeed(config: Config) -> int:
     """Show what DeepSpeed would be started with. What follows from data, device or workers is worked out as far as
     the settings alone say it; the rest reads auto."""
+    from raygpt.parallel.zero_config import deepspeed_config
+    from raygpt.train.plan import accumulation, batch_rows
+
     if config.train.strategy == "ddp":
         raise UserError("train.strategy=ddp uses no DeepSpeed: set it to zero1, zero2 or zero3.")
     micro, precision = config.train.micro_batch_size, config.train.precision
@@ -78,6 +96,10 @@ def print_deepspeed(config: Config) -> int:
 
 def dry_run(config: Config) -> int:
     """Check everything that can be checked without starting: settings, arithmetic and, where it is there, the data."""
+    from raygpt.data.sources import needs_preparing
+    from raygpt.train.plan import batch_rows
+    from raygpt.train.resolve import resolve
+
     assert config.data.train is not None
     if needs_preparing(config.data.train, config.data.val):
         from raygpt.model.presets import PRESETS

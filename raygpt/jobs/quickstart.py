@@ -15,14 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raygpt import storage
+from raygpt.config.checks import base_tokenizer
+from raygpt.config.job import Call, Job
 from raygpt.data.stdlib_corpus import place_corpus
 from raygpt.storage import Location
 
 if TYPE_CHECKING:
-    from raygpt.cli import Call
     from raygpt.config import Config
+    from raygpt.config.job import Call
     from raygpt.evaluate.subject import Subject
     from raygpt.train.evaluation import Evaluation
+
+
+DECLARATION = Job(
+    "quickstart",
+    "train a small GPT on this Python's own documentation",
+    ("run", "scale", "model", "prepare", "data", "optim", "train", "eval", "track", "sample"),
+    config=str(Path(__file__).with_name("quickstart.yaml")),
+    checks=(base_tokenizer,),
+    place=10,
+)
 
 
 def run(config: Config, call: Call) -> int:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from raygpt.cli import Call
 from raygpt.config import Config
-from raygpt.track.report import write_report
-from raygpt.train.resolve import run_location
+from raygpt.config.job import Call, Job
+
+DECLARATION = Job("report", "draw a run's report and plots again", ("run",), place=100)
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.track.report import write_report
+    from raygpt.train.resolve import run_location
+
     page = write_report(run_location(config))
     print(f"Report: {page.uri}")
     return 0

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-import torch
-
-from raygpt.cli import Call
 from raygpt.config import Config
-from raygpt.evaluate.subject import Subject, open_subject
-from raygpt.model.text import continue_text
+from raygpt.config.checks import base_tokenizer
+from raygpt.config.job import Call, Job
+
+if TYPE_CHECKING:
+    from raygpt.evaluate.subject import Subject
+
+
+DECLARATION = Job(
+    "sample",
+    "write text with a model",
+    ("run", "model", "data", "sample"),
+    reads=("scale", "train"),
+    checks=(base_tokenizer,),
+    place=80,
+)
+
 
 # Control characters but tab and line feed: on a terminal they would move the cursor or worse.
 _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.evaluate.subject import open_subject
+
     subject = open_subject(config)
     print(subject.describe(), flush=True)
     write_samples(config, subject, sys.stdout)
@@ -25,6 +38,10 @@ def run(config: Config, call: Call) -> int:
 
 def write_samples(config: Config, subject: Subject, stream: TextIO) -> list[str]:
     """Print the texts the section `sample` asks for, and return them; run.seed decides what is drawn."""
+    import torch
+
+    from raygpt.model.text import continue_text
+
     wanted = config.sample
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")  # a terminal that cannot show a character must not end the job

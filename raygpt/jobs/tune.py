@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raygpt import storage
-from raygpt.cli import Call
 from raygpt.config import Config
+from raygpt.config.checks import base_tokenizer
+from raygpt.config.job import Call, Job
 from raygpt.errors import UserError
-from raygpt.jobs.prepare import raw_preparation, with_prepared_data
-from raygpt.track.trackers import choose_wandb_mode
-from raygpt.train.resolve import run_location
+
+DECLARATION = Job(
+    "tune",
+    "search hyperparameters: classification, pretraining or fine-tuning",
+    ("run", "scale", "model", "task", "tune", "optim", "train", "data", "prepare", "eval", "track"),
+    flags=("dry_run",),
+    base=str(Path(__file__).with_name("tune.yaml")),
+    checks=(base_tokenizer,),
+    place=50,
+)
 
 if TYPE_CHECKING:
     from raygpt.tune.plan import SweepPlan
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.jobs.prepare import raw_preparation
+    from raygpt.run.frame import run_location
+    from raygpt.track.trackers import choose_wandb_mode
+
     try:
         import optuna  # noqa: F401
         import sklearn  # noqa: F401
@@ -44,16 +57,20 @@ def run(config: Config, call: Call) -> int:
     workers = config.scale.worker_range[0] * config.scale.cpus_per_worker
     cpus = workers if nested else config.tune.cpus_per_trial
     print(connect(config.scale, workers_cpus=cpus), flush=True)
-    return run_sweep(with_shards(plan) if nested else plan, call.command)
+    return run_sweep(with_shards(plan) if nested else plan, call.command).exit_status
 
 
 def with_shards(plan: SweepPlan) -> SweepPlan:
     """The sweep with raw data.train and data.val replaced by shards made from them once, which all trials train on."""
+    from raygpt.jobs.prepare import with_prepared_data
+
     return replace(plan, config=with_prepared_data(plan.config))
 
 
 def finetune_task(config: Config, call: Call) -> int:
     """`raygpt finetune` where task.name is set: one classifier, trained as the config says."""
+    from raygpt.run.frame import run_location
+
     if "print_deepspeed" in call.flags:
         raise UserError("--print_deepspeed has nothing to print for a classifier (task.name): it trains on one device.")
     if "dry_run" in call.flags:
@@ -70,6 +87,7 @@ def _dry_run_task(config: Config) -> int:
     """Read the task and the model and say what would be trained."""
     from raygpt.classify.shared import read_task
     from raygpt.parallel.weights import open_weights
+    from raygpt.run.frame import run_location
 
     task = read_task(config)
     weights = open_weights(config.model.init_from)

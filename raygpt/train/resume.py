@@ -1,20 +1,13 @@
-"""Whether a training run may go on with these settings: what would break its own order or weights is refused."""
+"""Whether a language model's training may be resumed with these settings, these data and this model."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from raygpt.config.fixed import changed_fixed
 from raygpt.data.order import ORDER_VERSION
 from raygpt.errors import UserError
 from raygpt.storage import Location
-
-# What fixes the weights and the data order: setting -> the sentence's end. Everything else may change on a resume.
-_FIXED = {
-    ("run", "seed"): "the data order follows from it",
-    ("data", "seq_len"): "the rows follow from it",
-    ("train", "global_batch_tokens"): "the steps follow from it",
-    ("model", "lora_rank"): "the adapters have it",
-}
 
 
 def check_resume(
@@ -27,12 +20,8 @@ def check_resume(
     """
     wrong = []
     advice = "set it back, or give the new settings a run.name of their own"
-    for (section, key), why in _FIXED.items():
-        before, now = (tree.get(section, {}).get(key) for tree in (saved["config"], config))
-        if key == "lora_rank":
-            before, now = before or 0, now or 0  # configs from before there were adapters
-        if before != now:
-            wrong.append(f"{section}.{key} is {now} but run {run.uri} was started with {before} ({why}): {advice}.")
+    for key, before, now, why in changed_fixed(saved["config"], config, "train"):
+        wrong.append(f"{key} is {now} but run {run.uri} was started with {before} ({why}): {advice}.")
     for key in sorted(set(saved["model"]) | set(facts["model"])):
         before, now = saved["model"].get(key), facts["model"].get(key)
         if key != "dropout" and before != now:

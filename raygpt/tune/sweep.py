@@ -22,7 +22,6 @@ from ray import tune
 
 from raygpt import storage
 from raygpt.classify.shared import Shared, make_shared
-from raygpt.config import Config
 from raygpt.errors import UserError
 from raygpt.run.frame import FINISHED, STOPPED, Outcome, Run, check_start, check_unchanged, run_job
 from raygpt.storage import Location
@@ -30,9 +29,9 @@ from raygpt.tune import finals
 from raygpt.tune.plan import POPULATION, SweepPlan
 from raygpt.tune.report import write_outcome
 from raygpt.tune.results import UNFINISHED, TrialRecord, best_first, read_trials
-from raygpt.tune.snapshot import mend_snapshots
 from raygpt.tune.schedulers import make_scheduler, parameter_space
 from raygpt.tune.search import ListSearch, make_search
+from raygpt.tune.snapshot import mend_snapshots
 from raygpt.tune.trial import classify_trainable
 from raygpt.tune.watch import SweepBudget, WandbRuns, Watch
 
@@ -175,9 +174,7 @@ def final_phase(plan: SweepPlan, shared: Shared, jobs: list[dict[str, Any]]) -> 
     )
 
 
-def run_phase(
-    phase: Phase, plan: SweepPlan, run: Run, *, final: bool = False
-) -> list[TrialRecord]:
+def run_phase(phase: Phase, plan: SweepPlan, run: Run, *, final: bool = False) -> list[TrialRecord]:
     """Run an experiment, or the rest of it, and return its trials. Finished trials are not run again."""
     config, folder, stream = plan.config, run.folder, run.stream
     _check_resources(phase.resources)

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from raygpt.config import Config
 from raygpt.classify.tasks import Encoded
-from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.config.settings import load_config
 from raygpt.classify.training import EncodedTask, Recipe, Training
+from raygpt.config import Config
+from raygpt.config.settings import load_config
+from raygpt.model.gpt import GPT, GPTConfig
 from tests import conftest
 from tests.train.gloo_pool import GlooPool
 from tests.train.running import CUT_ALL, forget_after, letters, run, settings

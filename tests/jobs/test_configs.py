@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from raygpt.cli import JOBS, main
+from raygpt.cli import main
 from raygpt.config.settings import load_config
+from raygpt.jobs import find_jobs
 from raygpt.model.gpt import GPTConfig
 from raygpt.model.presets import PRESETS
 
@@ -51,7 +52,9 @@ def test_each_sweep_passes_a_dry_run_on_the_real_task(
 def test_the_study_grid_is_the_published_one() -> None:
     from raygpt.tune.space import read_space
 
-    config = load_config("tune", str(ROOT / "jobs/configs/mrpc-grid-colossal.yaml"), environ={}, base=JOBS["tune"].base)
+    config = load_config(
+        "tune", str(ROOT / "jobs/configs/mrpc-grid-colossal.yaml"), environ={}, base=find_jobs()["tune"].base
+    )
     points = [tuple(point.values()) for point in read_space(config)[0].grid()]
     assert sorted(points) == sorted((b, lr, w) for b in (16, 32) for lr in (1.2e-5, 2.4e-5) for w in (0.05, 0.1))
     assert config.train.epochs == 9 and config.tune.scheduler == "none" and config.task.name == "mrpc"
@@ -89,13 +92,13 @@ def test_sources_are_the_data_sets_the_names_promise() -> None:
 
 
 def test_the_quick_start_inside_the_package_is_the_one_that_is_shipped() -> None:
-    inside = JOBS["quickstart"].config
+    inside = find_jobs()["quickstart"].config
     assert inside is not None
     assert Path(inside).read_text() == (ROOT / "jobs" / "configs" / "quickstart.yaml").read_text()
 
 
 def test_every_job_has_a_script() -> None:
-    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(JOBS)
-    for name in JOBS:
+    assert {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(find_jobs())
+    for name in find_jobs():
         script = (ROOT / "jobs" / f"{name}.py").read_text()
         assert f'main(["{name}", *sys.argv[1:]])' in script and len(script.splitlines()) < 15

@@ -9,9 +9,10 @@ import pytest
 
 from raygpt.capacity.preflight import check_fit
 from raygpt.cli import main, parse
-from raygpt.config.problems import problems
+from raygpt.config.checks import problems
 from raygpt.config.settings import load_config
 from raygpt.errors import UserError
+from raygpt.jobs import find_jobs
 from raygpt.train.resolve import resolve
 from tests.conftest import save_byte_model
 from tests.train.running import letters
@@ -54,7 +55,7 @@ def test_a_base_is_asked_for() -> None:
     assert (
         "model.init_from",
         "is not set: name the model to fine-tune (a run, a Hugging Face folder or id)",
-    ) in problems(config, "finetune")
+    ) in problems(config, find_jobs()["finetune"])
 
 
 def test_short_options_take_a_value_or_stand_alone() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from raygpt.cli import JOBS, main, parse
+from raygpt.cli import main, parse
 from raygpt.config import Config
 from raygpt.config.settings import load_config
 from raygpt.data.reader import TokenReader
 from raygpt.data.stdlib_corpus import place_corpus
 from raygpt.evaluate.yardsticks import yardsticks
-from raygpt.jobs import quickstart
+from raygpt.jobs import find_jobs, quickstart
 from raygpt.train.evaluation import Evaluation
 
 SMALL = [
@@ -36,7 +36,9 @@ SMALL = [
 
 
 def quickstart_config(**more: str) -> Config:
-    return load_config("quickstart", JOBS["quickstart"].config, {k.replace("__", "."): v for k, v in more.items()}, {})
+    return load_config(
+        "quickstart", find_jobs()["quickstart"].config, {k.replace("__", "."): v for k, v in more.items()}, {}
+    )
 
 
 def test_it_trains_evaluates_samples_and_reports_and_does_so_again(
@@ -94,8 +96,8 @@ def test_every_command_it_suggests_is_a_sound_one(storage: str) -> None:
     for command, _ in commands:
         program, job, *words = shlex.split(command)
         assert Path(program).name == "raygpt"
-        file, options, flags = parse(words, JOBS[job].flags)
-        config = load_config(job, file or JOBS[job].config, options, {})
+        file, options, flags = parse(words, find_jobs()[job].flags)
+        config = load_config(job, file or find_jobs()[job].config, options, {})
         assert config.run.storage == storage and not flags
 
 

@@ -16,8 +16,9 @@ import pytest
 from raygpt.data.order import ORDER_VERSION
 from raygpt.errors import UserError
 from raygpt.parallel.checkpoint import RunState
-from raygpt.run.lock import ATTEMPTS, RunLock, check_resume
+from raygpt.run.lock import ATTEMPTS, RunLock
 from raygpt.storage import locate
+from raygpt.train.resume import check_resume
 
 
 def test_a_second_start_is_refused_while_the_first_lives(tmp_path: Path) -> None:

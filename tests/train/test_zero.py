@@ -6,6 +6,7 @@ import pytest
 
 from raygpt.config.settings import load_config
 from raygpt.errors import UserError
+from raygpt.jobs import find_jobs
 from raygpt.parallel.zero_config import deepspeed_config, merged
 from tests.train.running import OPTIONS
 
@@ -36,4 +37,4 @@ def test_overrides_go_into_the_derived_config_key_by_key() -> None:
 )
 def test_settings_that_cannot_go_together_are_refused(changes: dict[str, str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        load_config("pretrain", None, {**OPTIONS, "data.train": "x", **changes}, {})
+        load_config(find_jobs()["pretrain"], None, {**OPTIONS, "data.train": "x", **changes}, {})

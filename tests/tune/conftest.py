@@ -41,7 +41,7 @@ def sweep_config(tiny_base: str, tiny_task: str, tmp_path: Path):
     def make(changes: dict[str, Any] | None = None, check: bool = True) -> Config:
         import yaml
 
-        from raygpt.cli import JOBS
+        from raygpt.jobs import find_jobs
 
         tree: dict[str, Any] = {
             "run": {"name": "sweep", "storage": str(tmp_path)},
@@ -65,6 +65,6 @@ def sweep_config(tiny_base: str, tiny_task: str, tmp_path: Path):
             tree.setdefault(section, {})[name] = value
         file = tmp_path / "sweep.yaml"
         file.write_text(yaml.safe_dump(tree))
-        return load_config("tune", str(file), {}, {}, check=check, base=JOBS["tune"].base)
+        return load_config("tune", str(file), {}, {}, check=check, base=find_jobs()["tune"].base)
 
     return make

@@ -13,8 +13,8 @@ import optuna
 import pytest
 import yaml
 
-from raygpt.cli import Call
 from raygpt.config import Config
+from raygpt.config.job import Call
 from raygpt.config.settings import load_config
 from raygpt.errors import UserError
 from raygpt.storage import child, list_folder, locate, read_bytes
