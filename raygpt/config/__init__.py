@@ -110,7 +110,7 @@ class Data(Section):
 
 
 class Optim(Section):
-    name: Literal["adamw"] = Field("adamw", description="optimizer")
+    name: str = Field("adamw", description="optimizer, one of those in raygpt/train/optim")
     lr: float = Field(6e-4, description="peak learning rate; never scaled by the worker count", gt=0)
     weight_decay: float = Field(0.1, description="decay of matrices; vectors have none", ge=0)
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW's averaging factors")

@@ -135,6 +135,7 @@ _FIXED = {
     ("data", "seq_len"): "the rows follow from it",
     ("train", "global_batch_tokens"): "the steps follow from it",
     ("model", "lora_rank"): "the adapters have it",
+    ("optim", "name"): "what is remembered of the gradients is its own",
 }
 
 
