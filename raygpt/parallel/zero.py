@@ -6,6 +6,7 @@ Here every rank's part is written under the names of the parameters (see pieces.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import warnings
@@ -41,6 +42,8 @@ def import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         # a shared-memory collective that would be compiled for a minute on first use; gloo serves as well
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # BF16_Optimizer prints the memory in use four times for every group
+    importlib.import_module("deepspeed.runtime.bf16_optimizer").see_memory_usage = lambda *_, **__: None  # type: ignore[attr-defined]
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
     )
