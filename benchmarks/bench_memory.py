@@ -76,16 +76,15 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
     from raygpt.config.settings import dump, load_config
     from raygpt.data.tokenizer import load_tokenizer
     from raygpt.model.export import parameter_shapes
-    from raygpt.model.tensorfile import Spec, TensorStream
     from raygpt.parallel import checkpoint
-    from raygpt.parallel.pieces import KINDS, Piece, starts_of
+    from raygpt.parallel.pieces import Piece, piece_stream
     from raygpt.storage import locate
 
     config = shape(preset)
     shapes = parameter_shapes(config)
     total = sum(torch.Size(one).numel() for one in shapes.values())
     first, last = total * part // parts, total * (part + 1) // parts
-    flat = {kind: torch.full((last - first,), 0.5) for kind in KINDS}
+    flat = {kind: torch.full((last - first,), 0.5) for kind in ("weight", "exp_avg", "exp_avg_sq")}
     pieces, begin = [], 0
     for name, size in shapes.items():
         count = torch.Size(size).numel()
@@ -94,10 +93,8 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
             views = {kind: tensor[low - first : high - first] for kind, tensor in flat.items()}
             pieces.append(Piece(name, size, low - begin, views))
         begin += count
-    specs = [Spec(f"{p.name}.{kind}", torch.float32, (p.stop - p.start,)) for p in pieces for kind in KINDS]
-    values = lambda: (piece.values[kind] for piece in pieces for kind in KINDS)  # noqa: E731
     files: dict[str, Any] = {
-        f"zero-{part:05d}.safetensors": TensorStream(specs, values, starts_of(pieces)),
+        f"zero-{part:05d}.safetensors": piece_stream(pieces),
         checkpoint.rank_file(part): checkpoint.rank_bytes({}),
     }
     if part == 0:

@@ -50,7 +50,7 @@ def compare_step(pairs: int = 15, steps: int = 20) -> dict[str, Any]:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from raygpt.model.gpt import GPT, GPTConfig
-    from raygpt.train.optim import make_adamw
+    from raygpt.train.optim import make_optimizer
     from raygpt.train.precision import Precision
     from raygpt.train.step import TrainStep
 
@@ -62,7 +62,7 @@ def compare_step(pairs: int = 15, steps: int = 20) -> dict[str, Any]:
     model = GPT(GPTConfig(vocab_size=257, seq_len=64, **shape))
     ours = TrainStep(
         model,
-        make_adamw(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95)),
+        make_optimizer("adamw", model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95)),
         Precision("fp32", torch.device("cpu")),
         micro_batch_size=SMALL["rows"],
         grad_clip=1.0,

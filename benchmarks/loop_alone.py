@@ -25,7 +25,7 @@ from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World, parallel
 from raygpt.train.loop import LoopOptions, train
-from raygpt.train.optim import make_adamw
+from raygpt.train.optim import make_optimizer
 from raygpt.train.plan import TrainPlan
 from raygpt.train.precision import Precision
 from raygpt.train.schedule import Schedule
@@ -74,7 +74,7 @@ def main() -> None:
     torch.manual_seed(1337)
     shape = dict(n_layer=chosen.n_layer, n_head=chosen.n_head, n_embd=chosen.n_embd, seq_len=chosen.seq_len)
     model = GPT(GPTConfig(vocab_size=manifest.tokenizer.vocab_size, **shape))
-    optimizer = make_adamw(model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
+    optimizer = make_optimizer("adamw", model, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
     wrapped, precision = parallel(model, world), Precision("fp32", device)
     micro = chosen.rows // world.size
     rehearse(wrapped, precision, world, micro, chosen.seq_len)

@@ -120,11 +120,12 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
     rows = case["micro_batch_size"] * case["grad_accum_steps"]
     batch = torch.randint(0, config.vocab_size, (rows, config.seq_len + 1))
     if case["strategy"] == "ddp":
+        from raygpt.parallel.optimizer_state import optimizer_tensors
         from raygpt.parallel.snapshot import SnapshotBuffers
-        from raygpt.train.optim import make_adamw, optimizer_tensors
+        from raygpt.train.optim import make_optimizer
 
         model = GPT(config, case["activation_checkpointing"])
-        optimizer = make_adamw(model, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.95))
+        optimizer = make_optimizer("adamw", model, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.95))
         wrapped: torch.nn.Module = model
         if case["world_size"] > 1:
             wrapped = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -138,10 +139,14 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
             if rank == 0:
                 buffers.take(dict(model.named_parameters()) | optimizer_tensors(optimizer, counters=False))
     else:
-        from raygpt.model.tensorfile import Spec, write_tensors
-        from raygpt.parallel.pieces import KINDS
-        from raygpt.parallel.zero import ZeroEngine, ZeroStep
+        from functools import partial
+
+        from raygpt.model.tensorfile import write_tensors
+        from raygpt.parallel.pieces import piece_stream
+        from raygpt.parallel.zero import ZeroEngine
         from raygpt.parallel.zero_config import deepspeed_config
+        from raygpt.train.optim import make_optimizer
+        from raygpt.train.zero_step import ZeroStep
 
         engine = ZeroEngine(
             config,
@@ -154,22 +159,18 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
                 grad_accum_steps=case["grad_accum_steps"],
                 grad_clip=1.0,
             ),
+            partial(make_optimizer, "adamw", lr=1e-4, weight_decay=0.1, betas=(0.9, 0.95)),
             precision=case["precision"],
             activation_checkpointing=case["activation_checkpointing"],
-            lr=1e-4,
-            weight_decay=0.1,
-            betas=(0.9, 0.95),
-            eps=1e-8,
         )
         engine.fill(initial_weights(config))
         model = engine.model
         step = ZeroStep(engine, case["micro_batch_size"])
 
         def save() -> None:
-            pieces = engine.pieces()
-            specs = [Spec(f"{p.name}.{k}", torch.float32, (p.stop - p.start,)) for p in pieces for k in KINDS]
+            stream = piece_stream(engine.pieces())
             with open(os.devnull, "wb") as file:
-                write_tensors(file, specs, (p.values[k] for p in pieces for k in KINDS))
+                write_tensors(file, stream.specs, stream.values(), stream.metadata)
 
     for number in range(case["steps"]):
         phases.begin("step" if number else "first step")

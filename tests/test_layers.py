@@ -14,7 +14,8 @@ ROOT = Path(raygpt.__file__).resolve().parent
 PURE = sorted(
     {path for path in ROOT.rglob("*.py") if path.read_text(encoding="utf-8").startswith('"""PURE')}
     | set((ROOT / "model").glob("*.py"))
-    | {ROOT / "data/order.py", ROOT / "train/step.py", ROOT / "train/optim.py", ROOT / "track/record.py"}
+    | set((ROOT / "train/optim").glob("*.py"))
+    | {ROOT / "data/order.py", ROOT / "train/step.py", ROOT / "track/record.py"}
 )
 SHELL = ("ray", "deepspeed", "wandb", "transformers")
 # What a machine lent for minutes must be able to measure: these import with torch and numpy alone.
@@ -30,6 +31,7 @@ BARE = (
     "parallel.ddp",
     "parallel.distributed",
     "train.loop",
+    "train.replica",
     "train.warmup",
 )
 _PROJECT = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]

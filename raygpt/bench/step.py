@@ -27,6 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ from raygpt.errors import UserError
 from raygpt.hardware import KERNELS, choose_precision, gpu_spec, indexed
 from raygpt.model.gpt import GPT, GPTConfig, initial_weights
 from raygpt.model.presets import PRESETS
-from raygpt.parallel.ddp import DataParallel
 from raygpt.parallel.distributed import World
 from raygpt.parallel.zero_config import deepspeed_config
+from raygpt.train.optim import make_optimizer
 from raygpt.train.precision import Precision
+from raygpt.train.replica import Replica
 from raygpt.train.step import StepFunction
 
 WARMUP_STEPS = 5  # compilation, allocator, clocks: left out of every figure
@@ -194,11 +196,11 @@ def _rows(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def _trainer(options: argparse.Namespace, config: GPTConfig, precision: str, world: World) -> DataParallel | _Zero:
+def _trainer(options: argparse.Namespace, config: GPTConfig, precision: str, world: World) -> Replica | _Zero:
     """The trainer's own strategy, warmed up; `micro_batch_size`, `model` and `step` are what is needed of it."""
     if options.strategy != "ddp":
         return _Zero(options, config, precision, world.device)
-    trainer = DataParallel(
+    trainer = Replica(
         GPT(config, options.activation_checkpointing),
         world,
         precision=precision,
@@ -224,7 +226,7 @@ class _Zero:
         if options.micro_batch == "auto":
             raise UserError("--micro_batch=auto needs --strategy=ddp: name the rows.")
         engine = _zero_engine(options, config, precision, device)
-        from raygpt.parallel.zero import ZeroStep
+        from raygpt.train.zero_step import ZeroStep
 
         self.micro_batch_size: int = options.micro_batch
         self.model: GPT = engine.model
@@ -249,12 +251,9 @@ def _zero_engine(options: argparse.Namespace, config: GPTConfig, precision: str,
             grad_clip=1.0,
             pin_memory=device.type == "cuda",
         ),
+        partial(make_optimizer, "adamw", lr=6e-4, weight_decay=0.1, betas=(0.9, 0.95)),
         precision=precision,
         activation_checkpointing=options.activation_checkpointing,
-        lr=6e-4,
-        weight_decay=0.1,
-        betas=(0.9, 0.95),
-        eps=1e-8,
     )
     engine.fill(initial_weights(config))
     return engine

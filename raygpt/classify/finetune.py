@@ -17,6 +17,7 @@ from raygpt import storage
 from raygpt.classify.classifier import classification_metrics
 from raygpt.classify.folder import save_classifier
 from raygpt.classify.shared import Shared, make_shared, read_task, start_training
+from raygpt.classify.tasks import Task
 from raygpt.classify.training import Training
 from raygpt.config import Config
 from raygpt.data.tokenizer import load_tokenizer

@@ -22,7 +22,7 @@ from raygpt.classify.tasks import Encoded, assemble
 from raygpt.config import Config
 from raygpt.hardware import choose_precision
 from raygpt.model.gpt import GPT
-from raygpt.train.optim import load_optimizer_tensors, optimizer_tensors
+from raygpt.parallel.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from raygpt.train.precision import Precision
 from raygpt.train.schedule import Schedule
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -13,8 +13,10 @@ class Model(Section):
     # a training run compares the shape itself with its checkpoint's
     fixed_whole: ClassVar = (Fixed(("sweep",), "its trials are compared under it"),)
 
-    preset: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano"] = Field(
-        "gpt2", description="architecture; the keys below override parts of it"
+    preset: str = Field(
+        "gpt2",
+        description="architecture and size: gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano; the keys below override "
+        "parts of it",
     )
     n_layer: Annotated[int | None, AlsoCalled(("num_layers", "num_hidden_layers"))] = Field(
         None, description="transformer blocks", ge=1

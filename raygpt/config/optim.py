@@ -15,7 +15,9 @@ class Optim(Section):
     # a training run may go on with another learning rate; trials of one sweep start from one
     fixed_whole: ClassVar = (Fixed(("sweep",), "its trials are compared under it"),)
 
-    name: Literal["adamw"] = Field("adamw", description="optimizer")
+    name: Annotated[str, Fixed(("train",), "what is remembered of the gradients is its own")] = Field(
+        "adamw", description="optimizer, one of those in raygpt/train/optim"
+    )
     lr: Annotated[float, AlsoCalled(("learning_rate", "max_lr", "peak_lr"))] = Field(
         6e-4, description="peak learning rate; never scaled by the worker count", gt=0
     )

@@ -36,7 +36,6 @@ DECLARATION = Job(
 
 def run(config: Config, call: Call) -> int:
     from raygpt.cluster.connect import connect
-    from raygpt.data.sources import text_options
     from raygpt.train.base_tokenizer import chosen_tokenizer
 
     if "from_txt" in call.flags:

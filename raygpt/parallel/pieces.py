@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raygpt.model.tensorfile import Spec, TensorStream
 from raygpt.storage import Location
 
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
+WEIGHT = "weight"  # beside it stand the kinds of state that the optimizer keeps, whatever they are
 STARTS = "starts"  # metadata: {parameter: [first value, shape of the whole parameter]}
 # safetensors' names of the types it may hold here
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
@@ -25,7 +26,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f
 
 @dataclass(frozen=True)
 class Piece:
-    """Values [start, start + n) of a flattened parameter: `values[kind]` are views (n,) fp32 of this rank's state."""
+    """Values [start, start + n) of a flattened parameter: `values[kind]` are views (n,) fp32 of this rank's state.
+
+    Kinds are WEIGHT and the optimizer's own.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +38,7 @@ class Piece:
 
     @property
     def stop(self) -> int:
-        return self.start + self.values["weight"].numel()
+        return self.start + self.values[WEIGHT].numel()
 
 
 @dataclass
@@ -71,11 +75,12 @@ class TensorFile:
 
 
 class CheckpointTensors:
-    """Weights and AdamW's moments of a checkpoint, whatever strategy and however many workers wrote it."""
+    """Weights and optimizer state of a checkpoint, whatever strategy and however many workers wrote it."""
 
     def __init__(self, where: Location, files: Iterable[str]) -> None:
         """`files` are the names that belong to the checkpoint."""
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self._own_shapes: dict[tuple[str, str], tuple[int, ...]] = {}  # of state that is not shaped as its parameter
         self._parts: dict[tuple[str, str], list[tuple[int, int, TensorFile, str]]] = {}
         sharded = [name for name in sorted(files) if name.startswith("zero-") and name.endswith(".safetensors")]
         for name in sharded:
@@ -88,11 +93,12 @@ class CheckpointTensors:
         return list(self.shapes)
 
     @property
-    def has_moments(self) -> bool:
-        return any(kind == "exp_avg" for _, kind in self._parts)
+    def kinds(self) -> list[str]:
+        """Kinds of optimizer state that it holds, of all or of some parameters."""
+        return list(dict.fromkeys(kind for _, kind in self._parts if kind != WEIGHT))
 
     def read(self, name: str, kind: str, start: int, stop: int) -> Tensor:
-        """Values [start, stop) of the flattened parameter's `kind` (weight, exp_avg, exp_avg_sq), fp32.
+        """Values [start, stop) of the flattened parameter's `kind`: WEIGHT, or one of `kinds`, fp32.
 
         Raises KeyError for what the checkpoint does not hold.
         """
@@ -111,9 +117,9 @@ class CheckpointTensors:
             raise KeyError(f"{name}.{kind}: {found} of {stop - start} values")
         return out
 
-    def whole(self, name: str, kind: str = "weight") -> Tensor:
-        """The parameter in its shape."""
-        shape = self.shapes[name]
+    def whole(self, name: str, kind: str = WEIGHT) -> Tensor:
+        """The parameter, or state of it, in its shape."""
+        shape = self._own_shapes.get((name, kind), self.shapes[name])
         return self.read(name, kind, 0, int(np.prod(shape))).view(shape)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
@@ -121,27 +127,47 @@ class CheckpointTensors:
         for name in self.shapes:
             yield name, self.whole(name)
 
+    def state(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(name, kind, value) of all optimizer state, one after another."""
+        for name, kind in self._parts:
+            if kind != WEIGHT:
+                yield name, kind, self.whole(name, kind)
+
     def _add_pieces(self, file: TensorFile) -> None:
-        for name, (start, shape) in json.loads(file.metadata[STARTS]).items():
+        starts = json.loads(file.metadata[STARTS])
+        for name, (_, shape) in starts.items():
             self.shapes.setdefault(name, tuple(shape))
-            for kind in KINDS:
-                key = f"{name}.{kind}"
-                count = file.entries[key][1][0]
-                self._parts.setdefault((name, kind), []).append((start, start + count, file, key))
+        for key, (_, (count,), _) in file.entries.items():
+            name, _, kind = key.rpartition(".")
+            start = starts[name][0]
+            self._parts.setdefault((name, kind), []).append((start, start + count, file, key))
 
     def _add_whole(self, where: Location) -> None:
         weights = TensorFile.open(where / "model.safetensors")
         for name, (_, shape, _) in weights.entries.items():
             self.shapes[name] = shape
-            self._parts[name, "weight"] = [(0, int(np.prod(shape)), weights, name)]
+            self._parts[name, WEIGHT] = [(0, int(np.prod(shape)), weights, name)]
         try:
             moments = TensorFile.open(where / "optimizer.safetensors")
         except FileNotFoundError:
             return
         for key, (_, shape, _) in moments.entries.items():
             name, _, kind = key.rpartition(".")
-            if kind in KINDS:
+            if name in self.shapes:
+                self._own_shapes[name, kind] = shape
                 self._parts[name, kind] = [(0, int(np.prod(shape)), moments, key)]
+
+
+def piece_stream(pieces: list[Piece]) -> TensorStream:
+    """The file that holds these pieces, read out of them while it is written."""
+    specs = [
+        Spec(f"{piece.name}.{kind}", torch.float32, tuple(value.shape))
+        for piece in pieces
+        for kind, value in piece.values.items()
+    ]
+    return TensorStream(
+        specs, lambda: (value.float() for piece in pieces for value in piece.values.values()), starts_of(pieces)
+    )
 
 
 def starts_of(pieces: list[Piece]) -> dict[str, str]:

@@ -6,6 +6,7 @@ Here every rank's part is written under the names of the parameters (see pieces.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import warnings
@@ -13,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.parallel.pieces import KINDS, Piece
-from raygpt.train.optim import decay_groups
-from raygpt.train.step import StepResult
+from raygpt.parallel import loss_scale
+from raygpt.parallel.optimizer_state import STEP, counter, set_lr
+from raygpt.parallel.pieces import WEIGHT, CheckpointTensors, Piece
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -41,6 +42,8 @@ def import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         # a shared-memory collective that would be compiled for a minute on first use; gloo serves as well
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # BF16_Optimizer prints the memory in use four times for every group
+    importlib.import_module("deepspeed.runtime.bf16_optimizer").see_memory_usage = lambda *_, **__: None  # type: ignore[attr-defined]
     deepspeed.init_distributed(
         dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
     )
@@ -50,7 +53,8 @@ def import_deepspeed(device: torch.device) -> Any:
 class ZeroEngine:
     """A model whose optimizer state (1), gradients (2) and weights (3) are shared out over the ranks.
 
-    `config` is what `zero_config.deepspeed_config` derives. The weights are undefined until `fill` or `restore`.
+    `config` is what `zero_config.deepspeed_config` derives. `make_optimizer` makes the optimizer DDP would have; it
+    is given flat pieces of the parameters then. The weights are undefined until `fill` or `restore`.
     """
 
     def __init__(
@@ -58,13 +62,10 @@ class ZeroEngine:
         model_config: GPTConfig,
         device: torch.device,
         config: dict[str, Any],
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
         *,
         precision: str,
         activation_checkpointing: bool,
-        lr: float,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
     ) -> None:
         deepspeed = import_deepspeed(device)
         self.precision_name = precision
@@ -72,17 +73,9 @@ class ZeroEngine:
         if precision == "fp16" and device.type == "cpu" and not deepspeed.get_accelerator().is_fp16_supported():
             raise UserError("train.precision=fp16 is not supported by DeepSpeed on this CPU: use bf16 or fp32.")
         model = self._empty_model(deepspeed, model_config, device, config, activation_checkpointing)
-        # the parameter groups and the arithmetic are DDP's own
-        optimizer = torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
-        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model), config=config)
         self.model: GPT = self.engine.module
         self.optimizer = self.engine.optimizer
-        self._states: dict[int, dict[str, Tensor]] = {}
-        for flat in self._flat_masters():
-            state = {kind: torch.zeros_like(flat, requires_grad=False) for kind in KINDS[1:]}
-            # the fused kernel wants the counter beside the values
-            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
-            self.optimizer.optimizer.state[flat] = state
 
     def _empty_model(
         self, deepspeed: Any, model_config: GPTConfig, device: torch.device, config: dict[str, Any], checkpointing: bool
@@ -102,8 +95,7 @@ class ZeroEngine:
 
     def step(self, micro_batches: Iterable[Tensor], lr: float) -> tuple[Tensor, Tensor, bool]:
         """(mean loss, gradient norm, whether it was skipped) of one optimizer step over this rank's micro-batches."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, lr)
         skipped = self.engine.skipped_steps
         losses = []
         for micro in micro_batches:
@@ -121,17 +113,16 @@ class ZeroEngine:
         return float(self.optimizer.cur_scale) if self.precision_name == "fp16" else None
 
     def scaler_state(self) -> dict[str, Any]:
-        """The dynamic loss scaler as plain numbers."""
-        if self.precision_name != "fp16":
-            return {}
-        scaler = self.optimizer.loss_scaler
-        names = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-        return {name: getattr(scaler, name) for name in names if hasattr(scaler, name)}
+        """The dynamic loss scale as plain numbers, {} but in fp16."""
+        return loss_scale.of_deepspeed(self.optimizer.loss_scaler) if self.precision_name == "fp16" else {}
 
     # --- state -------------------------------------------------------------------------------------------------
 
     def pieces(self) -> list[Piece]:
-        """This rank's part of the fp32 weights and of AdamW's moments, as views where they lie."""
+        """This rank's part of the fp32 weights and of the optimizer's state, as views where they lie.
+
+        The state is there after the first step or `restore`. Raises UserError for state that is no values of weights.
+        """
         return list(self._pieces_of_stage_3() if self.stage == 3 else self._pieces_of_stage_1_and_2())
 
     def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -140,28 +131,30 @@ class ZeroEngine:
         for name, value in weights:
             if name in mine:
                 piece = mine[name]
-                piece.values["weight"].copy_(value.reshape(-1)[piece.start : piece.stop])
+                piece.values[WEIGHT].copy_(value.reshape(-1)[piece.start : piece.stop])
         self._publish()
 
-    def restore(
-        self, read: Callable[[str, str, int, int], Tensor], optimizer_steps: int, scaler: dict[str, Any]
-    ) -> None:
-        """Set weights and moments from `read(name, kind, start, stop)`, and how many steps AdamW has made."""
+    def restore(self, tensors: CheckpointTensors, optimizer_steps: int, scaler: dict[str, Any]) -> None:
+        """Set weights and the optimizer's state, of which every rank reads its own part, and how many updates there
+        were."""
+        for flat in self._masters if tensors.kinds else ():
+            # padding between and behind the pieces stays zero
+            state: dict[str, Tensor] = {kind: torch.zeros_like(flat, requires_grad=False) for kind in tensors.kinds}
+            state[STEP] = counter(self.optimizer.param_groups[0], flat, optimizer_steps)
+            self.optimizer.optimizer.state[flat] = state
         for piece in self.pieces():
-            for kind in KINDS:
-                piece.values[kind].copy_(read(piece.name, kind, piece.start, piece.stop))
-        for state in self.optimizer.optimizer.state.values():
-            state["step"].fill_(optimizer_steps)
+            for kind, values in piece.values.items():
+                values.copy_(tensors.read(piece.name, kind, piece.start, piece.stop))
         if self.precision_name == "fp16":
-            for name, value in scaler.items():
-                if hasattr(self.optimizer.loss_scaler, name):
-                    setattr(self.optimizer.loss_scaler, name, value)
+            loss_scale.to_deepspeed(self.optimizer.loss_scaler, scaler)
         self._publish()
 
-    def _flat_masters(self) -> list[Tensor]:
-        if self.stage == 3:
-            return self.optimizer.fp32_partitioned_groups_flat
-        return self.optimizer.single_partition_of_fp32_groups
+    @property
+    def _masters(self) -> list[Tensor]:
+        """The flat fp32 weights of this rank that the optimizer works on."""
+        # stage 3, BF16_Optimizer (stage 1 that adds up bf16 gradients in fp32), stages 1 and 2
+        names = ("fp32_partitioned_groups_flat", "fp32_groups_flat_partition", "single_partition_of_fp32_groups")
+        return next(getattr(self.optimizer, name) for name in names if hasattr(self.optimizer, name))
 
     def _pieces_of_stage_3(self) -> Iterator[Piece]:
         optimizer = self.optimizer
@@ -171,7 +164,7 @@ class ZeroEngine:
             start = parameter.ds_zero_partition_rank * count
             count = min(count, parameter.ds_numel - start)  # the last parts are padded to one length
             if count > 0:
-                values = self._views(optimizer.fp32_partitioned_groups_flat[group], offset, count)
+                values = self._views(self._masters[group], offset, count)
                 yield Piece(name, tuple(parameter.ds_shape), start, values)
 
     def _pieces_of_stage_1_and_2(self) -> Iterator[Piece]:
@@ -179,15 +172,21 @@ class ZeroEngine:
         for name, parameter in self.model.named_parameters():
             mapping = parameter._hp_mapping
             if mapping is not None:  # None: all of it lies with other ranks
-                flat = self.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+                flat = self._masters[mapping.param_group_index]
                 place = mapping.hp_fragment_address
                 values = self._views(flat, place.start, place.numel)
                 yield Piece(name, tuple(parameter.shape), mapping.lp_fragment_address.start, values)
 
     def _views(self, flat: Tensor, start: int, count: int) -> dict[str, Tensor]:
-        state = self.optimizer.optimizer.state[flat]
-        tensors = {"weight": flat, **{kind: state[kind] for kind in KINDS[1:]}}
-        return {kind: tensor.detach().narrow(0, start, count) for kind, tensor in tensors.items()}
+        state = self.optimizer.optimizer.state.get(flat, {})
+        tensors = {WEIGHT: flat, **{kind: value for kind, value in state.items() if kind != STEP}}
+        for kind, value in tensors.items():
+            if not isinstance(value, Tensor) or value.shape != flat.shape:
+                raise UserError(
+                    f"the optimizer keeps {kind}, which is not one number for every weight, and ZeRO cannot share it "
+                    "out: set train.strategy=ddp, or another optim.name."
+                )
+        return {kind: value.detach().narrow(0, start, count) for kind, value in tensors.items()}
 
     def _publish(self) -> None:
         """Carry the fp32 weights over into those the model computes with, on every rank."""
@@ -200,22 +199,3 @@ class ZeroEngine:
         if optimizer.persistent_parameters:  # small ones are kept whole: gather them anew
             optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
             optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
-
-
-class ZeroStep:
-    """`TrainStep`'s contract on a ZeroEngine: the same shift, the same weight of every micro-batch."""
-
-    def __init__(self, engine: ZeroEngine, micro_batch_size: int) -> None:
-        self.engine = engine
-        self.micro_batch_size = micro_batch_size
-        self.precision_name = engine.precision_name
-
-    def __call__(self, rows: Tensor, lr: float) -> StepResult:
-        loss, norm, skipped = self.engine.step(rows.split(self.micro_batch_size), lr)
-        return StepResult(loss, norm, skipped)
-
-    def loss_scale(self) -> float | None:
-        return self.engine.loss_scale
-
-    def scaler_state(self) -> dict[str, Any]:
-        return self.engine.scaler_state()

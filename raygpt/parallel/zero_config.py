@@ -75,6 +75,11 @@ def deepspeed_config(
         "steps_per_print": 2**62,
         "wall_clock_breakdown": False,
     }
+    if precision in ("fp16", "bf16"):
+        # Gradients leave the model in half precision; from there on they are added in fp32, over micro-batches and over
+        # ranks. In bf16 the sum of 32 micro-batches was off by 0.6 % of its length.
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["communication_data_type"] = "fp32"
     if precision == "fp16":
         config["fp16"] = {
             "enabled": True,

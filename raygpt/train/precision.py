@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+
+from raygpt.parallel import loss_scale
 
 
 @dataclass
@@ -31,3 +34,11 @@ class Precision:
         """Context of the forward pass."""
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.name)
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The loss scale for a checkpoint: plain numbers, {} but in fp16."""
+        return loss_scale.of_torch(self.scaler)
+
+    def load_scaler(self, saved: dict[str, Any]) -> None:
+        """Take up the loss scale of a checkpoint, whichever strategy wrote it."""
+        loss_scale.to_torch(self.scaler, saved)

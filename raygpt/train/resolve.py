@@ -18,6 +18,7 @@ from raygpt.model.presets import PRESETS
 from raygpt.parallel import checkpoint
 from raygpt.storage import Location
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
+from raygpt.train.optim import check_name
 from raygpt.train.plan import TrainPlan, batch_rows, total_steps, warmup
 from raygpt.train.resume import check_resume
 from raygpt.train.schedule import Schedule
@@ -45,6 +46,7 @@ def run_location(config: Config) -> Location:
 
 def resolve(config: Config) -> Resolved:
     """Read both manifests and work out everything that follows. Needs no Ray. Raises UserError for what cannot be."""
+    check_name(config.optim.name, config.train.strategy)
     train_uri, val_uri = shard_folders(config.data.train, config.data.val)
     train, val = manifests(train_uri, val_uri)
     if val.tokens < 2:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raygpt.parallel.optimizer_state import set_lr
 from raygpt.train.precision import Precision
 
 
@@ -29,7 +30,7 @@ class StepResult:
 
 
 class StepFunction(Protocol):
-    """What the loop asks of a strategy: DDP's `TrainStep`, or DeepSpeed's `raygpt.parallel.zero.ZeroStep`."""
+    """What the loop asks of a strategy: DDP's `TrainStep`, or DeepSpeed's `raygpt.train.zero_step.ZeroStep`."""
 
     precision_name: str
 
@@ -71,8 +72,7 @@ class TrainStep:
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, rows: torch.Tensor, lr: float) -> StepResult:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, lr)
         loss = self.backward(rows)
         scaler = self.precision.scaler
         scaler.unscale_(self.optimizer)
@@ -93,7 +93,7 @@ class TrainStep:
 
     def scaler_state(self) -> dict[str, Any]:
         """The gradient scaler for a checkpoint: plain numbers."""
-        return self.precision.scaler.state_dict()
+        return self.precision.scaler_state()
 
     def backward(self, rows: torch.Tensor) -> torch.Tensor:
         """Accumulate gradients of all micro-batches; returns the mean loss (detached)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -12,20 +13,22 @@ from torch import Tensor
 from raygpt import hardware
 from raygpt.config import Config
 from raygpt.model.gpt import GPT, GPTConfig, initial_weights
-from raygpt.model.tensorfile import Spec
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState, TensorStream
-from raygpt.parallel.ddp import DataParallel
 from raygpt.parallel.distributed import World
+from raygpt.parallel.loading import once_per_node
 from raygpt.parallel.lora import Adapters, Recognised, add_adapters, check_base
-from raygpt.parallel.pieces import KINDS, CheckpointTensors, Piece, starts_of
+from raygpt.parallel.pieces import CheckpointTensors, piece_stream
 from raygpt.parallel.weights import fill_model, open_weights
-from raygpt.parallel.zero import ZeroEngine, ZeroStep
+from raygpt.parallel.zero import ZeroEngine
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.storage import Location
+from raygpt.train.optim import check_name, make_optimizer
 from raygpt.train.plan import TrainPlan, accumulation, micro_batch_choices
+from raygpt.train.replica import Replica
 from raygpt.train.step import StepFunction
 from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
+from raygpt.train.zero_step import ZeroStep
 
 
 class Strategy(Protocol):
@@ -46,9 +49,6 @@ class Strategy(Protocol):
     @property
     def background(self) -> bool: ...
 
-    def restore(self, tensors: CheckpointTensors, state: RunState) -> None:
-        """Take up the rest of a checkpoint: the optimizer and the loss scale."""
-
     def tensor_files(self) -> dict[str, TensorStream]:
         """This rank's files of a checkpoint by name."""
 
@@ -66,14 +66,14 @@ def build(
 
     Raises UserError for a precision or micro-batch that the device cannot do.
     """
+    check_name(config.optim.name, config.train.strategy)
     precision, reason = hardware.choose_precision(config.train.precision, world.device)
     attention = hardware.prefer_attention(world.device)
     previous = state.micro_batch_size if found is not None and state.world_size == world.size else None
-    tensors = checkpoint.open_tensors(found) if found is not None else None
     strategy: Strategy
     if config.train.strategy == "ddp":
-        model = _whole_model(config, model_config, tensors, state)
-        strategy = DataParallel(
+        model = _whole_model(config, model_config, world, found, state)
+        strategy = replica = Replica(
             model,
             world,
             precision=precision,
@@ -84,16 +84,19 @@ def build(
             weight_decay=config.optim.weight_decay,
             betas=config.optim.betas,
             eps=config.optim.eps,
+            optimizer=config.optim.name,
             grad_clip=config.optim.grad_clip,
             previous=previous,
             compile=config.train.compile,
         )
+        if found is not None:
+            replica.restore(once_per_node(world, lambda: checkpoint.open_tensors(found).state()), state)
     else:
-        weights = fresh_weights(config, model_config) if tensors is None else None
+        weights = fresh_weights(config, model_config) if found is None else None
         rows = previous or (planned_rows if world.device.type == "cuda" else None)
-        strategy = Zero(model_config, weights, config, world, plan, precision, rows)
-    if tensors is not None:
-        strategy.restore(tensors, state)
+        strategy = zero = Zero(model_config, weights, config, world, plan, precision, rows)
+        if found is not None:
+            zero.restore(checkpoint.open_tensors(found), state)
     return strategy, f"{precision} ({reason})" + (f"; {attention}" if world.device.type == "cuda" else "")
 
 
@@ -105,14 +108,24 @@ def fresh_weights(config: Config, model_config: GPTConfig) -> Iterator[tuple[str
     return initial_weights(model_config)
 
 
-def _whole_model(config: Config, model_config: GPTConfig, tensors: CheckpointTensors | None, state: RunState) -> GPT:
-    """The model on the CPU with its weights, and with adapters where model.lora_rank asks for them."""
-    model = GPT(model_config, config.train.activation_checkpointing, initialise=False)
+def _whole_model(config: Config, model_config: GPTConfig, world: World, found: Location | None, state: RunState) -> GPT:
+    """The model with its weights, and with adapters where model.lora_rank asks for them. One rank of a node reads."""
+
+    def fresh() -> Iterator[tuple[str, Tensor]]:
+        return fresh_weights(config, model_config)
+
     rank = config.model.lora_rank
     if not rank:
-        fill_model(model, tensors.items() if tensors is not None else fresh_weights(config, model_config))
+        with torch.device("meta"):
+            model = GPT(model_config, config.train.activation_checkpointing, initialise=False)
+        model.to_empty(device=world.device)  # where it will stay: nothing whole lies in the host's memory
+        model.tie()
+        weights = fresh if found is None else lambda: checkpoint.open_tensors(found).items()
+        reads = found is not None or config.model.init_from != "random"
+        fill_model(model, once_per_node(world, weights) if reads else fresh())  # type: ignore[arg-type]
         return model
-    base = Recognised(fresh_weights(config, model_config))
+    model = GPT(model_config, config.train.activation_checkpointing, initialise=False)
+    base = Recognised(once_per_node(world, fresh))  # type: ignore[arg-type]
     fill_model(model, iter(base))
     alpha = config.model.lora_alpha or 2.0 * rank
     adapters = Adapters(config.model.init_from, rank, alpha, config.model.lora_dropout, base.digest)
@@ -121,11 +134,11 @@ def _whole_model(config: Config, model_config: GPTConfig, tensors: CheckpointTen
     torch.manual_seed(config.run.seed)
     add_adapters(model, adapters)
     state.adapters = adapters.to_dict()
-    if tensors is not None:
+    if found is not None:
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(tensors.whole(name))
+            for name, value in once_per_node(world, lambda: checkpoint.open_tensors(found).items()):
+                trained[name].copy_(value)
     return model
 
 
@@ -163,12 +176,16 @@ class Zero:
                 pin_memory=world.device.type == "cuda",
                 overrides=config.train.deepspeed,
             ),
+            partial(
+                make_optimizer,
+                config.optim.name,
+                lr=config.optim.lr,
+                weight_decay=config.optim.weight_decay,
+                betas=config.optim.betas,
+                eps=config.optim.eps,
+            ),
             precision=precision,
             activation_checkpointing=config.train.activation_checkpointing,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=config.optim.betas,
-            eps=config.optim.eps,
         )
         if weights is not None:
             self.engine.fill(weights)
@@ -180,24 +197,11 @@ class Zero:
 
     def restore(self, tensors: CheckpointTensors, state: RunState) -> None:
         """Every rank reads its own part, whoever wrote it."""
-        self.engine.restore(tensors.read, state.optimizer_steps, state.scaler)
+        self.engine.restore(tensors, state.optimizer_steps, state.scaler)
 
     def tensor_files(self) -> dict[str, TensorStream]:
         """One file with this rank's pieces, read out while it is written."""
-        pieces = self.engine.pieces()
-        specs = [
-            Spec(f"{piece.name}.{kind}", torch.float32, (piece.stop - piece.start,))
-            for piece in pieces
-            for kind in KINDS
-        ]
-        stream = TensorStream(specs, lambda: _values(pieces), starts_of(pieces))
-        return {f"zero-{self.world.rank:05d}.safetensors": stream}
-
-
-def _values(pieces: list[Piece]) -> Iterator[Tensor]:
-    for piece in pieces:
-        for kind in KINDS:
-            yield piece.values[kind]
+        return {f"zero-{self.world.rank:05d}.safetensors": piece_stream(self.engine.pieces())}
 
 
 def _micro_batch(wanted: int | str, local_rows: int, plan: TrainPlan, world: World, previous: int | None) -> int:

@@ -15,7 +15,7 @@ from raygpt.data.stream import Source, batches, mapped_blocks
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.train.evaluation import ArrayTokens, evaluate_tokens
-from raygpt.train.optim import make_adamw
+from raygpt.train.optim import make_optimizer
 from raygpt.train.precision import Precision
 from raygpt.train.schedule import Schedule
 from raygpt.train.step import TrainStep
@@ -47,7 +47,7 @@ class Runs(Order):
 def learn(order: Order, train: str, val: np.ndarray, seed: int) -> float:
     torch.manual_seed(seed)
     model = GPT(GPTConfig(vocab_size=257, seq_len=32, n_layer=2, n_head=2, n_embd=64))
-    optimizer = make_adamw(model, lr=2e-3, weight_decay=0.1, betas=(0.9, 0.99))
+    optimizer = make_optimizer("adamw", model, lr=2e-3, weight_decay=0.1, betas=(0.9, 0.99))
     step = TrainStep(model, optimizer, Precision("fp32", CPU), micro_batch_size=order.global_batch_rows, grad_clip=1.0)
     schedule = Schedule("cosine", 2e-3, STEPS, 50)
     source = Source(TokenReader(train).layout, order, 0, 1)

@@ -34,11 +34,11 @@ from raygpt.bench.step import choose_device, sdpa_backend
 from raygpt.hardware import choose_precision, prefer_attention
 from raygpt.model.generate import generate
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.parallel.ddp import DataParallel
 from raygpt.parallel.distributed import World
 from raygpt.train.ahead import Ahead
 from raygpt.train.evaluation import ArrayTokens, evaluate_tokens
 from raygpt.train.precision import Precision
+from raygpt.train.replica import Replica
 
 TOY = GPTConfig(vocab_size=300, seq_len=32, n_layer=2, n_head=2, n_embd=64)
 SMALL = GPTConfig(vocab_size=50257, seq_len=1024, n_layer=4, n_head=12, n_embd=768)
@@ -70,7 +70,7 @@ class Site:
         drawn = torch.randint(0, self.config.vocab_size, shape, generator=torch.Generator().manual_seed(seed))
         return drawn.to(self.device)
 
-    def trainer(self, model: GPT | None = None, **changes: Any) -> DataParallel:
+    def trainer(self, model: GPT | None = None, **changes: Any) -> Replica:
         options: dict[str, Any] = {
             "precision": self.half,
             "micro_batch_size": self.rows // 2,
@@ -83,7 +83,7 @@ class Site:
             "backend": self.backend,
             "loss_tokens": self.loss_tokens,
         }
-        return DataParallel(model or self.model(), World.join(self.device), **{**options, **changes})
+        return Replica(model or self.model(), World.join(self.device), **{**options, **changes})
 
 
 def gradients(site: Site, precision: str, loss_tokens: int) -> tuple[float, torch.Tensor]:
@@ -197,8 +197,8 @@ def snapshot_and_restore(site: Site) -> str:
     other = site.model(seed=9)
     other.load_state_dict(weights, strict=False)
     again = site.trainer(other)
-    source = SimpleNamespace(names=list(weights), whole=lambda name, kind: moments[f"{name}.{kind}"])
-    again.restore(source, SimpleNamespace(optimizer_steps=2, scaler=trainer.step.scaler_state()))  # type: ignore[arg-type]
+    state = ((*key.rpartition(".")[::2], value.clone()) for key, value in moments.items())
+    again.restore(state, SimpleNamespace(optimizer_steps=2, scaler=trainer.step.scaler_state()))  # type: ignore[arg-type]
     before = flat(trainer.model)
     for each in (trainer, again):
         each.step(site.tokens(seed=5), 1e-3)

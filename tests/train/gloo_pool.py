@@ -11,6 +11,7 @@ The driver is `run_training` with `_train` alone replaced. Data come through the
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import subprocess
@@ -110,6 +111,8 @@ def serve(jobs: BinaryIO, events: BinaryIO) -> None:
                     status = 1
                     try:
                         os.environ.update(environment)
+                        for name in environment.get("POOL_IMPORTS", "").split():  # what a test adds to a registry
+                            importlib.import_module(name)
                         rank_main(worker, ray.train, events, rank, size, Path(meeting) / "store", assignment)
                         status = 0
                     except BaseException:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from raygpt.bench import step as bench
-from raygpt.parallel.ddp import DataParallel
+from raygpt.train.replica import Replica
 
 TINY = [
     "--preset",
@@ -76,12 +76,12 @@ def test_a_gpu_is_named_with_its_number_as_the_memory_limit_asks(monkeypatch: py
 def test_the_bench_takes_the_trainers_own_path(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict] = []
 
-    class Watched(DataParallel):
+    class Watched(Replica):
         def __init__(self, *words, **options) -> None:
             made.append(options)
             super().__init__(*words, **options)
 
-    monkeypatch.setattr(bench, "DataParallel", Watched)
+    monkeypatch.setattr(bench, "Replica", Watched)
     words = ["--micro_batch", "2", "--compile", "--compile_backend", "eager", "--loss_tokens", "16"]
     result = bench.measure(bench.parse([*TINY, *words]))
     assert made[0]["compile"] and made[0]["loss_tokens"] == result["loss_tokens"] == 16

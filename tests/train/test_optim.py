@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.train.optim import load_optimizer_tensors, make_adamw, optimizer_tensors
+from raygpt.parallel.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from raygpt.train.optim import make_optimizer
 
 
 def build(seed: int = 0) -> tuple[GPT, torch.optim.AdamW]:
     torch.manual_seed(seed)
     model = GPT(GPTConfig(vocab_size=40, seq_len=8, n_layer=2, n_head=2, n_embd=16))
-    return model, make_adamw(model, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
+    return model, make_optimizer("adamw", model, lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95))
 
 
 def step(model: GPT, optimizer: torch.optim.Optimizer, seed: int) -> None:

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.parallel.distributed import World, parallel
-from raygpt.train.optim import make_adamw
+from raygpt.train.optim import make_optimizer
 from raygpt.train.precision import Precision
 from raygpt.train.step import TrainStep
 
@@ -27,7 +27,7 @@ def rows(seed: int = 0, count: int = 8) -> torch.Tensor:
 def build(micro: int, precision: str = "fp32", lr: float = 1e-2, world: World | None = None) -> tuple[GPT, TrainStep]:
     torch.manual_seed(3)
     model = GPT(CONFIG)
-    optimizer = make_adamw(model, lr=lr, weight_decay=0.1, betas=(0.9, 0.95))
+    optimizer = make_optimizer("adamw", model, lr=lr, weight_decay=0.1, betas=(0.9, 0.95))
     wrapped = parallel(model, world) if world else model
     return model, TrainStep(wrapped, optimizer, Precision(precision, CPU), micro_batch_size=micro, grad_clip=1.0)
 

@@ -14,11 +14,11 @@ from torch._dynamo.utils import counters
 
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.parallel import ddp
-from raygpt.parallel.ddp import DataParallel
 from raygpt.parallel.distributed import World
+from raygpt.train import replica
 from raygpt.train.evaluation import ArrayTokens, evaluate_tokens
 from raygpt.train.precision import Precision
+from raygpt.train.replica import Replica
 from raygpt.train.warmup import find_micro_batch
 
 CPU = torch.device("cpu")
@@ -33,11 +33,11 @@ def nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def trainer(**changes: Any) -> DataParallel:
+def trainer(**changes: Any) -> Replica:
     torch.manual_seed(0)
     options: dict[str, Any] = {"precision": "fp32", "micro_batch_size": 2, "local_rows": 8, "seq_len": 8, "lr": 1e-2}
     options |= {"weight_decay": 0.1, "betas": (0.9, 0.95), "backend": "aot_eager"}
-    return DataParallel(GPT(CONFIG), World.join(CPU), **{**options, **changes})
+    return Replica(GPT(CONFIG), World.join(CPU), **{**options, **changes})
 
 
 def rows(seed: int) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_one_graph_serves_the_search_training_and_evaluation(monkeypatch: pytest
     def search(model: GPT, *_: Any, **__: Any) -> int:
         return find(4, model=model)
 
-    monkeypatch.setattr(ddp, "find_micro_batch", search)  # the real one, of which a CPU would try no size
+    monkeypatch.setattr(replica, "find_micro_batch", search)  # the real one, of which a CPU would try no size
     ours = trainer(compile=True, micro_batch_size="auto", loss_tokens=loss_tokens)
     monkeypatch.undo()
     plain = trainer(micro_batch_size=4, loss_tokens=loss_tokens)
