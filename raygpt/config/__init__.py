@@ -44,8 +44,10 @@ class Scale(Section):
 
 
 class Model(Section):
-    preset: Literal["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "nano"] = Field(
-        "gpt2", description="architecture; the keys below override parts of it"
+    preset: str = Field(
+        "gpt2",
+        description="architecture and size: gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano; the keys below override "
+        "parts of it",
     )
     n_layer: int | None = Field(None, description="transformer blocks", ge=1)
     n_head: int | None = Field(None, description="attention heads", ge=1)

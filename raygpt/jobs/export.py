@@ -19,8 +19,8 @@ from raygpt.data.sources import shard_folders
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.evaluate.subject import background, subject_uri
+from raygpt.model import registry
 from raygpt.model.card import model_card
-from raygpt.model.export import export_to
 from raygpt.parallel.weights import WeightSource, open_tokenizer, open_weights
 from raygpt.storage import Location
 
@@ -42,12 +42,14 @@ class Exported:
 
 def run(config: Config, call: Call) -> int:
     source = open_weights(subject_uri(config))
+    family = registry.of(source.config)
+    family.check_export()
     run, trained = background(source.origin) if source.state is not None else (None, None)
     subject = Exported(source, open_tokenizer(source, config.data.tokenizer), trained, run)
     step = f" (step {source.state.step:,})" if source.state else ""
     print(f"Model {source.origin}{step}: {source.config.num_parameters():,} parameters", flush=True)
     target = target_folder(config, subject)
-    export_to(
+    family.export(
         source.config,
         source.items(),
         target,

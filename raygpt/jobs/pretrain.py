@@ -10,6 +10,7 @@ from raygpt.config import Config
 from raygpt.data.sources import needs_preparing
 from raygpt.errors import UserError
 from raygpt.jobs.prepare import raw_preparation, with_prepared_data
+from raygpt.model.registry import of_preset
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.track.trackers import choose_wandb_mode
 from raygpt.train.plan import accumulation, batch_rows
@@ -26,6 +27,7 @@ def run(config: Config, call: Call) -> int:
     from raygpt.train.trainer import run_training
 
     assert config.data.train is not None
+    of_preset(config.model.preset)
     check_places(config)
     # mistakes come out before a cluster is started
     raw = raw_preparation(config) is not None
@@ -80,9 +82,8 @@ def dry_run(config: Config) -> int:
     """Check everything that can be checked without starting: settings, arithmetic and, where it is there, the data."""
     assert config.data.train is not None
     if needs_preparing(config):
-        from raygpt.model.presets import PRESETS
-
-        seq_len = config.data.seq_len or config.model.seq_len or PRESETS[config.model.preset]["seq_len"]
+        preset = of_preset(config.model.preset).presets[config.model.preset]
+        seq_len = config.data.seq_len or config.model.seq_len or preset["seq_len"]
         rows = batch_rows(
             config.train.global_batch_tokens, seq_len, config.train.micro_batch_size, config.scale.worker_range
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raygpt.hardware import prefer_attention
-from raygpt.model.gpt import GPT
+from raygpt.model.architecture import LanguageModel
 from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel.distributed import World, parallel
 from raygpt.parallel.snapshot import SnapshotBuffers
@@ -41,7 +41,7 @@ class DataParallel:
 
     def __init__(
         self,
-        model: GPT,
+        model: LanguageModel,
         world: World,
         *,
         precision: str,

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.model import registry
+from raygpt.model.architecture import LanguageModel, ModelConfig
 from raygpt.parallel.pieces import KINDS, Piece
 from raygpt.train.optim import decay_groups
 from raygpt.train.step import StepResult
@@ -55,7 +56,7 @@ class ZeroEngine:
 
     def __init__(
         self,
-        model_config: GPTConfig,
+        model_config: ModelConfig,
         device: torch.device,
         config: dict[str, Any],
         *,
@@ -75,7 +76,7 @@ class ZeroEngine:
         # the parameter groups and the arithmetic are DDP's own
         optimizer = torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        self.model: GPT = self.engine.module
+        self.model: LanguageModel = self.engine.module
         self.optimizer = self.engine.optimizer
         self._states: dict[int, dict[str, Tensor]] = {}
         for flat in self._flat_masters():
@@ -85,15 +86,20 @@ class ZeroEngine:
             self.optimizer.optimizer.state[flat] = state
 
     def _empty_model(
-        self, deepspeed: Any, model_config: GPTConfig, device: torch.device, config: dict[str, Any], checkpointing: bool
-    ) -> GPT:
+        self,
+        deepspeed: Any,
+        model_config: ModelConfig,
+        device: torch.device,
+        config: dict[str, Any],
+        checkpointing: bool,
+    ) -> LanguageModel:
         dtype = DTYPES.get(self.precision_name, torch.float32)
         if self.stage == 3:
             # every module is cut into its parts as soon as it exists: never more than one whole matrix at a time
             with deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
-                return GPT(model_config, checkpointing, initialise=False)
+                return registry.of(model_config).build(model_config, checkpointing)
         with torch.device("meta"):
-            model = GPT(model_config, checkpointing, initialise=False).to(dtype)
+            model = registry.of(model_config).build(model_config, checkpointing).to(dtype)
         model.to_empty(device=device)
         model.tie()
         return model

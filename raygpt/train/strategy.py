@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from raygpt import hardware
+from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, micro_batch_choices
 from raygpt.config import Config
-from raygpt.model.gpt import GPT, GPTConfig, initial_weights
+from raygpt.model import registry
+from raygpt.model.architecture import LanguageModel, ModelConfig
 from raygpt.model.tensorfile import Spec
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState, TensorStream
@@ -23,16 +25,15 @@ from raygpt.parallel.weights import fill_model, open_weights
 from raygpt.parallel.zero import ZeroEngine, ZeroStep
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.storage import Location
-from raygpt.train.plan import TrainPlan, accumulation, micro_batch_choices
+from raygpt.train.plan import TrainPlan, accumulation
 from raygpt.train.step import StepFunction
-from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
 
 
 class Strategy(Protocol):
     """A model ready to train. `background`: what `tensor_files` returns are copies, which may be stored later."""
 
     @property
-    def model(self) -> GPT: ...
+    def model(self) -> LanguageModel: ...
 
     @property
     def step(self) -> StepFunction: ...
@@ -55,7 +56,7 @@ class Strategy(Protocol):
 
 def build(
     config: Config,
-    model_config: GPTConfig,
+    model_config: ModelConfig,
     world: World,
     plan: TrainPlan,
     found: Location | None,
@@ -97,17 +98,19 @@ def build(
     return strategy, f"{precision} ({reason})" + (f"; {attention}" if world.device.type == "cuda" else "")
 
 
-def fresh_weights(config: Config, model_config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+def fresh_weights(config: Config, model_config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """(name, value) of every parameter at step 0: those of model.init_from, or random ones from run.seed."""
     if config.model.init_from != "random":
         return open_weights(config.model.init_from, seq_len=model_config.seq_len).items()
     torch.manual_seed(config.run.seed)
-    return initial_weights(model_config)
+    return registry.of(model_config).initial_weights(model_config)
 
 
-def _whole_model(config: Config, model_config: GPTConfig, tensors: CheckpointTensors | None, state: RunState) -> GPT:
+def _whole_model(
+    config: Config, model_config: ModelConfig, tensors: CheckpointTensors | None, state: RunState
+) -> LanguageModel:
     """The model on the CPU with its weights, and with adapters where model.lora_rank asks for them."""
-    model = GPT(model_config, config.train.activation_checkpointing, initialise=False)
+    model = registry.of(model_config).build(model_config, config.train.activation_checkpointing)
     rank = config.model.lora_rank
     if not rank:
         fill_model(model, tensors.items() if tensors is not None else fresh_weights(config, model_config))
@@ -137,7 +140,7 @@ class Zero:
 
     def __init__(
         self,
-        model_config: GPTConfig,
+        model_config: ModelConfig,
         weights: Iterable[tuple[str, Tensor]] | None,
         config: Config,
         world: World,
