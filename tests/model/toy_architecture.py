@@ -51,7 +51,7 @@ class Toy(LanguageModel):
 
 class ToyFamily(Architecture):
     name = "toy"
-    presets = {"toy-small": {"n_embd": 16, "seq_len": 16}}
+    presets: ClassVar = {"toy-small": {"n_embd": 16, "seq_len": 16}}
     overrides = ("vocab_size", "seq_len", "n_embd")
     no_export = "transformers has no such model"
 
