@@ -26,6 +26,8 @@ class ModelConfig(Protocol):
 
     architecture: ClassVar[str]  # name of its entry in the registry
 
+    def __hash__(self) -> int: ...
+
     @property
     def vocab_size(self) -> int: ...
 
@@ -53,6 +55,7 @@ class LanguageModel(nn.Module):
     """
 
     config: Any  # a ModelConfig
+    h: Any
     # Tokens whose logits exist at a time in training, 0 for all: a wish, which a model may leave unheard.
     loss_tokens: int = 0
 

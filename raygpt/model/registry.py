@@ -1,6 +1,6 @@
 """PURE. The families of models there are, by name: whoever needs a model of any kind asks here.
 
-A new one is a module with an `Architecture` and its name in `FAMILIES` (CONTRIBUTING.md says how).
+A new one is a module with an `Architecture` and a `register` below (CONTRIBUTING.md says how).
 """
 
 from __future__ import annotations

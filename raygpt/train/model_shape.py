@@ -50,7 +50,7 @@ def model_shape(
 
 def _wanted(model: Model, family: Architecture) -> dict[str, Any]:
     """What the settings say of the shape. UserError for a setting that this architecture does not have."""
-    wanted = {}
+    wanted: dict[str, Any] = {}
     for key in ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len", "dropout", "bias", "tie_weights"):
         value = getattr(model, key)
         if key in family.overrides:

@@ -116,6 +116,7 @@ def test_shapes_are_known_without_data_or_network(tmp_path: Path) -> None:
     assert model(model__preset="nano").vocab_size == 50257
     assert model(model__preset="nano", data__tokenizer="bytes").vocab_size == 257
     assert model(model__preset="gpt2", data__tokenizer="train:4096", model__n_layer="3").n_layer == 3
+    assert model(model__preset="nano", model__dropout="0.1").dropout == 0.1, "its masks take memory"
     shape = GPTConfig(vocab_size=300, seq_len=32, n_layer=2, n_head=2, n_embd=16)
     folder = export_huggingface(GPT(shape), tmp_path / "hf", tokenizer_json=None, eot_id=0)
     assert model(model__init_from=str(folder)) == shape
