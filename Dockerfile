@@ -18,7 +18,8 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
     fi
 COPY pyproject.toml LICENSE README.md ./
 COPY raygpt raygpt
-RUN pip install --no-cache-dir -c constraints.txt .
+# all that a run may ask for: DeepSpeed for train.strategy=zero…, peft for model.lora_rank, Optuna for searches
+RUN pip install --no-cache-dir -c constraints.txt ".[zero,lora,tune]"
 
 ENV PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 WORKDIR /work

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,15 +31,17 @@ class GpuSpec:
 
 GB = 10**9
 T = 1e12
-# Vendor datasheets, dense figures. Order matters: the first name that is in the device's name as a whole word wins.
+# Vendor datasheets, dense figures.
 GPUS = (
     GpuSpec("B200", 192 * GB, 75 * T, 1125 * T, 2250 * T, 2250 * T),
+    GpuSpec("GH200 144G HBM3e", 144 * GB, 67 * T, 494.7 * T, 989.4 * T, 989.4 * T),
+    GpuSpec("GH200 480GB", 96 * GB, 67 * T, 494.7 * T, 989.4 * T, 989.4 * T),  # its name counts the CPU's memory
     GpuSpec("GH200", 96 * GB, 67 * T, 494.7 * T, 989.4 * T, 989.4 * T),
     GpuSpec("H200", 141 * GB, 67 * T, 494.7 * T, 989.4 * T, 989.4 * T),
+    GpuSpec("H200 NVL", 141 * GB, 60 * T, 417.5 * T, 835 * T, 835 * T),
     GpuSpec("H100 PCIe", 80 * GB, 51.2 * T, 378 * T, 756 * T, 756 * T),
     GpuSpec("H100 NVL", 94 * GB, 60 * T, 417.5 * T, 835 * T, 835 * T),
     GpuSpec("H100", 80 * GB, 67 * T, 494.7 * T, 989.4 * T, 989.4 * T),
-    GpuSpec("A100-SXM4-80GB", 80 * GB, 19.5 * T, 156 * T, 312 * T, 312 * T),
     GpuSpec("A100", 40 * GB, 19.5 * T, 156 * T, 312 * T, 312 * T),
     GpuSpec("A10G", 24 * GB, 31.2 * T, 35 * T, 70 * T, 70 * T),
     GpuSpec("A10", 24 * GB, 31.2 * T, 62.5 * T, 125 * T, 125 * T),
@@ -50,6 +52,7 @@ GPUS = (
     GpuSpec("A6000", 48 * GB, 38.7 * T, 77.4 * T, 154.8 * T, 154.8 * T),
     GpuSpec("RTX 4090", 24 * GB, 82.6 * T, 82.6 * T, 165.2 * T, 165.2 * T),
     GpuSpec("RTX 3090", 24 * GB, 35.6 * T, 35.6 * T, 71 * T, 71 * T),
+    GpuSpec("V100-PCIE", 16 * GB, 14 * T, None, 112 * T, None),
     GpuSpec("V100", 16 * GB, 15.7 * T, None, 125 * T, None),
     GpuSpec("T4", 16 * GB, 8.1 * T, None, 65 * T, None),
 )
@@ -62,10 +65,33 @@ def gpu_spec(device: torch.device | None = None) -> GpuSpec | None:
     return spec_named(torch.cuda.get_device_name(device))
 
 
+# Words of a device's name that say whose it is or how it is plugged in. Every other one makes another chip of it:
+# Laptop, Ti, SUPER, NVL, a D for China, MIG for a slice of one.
+_MAKER = {"nvidia", "tesla", "geforce", "rtx"}
+_FORM = re.compile(r"sxm\d?|pcie|generation|hbm\d\w?|(?P<memory>\d+)gb")
+
+
 def spec_named(name: str) -> GpuSpec | None:
-    """Table entry for a device name as the driver prints it. A longer word is another chip: an L40 is no L4."""
-    found = (spec for spec in GPUS if re.search(rf"(?<!\w){re.escape(spec.name)}(?!\w)", name, re.IGNORECASE))
-    return next(found, None)
+    """Table entry for a device name as the driver prints it, with the memory that the name says; None for another chip.
+
+    All words have to be known: "NVIDIA A100 80GB PCIe" is an A100 of 80 GB, an L40 is no L4, a slice of an A100 none.
+    """
+    words = _words(name)
+    for spec in sorted(GPUS, key=lambda spec: -len(_words(spec.name))):  # an H100 PCIe before an H100
+        own = _words(spec.name)
+        rest = [word for word in words if word not in own]
+        forms = [_FORM.fullmatch(word) for word in rest]
+        if set(own) <= set(words) and words[0] == own[0] and all(forms):
+            memory = next((int(form["memory"]) * GB for form in forms if form and form["memory"]), spec.memory)
+            return replace(spec, memory=memory)
+    return None
+
+
+def _words(name: str) -> list[str]:
+    words = re.split(r"[\s-]+", name.strip().lower())
+    while len(words) > 1 and words[0] in _MAKER:
+        words = words[1:]
+    return words
 
 
 def choose_precision(wanted: str, device: torch.device) -> tuple[str, str]:

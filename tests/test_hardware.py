@@ -21,12 +21,27 @@ CUDA = torch.device("cuda", 0)
         ("NVIDIA H100 PCIe", 756e12, 80),
         ("NVIDIA A100-SXM4-40GB", 312e12, 40),
         ("NVIDIA A100-SXM4-80GB", 312e12, 80),
+        ("NVIDIA A100-PCIE-40GB", 312e12, 40),
+        ("NVIDIA A100 80GB PCIe", 312e12, 80),
         ("NVIDIA A10G", 70e12, 24),
         ("NVIDIA A10", 125e12, 24),
         ("NVIDIA L4", 121e12, 24),
         ("NVIDIA L40", 181e12, 48),
         ("NVIDIA L40S", 362e12, 48),
         ("NVIDIA GH200 480GB", 989.4e12, 96),
+        ("NVIDIA GH200 144G HBM3e", 989.4e12, 144),
+        ("NVIDIA H200 NVL", 835e12, 141),
+        ("NVIDIA H100 NVL", 835e12, 94),
+        ("NVIDIA B200", 2250e12, 192),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2e12, 48),
+        ("NVIDIA RTX A6000", 154.8e12, 48),
+        ("NVIDIA GeForce RTX 4090", 165.2e12, 24),
+        ("NVIDIA GeForce RTX 3090", 71e12, 24),
+        ("Tesla T4", None, 16),
+        ("Tesla V100-SXM2-32GB", None, 32),
+        ("Tesla V100-PCIE-16GB", None, 16),
+        ("v100", None, 16),
+        ("A100", 312e12, 40),
         ("Tesla V100-SXM2-16GB", None, 16),
     ],
 )
@@ -38,8 +53,15 @@ def test_peaks_are_the_datasheets_dense_figures(name: str, bf16: float | None, m
 def test_an_unknown_gpu_has_no_mfu_instead_of_a_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fault 6: MFU above 100 % on a GPU the table does not know."""
     assert hardware.spec_named("NVIDIA Imaginary 9000") is None
-    for longer in ("NVIDIA A100X", "NVIDIA A10M", "NVIDIA L40G", "NVIDIA T400", "NVIDIA GB200"):
-        assert hardware.spec_named(longer) is None, "another chip's name with one of ours in it"
+    for other in (
+        *("NVIDIA A100X", "NVIDIA A10M", "NVIDIA L40G", "NVIDIA T400", "NVIDIA GB200", "NVIDIA H20", "NVIDIA L20"),
+        *("NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 3090 Ti"),
+        *("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA A10-24Q", "NVIDIA T4G"),
+        *("Quadro RTX 6000", "NVIDIA RTX PRO 6000 Blackwell Server Edition", "Tesla V100S-PCIE-32GB", "NVIDIA", ""),
+    ):
+        assert hardware.spec_named(other) is None, f"{other}: another chip's name with one of ours in it"
+    pcie, sxm = (hardware.spec_named(f"Tesla V100-{form}") for form in ("PCIE-32GB", "SXM2-32GB"))
+    assert pcie is not None and sxm is not None and (pcie.fp16, sxm.fp16) == (112e12, 125e12)
     assert hardware.mfu(1e6, 1e9, "bf16", 1) is None
     monkeypatch.setattr(hardware, "gpu_spec", lambda: hardware.spec_named("NVIDIA H100 80GB HBM3"))
     assert hardware.mfu(400_000, 8.6e8, "bf16", 1) == pytest.approx(400_000 * 8.6e8 / 989.4e12)

@@ -39,8 +39,9 @@ import raygpt
 from raygpt.capacity.memory import Setup, needs
 from raygpt.errors import UserError
 from raygpt.hardware import KERNELS, choose_precision, gpu_spec, indexed
-from raygpt.model.gpt import GPT, GPTConfig, initial_weights
-from raygpt.model.presets import PRESETS
+from raygpt.model import registry
+from raygpt.model.architecture import LanguageModel, ModelConfig
+from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.parallel.distributed import World
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.train.optim import make_optimizer
@@ -53,7 +54,7 @@ WARMUP_STEPS = 5  # compilation, allocator, clocks: left out of every figure
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m raygpt.bench.step", description="Speed of one training step.")
-    parser.add_argument("--preset", choices=PRESETS, default="gpt2")
+    parser.add_argument("--preset", choices=registry.preset_names(), default="gpt2")
     for key in ("n_layer", "n_head", "n_embd", "vocab_size"):
         parser.add_argument(f"--{key}", type=int, help=f"overrides the preset's {key}")
     parser.add_argument("--seq_len", type=int, help="tokens per row (default: the preset's)")
@@ -135,7 +136,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "compile": options.compile,
         "compile_mode": options.compile_mode,
         "loss_tokens": trainer.model.loss_tokens,
-        "attention": sdpa_backend(config, name, device),
+        "attention": sdpa_backend(config, name, device) if isinstance(config, GPTConfig) else None,
         "process_group": dist.is_initialized(),
         "world_size": world.size,
         "activation_checkpointing": options.activation_checkpointing,
@@ -196,12 +197,17 @@ def _rows(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def _trainer(options: argparse.Namespace, config: GPTConfig, precision: str, world: World) -> Replica | _Zero:
+def _trainer(options: argparse.Namespace, config: ModelConfig, precision: str, world: World) -> Replica | _Zero:
     """The trainer's own strategy, warmed up; `micro_batch_size`, `model` and `step` are what is needed of it."""
     if options.strategy != "ddp":
         return _Zero(options, config, precision, world.device)
+    model = registry.of(config).build(config, options.activation_checkpointing)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for parameter, value in registry.of(config).initial_weights(config):
+            parameters[parameter].copy_(value)
     trainer = Replica(
-        GPT(config, options.activation_checkpointing),
+        model,
         world,
         precision=precision,
         micro_batch_size=options.micro_batch,
@@ -222,18 +228,18 @@ def _trainer(options: argparse.Namespace, config: GPTConfig, precision: str, wor
 
 
 class _Zero:
-    def __init__(self, options: argparse.Namespace, config: GPTConfig, precision: str, device: torch.device) -> None:
+    def __init__(self, options: argparse.Namespace, config: ModelConfig, precision: str, device: torch.device) -> None:
         if options.micro_batch == "auto":
             raise UserError("--micro_batch=auto needs --strategy=ddp: name the rows.")
         engine = _zero_engine(options, config, precision, device)
         from raygpt.train.zero_step import ZeroStep
 
         self.micro_batch_size: int = options.micro_batch
-        self.model: GPT = engine.model
+        self.model: LanguageModel = engine.model
         self.step: StepFunction = ZeroStep(engine, options.micro_batch)
 
 
-def _zero_engine(options: argparse.Namespace, config: GPTConfig, precision: str, device: torch.device) -> Any:
+def _zero_engine(options: argparse.Namespace, config: ModelConfig, precision: str, device: torch.device) -> Any:
     from raygpt.parallel.zero import ZeroEngine
 
     # one process by itself is a group of one
@@ -255,12 +261,12 @@ def _zero_engine(options: argparse.Namespace, config: GPTConfig, precision: str,
         precision=precision,
         activation_checkpointing=options.activation_checkpointing,
     )
-    engine.fill(initial_weights(config))
+    engine.fill(registry.of(config).initial_weights(config))
     return engine
 
 
 def _planned_memory(
-    options: argparse.Namespace, config: GPTConfig, precision: str, device: torch.device, micro_batch: int
+    options: argparse.Namespace, config: ModelConfig, precision: str, device: torch.device, micro_batch: int
 ) -> int | None:
     """Bytes that the memory plan gives one GPU, its context and fragments left out as the allocator counts neither."""
     if device.type != "cuda":
@@ -282,10 +288,11 @@ def _planned_memory(
     )
 
 
-def _config(options: argparse.Namespace) -> GPTConfig:
+def _config(options: argparse.Namespace) -> ModelConfig:
     overrides = {key: getattr(options, key) for key in ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len")}
     chosen = {key: value for key, value in overrides.items() if value is not None}
-    return GPTConfig.from_dict({"vocab_size": 50257, **PRESETS[options.preset], **chosen})
+    family = registry.of_preset(options.preset)
+    return family.config({"vocab_size": 50257, **family.presets[options.preset], **chosen})
 
 
 def _timed(call: Callable[[], Any], times: int, device: torch.device) -> list[float]:
@@ -324,8 +331,12 @@ def _peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _against_transformers(model: GPT, rows: torch.Tensor, precision: Precision, steps: int) -> dict[str, float]:
+def _against_transformers(
+    model: LanguageModel, rows: torch.Tensor, precision: Precision, steps: int
+) -> dict[str, float]:
     """Forward and backward of both models on the same rows, taking turns so that a busy machine slows both."""
+    if not isinstance(model, GPT):
+        raise UserError("--compare needs a preset of the gpt2 architecture: leave it out.")
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = model.config

@@ -1,14 +1,14 @@
-"""PURE. Does a run fit a machine, and if not: which strategy, offload and micro-batch would?"""
+"""PURE. Does a run fit a machine's memory, and if not: which strategy, offload and micro-batch would?"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from raygpt.capacity.memory import Needs, Setup, needs
-from raygpt.model.gpt import GPTConfig
-from raygpt.train.plan import micro_batch_choices
+from raygpt.capacity.micro_batch import micro_batch_choices
+from raygpt.model.architecture import ModelConfig
 
-# What may be planned with: the rest is left to the system, other programs and what a plan cannot know.
+# What may be planned with: the rest is left to the system, other programs and what nobody can know beforehand.
 DEVICE_SHARE = 0.97
 HOST_SHARE = 0.95
 MOST_ROWS = 16  # larger micro-batches gain nothing on these models
@@ -80,7 +80,7 @@ def slowdown(setup: Setup) -> float:
     return SLOWDOWN[setup.strategy, setup.offload] * recomputed * (1 + 0.5 * (1 - rows))
 
 
-def largest_rows(model: GPTConfig, setup: Setup, hardware: Hardware, local_rows: int) -> Setup | None:
+def largest_rows(model: ModelConfig, setup: Setup, hardware: Hardware, local_rows: int) -> Setup | None:
     """The setup with the largest micro-batch that fits device and host, None where not even one row does."""
     for rows in micro_batch_choices(local_rows, MOST_ROWS):
         candidate = resized(setup, rows, local_rows)
@@ -89,7 +89,7 @@ def largest_rows(model: GPTConfig, setup: Setup, hardware: Hardware, local_rows:
     return None
 
 
-def fit(model: GPTConfig, setup: Setup, hardware: Hardware, local_rows: int) -> Setup | None:
+def fit(model: ModelConfig, setup: Setup, hardware: Hardware, local_rows: int) -> Setup | None:
     """The fastest setup that fits: strategy, offload, activation checkpointing and micro-batch are free.
 
     `local_rows` are a worker's rows of one optimizer step. None where nothing fits. With one worker ZeRO has nothing to
@@ -109,11 +109,11 @@ def fit(model: GPTConfig, setup: Setup, hardware: Hardware, local_rows: int) -> 
     return min(found, key=slowdown) if found else None
 
 
-def _too_large(model: GPTConfig, setup: Setup, hardware: Hardware) -> bool:
+def _too_large(model: ModelConfig, setup: Setup, hardware: Hardware) -> bool:
     return any(shortage.what != "disk" for shortage in shortages(needs(model, setup), hardware))
 
 
-def smallest(model: GPTConfig, setup: Setup, hardware: Hardware) -> Needs:
+def smallest(model: ModelConfig, setup: Setup, hardware: Hardware) -> Needs:
     """What the most frugal setup needs: everything in host memory, one row at a time."""
     frugal = replace(setup, micro_batch_size=1, activation_checkpointing=True)
     if not setup.lora_rank:

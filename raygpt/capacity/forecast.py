@@ -1,4 +1,4 @@
-"""Will it fit? From a config and a machine to a report: what is needed, whether there is enough, what to change."""
+"""Will it fit? From a setup and a machine to a forecast: what is needed, whether there is enough, what to change."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ import contextlib
 import io
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from raygpt.capacity.fit import Hardware, Shortage, fit, largest_rows, resized, shortages, smallest
 from raygpt.capacity.memory import Counts, Needs, Setup, needs, peak
-from raygpt.config import Config
-from raygpt.errors import UserError
-from raygpt.hardware import spec_named
-from raygpt.model.gpt import GPTConfig
-from raygpt.train.plan import micro_batch_choices
-from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
+from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, micro_batch_choices
+from raygpt.model.architecture import ModelConfig
 
 GB = 1e9
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Report:
+class Forecast:
     """What a run needs on a machine. `suggestion` is the fastest setup that fits, None where none does."""
 
-    model: GPTConfig
+    model: ModelConfig
     setup: Setup
     needs: Needs
     hardware: Hardware
@@ -133,37 +129,19 @@ class Report:
         )
 
 
-def plan_for(config: Config, model: GPTConfig, hardware: Hardware) -> Report:
-    """The report of a run as it is configured, on `hardware` with the `plan` section's figures put over it.
+def forecast(
+    model: ModelConfig, setup: Setup, hardware: Hardware, *, local_rows: int, micro_batch_size: int | str, run: str
+) -> Forecast:
+    """What `setup` needs on `hardware`, `local_rows` being a worker's rows of one optimizer step.
 
-    Raises UserError where the settings and the planned GPU do not go together.
+    `micro_batch_size` in place of the setup's: rows, or auto for what the workers would find. `run` is where
+    checkpoints go, for the sentences.
     """
-    hardware = planned_hardware(config, hardware)
-    workers = config.scale.worker_range[0 if config.train.strategy != "ddp" else 1]
-    on_host = min(workers, config.plan.gpus_per_host or max(hardware.workers_per_host, 1))
-    if hardware.gpu is None and config.plan.gpus_per_host is None:
-        on_host = workers
-    hardware = replace(hardware, workers_per_host=on_host)
-    seq_len = config.data.seq_len or model.seq_len
-    local_rows = max(1, config.train.global_batch_tokens // seq_len // workers)
-    micro = config.train.micro_batch_size
-    setup = Setup(
-        strategy=config.train.strategy,
-        offload=config.train.offload,
-        precision=planned_precision(config.train.precision, hardware),
-        seq_len=seq_len,
-        activation_checkpointing=config.train.activation_checkpointing,
-        lora_rank=config.model.lora_rank,
-        world_size=workers,
-        workers_per_host=on_host,
-        gpu=hardware.gpu is not None,
-        keep_checkpoints=config.train.keep_checkpoints,
-    )
-    if isinstance(micro, int):
-        setup = resized(setup, micro, local_rows)
+    if isinstance(micro_batch_size, int):
+        setup = resized(setup, micro_batch_size, local_rows)
     elif hardware.gpu is None:
         # on a CPU the workers do not try sizes out: larger ones gain nothing
-        most = max(1, CPU_MICRO_BATCH_TOKENS // seq_len)
+        most = max(1, CPU_MICRO_BATCH_TOKENS // setup.seq_len)
         setup = resized(setup, micro_batch_choices(local_rows, most)[0], local_rows)
     else:
         fitting = largest_rows(model, setup, hardware, local_rows)
@@ -171,45 +149,10 @@ def plan_for(config: Config, model: GPTConfig, hardware: Hardware) -> Report:
     need = needs(model, setup)
     found = tuple(shortages(need, hardware))
     suggestion = fit(model, setup, hardware, local_rows) if any(item.what != "disk" for item in found) else setup
-    return Report(model, setup, need, hardware, found, suggestion, f"{config.run.storage}/{config.run.name}")
+    return Forecast(model, setup, need, hardware, found, suggestion, run)
 
 
-def planned_hardware(config: Config, here: Hardware) -> Hardware:
-    """`here` with plan.gpu, plan.gpu_memory_gb, plan.host_memory_gb and plan.disk_gb in place of its own figures.
-
-    Raises UserError for a GPU that the table lacks and no memory is given for.
-    """
-    plan = config.plan
-    if plan.gpu is not None and plan.gpu.lower() == "cpu":
-        here = replace(here, gpu=None, gpu_memory=0, workers_per_host=1)
-    elif plan.gpu is not None:
-        spec = spec_named(plan.gpu)
-        if spec is None and plan.gpu_memory_gb is None:
-            raise UserError(f"plan.gpu={plan.gpu} is not in the table of GPUs: set plan.gpu_memory_gb too, or cpu.")
-        workers = plan.gpus_per_host or config.scale.worker_range[1]
-        here = replace(here, gpu=plan.gpu, gpu_memory=spec.memory if spec else 0, workers_per_host=workers)
-    if plan.gpu_memory_gb is not None:
-        here = replace(here, gpu=here.gpu or "GPU", gpu_memory=int(plan.gpu_memory_gb * GB))
-    if plan.host_memory_gb is not None:
-        here = replace(here, host_memory=int(plan.host_memory_gb * GB))
-    if plan.disk_gb is not None:
-        here = replace(here, disk=int(plan.disk_gb * GB))
-    return here
-
-
-def planned_precision(wanted: str, hardware: Hardware) -> str:
-    """train.precision, with auto as a job on that hardware resolves it. UserError for what the GPU cannot do."""
-    spec = spec_named(hardware.gpu) if hardware.gpu else None
-    if hardware.gpu is None:
-        return "fp32" if wanted == "auto" else wanted
-    if wanted == "auto":
-        return "fp16" if spec is not None and spec.bf16 is None else "bf16"
-    if spec is not None and wanted in ("bf16", "tf32") and spec.peak(wanted) is None:
-        raise UserError(f"train.precision={wanted} is not supported by {hardware.gpu}: use fp16.")
-    return wanted
-
-
-def deepspeed_estimate(model: GPTConfig, setup: Setup) -> tuple[int, int] | None:
+def deepspeed_estimate(model: ModelConfig, setup: Setup) -> tuple[int, int] | None:
     """(host, GPU) bytes of the model's states as DeepSpeed's own estimators have it, host buffers times 1.5 included.
 
     None without ZeRO or where DeepSpeed is not installed.
@@ -245,14 +188,14 @@ def options(settings: dict[str, Any]) -> str:
     return " ".join(f"--{key}={_text(value)}" for key, value in settings.items())
 
 
-def _header(report: Report) -> str:
-    setup = report.setup
+def _header(forecast: Forecast) -> str:
+    setup = forecast.setup
     recomputed = ", activation checkpointing" if setup.activation_checkpointing else ""
     adapters = f", adapters of rank {setup.lora_rank}" if setup.lora_rank else ""
     return (
-        f"Model of {report.model.num_parameters():,} parameters{adapters}, {setup.strategy}, offload {setup.offload}, "
-        f"{setup.precision}, {_plural(setup.world_size, 'worker')}, {setup.micro_batch_size} x {setup.seq_len} tokens "
-        f"per pass{recomputed}"
+        f"Model of {forecast.model.num_parameters():,} parameters{adapters}, {setup.strategy}, "
+        f"offload {setup.offload}, {setup.precision}, {_plural(setup.world_size, 'worker')}, "
+        f"{setup.micro_batch_size} x {setup.seq_len} tokens per pass{recomputed}"
     )
 
 
@@ -269,9 +212,9 @@ def _table(title: str, moments: dict[str, dict[str, int]], limit: int) -> list[s
     return rows
 
 
-def _beside(report: Report, estimate: tuple[int, int]) -> str:
+def _beside(forecast: Forecast, estimate: tuple[int, int]) -> str:
     """DeepSpeed's figures next to ours for the same: states, without activations, processes and the context."""
-    ours = states(report.needs)
+    ours = states(forecast.needs)
     host, gpu = estimate
     return (
         f"States alone: {ours[1] / GIB:.1f} GiB per GPU, {ours[0] / GIB:.1f} GiB per host; DeepSpeed's estimator: "
@@ -292,12 +235,12 @@ def states(need: Needs) -> tuple[int, int]:
     return worst(need.host), worst(need.device)
 
 
-def _subject(report: Report, shortage: Shortage) -> str:
-    setup = report.setup
+def _subject(forecast: Forecast, shortage: Shortage) -> str:
+    setup = forecast.setup
     if shortage.what == "disk":
         return (
             f"train.keep_checkpoints={setup.keep_checkpoints} needs {_gb(shortage.needed)} of disk "
-            f"({_gb(report.needs.checkpoint)} per checkpoint, the best and one being written besides)"
+            f"({_gb(forecast.needs.checkpoint)} per checkpoint, the best and one being written besides)"
         )
     offload = f", train.offload={setup.offload}" if setup.offload != "none" else ""
     where = "on each GPU" if shortage.what == "device" else "of host memory"
@@ -307,12 +250,12 @@ def _subject(report: Report, shortage: Shortage) -> str:
     )
 
 
-def _supply(report: Report, shortage: Shortage) -> str:
+def _supply(forecast: Forecast, shortage: Shortage) -> str:
     if shortage.what == "device":
-        return f"{report.hardware.gpu} has {_gb(shortage.available)}"
+        return f"{forecast.hardware.gpu} has {_gb(shortage.available)}"
     if shortage.what == "host":
         return f"the machine has {_gb(shortage.available)}"
-    return f"{_gb(shortage.available)} are free in {report.run}"
+    return f"{_gb(shortage.available)} are free in {forecast.run}"
 
 
 def _gb(size: int) -> str:

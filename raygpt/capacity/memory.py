@@ -1,18 +1,19 @@
 """PURE. What a training run needs in memory and on disk, in bytes, from the model's shape and the settings alone.
 
-Every figure follows from what the code holds on to: activations.py, raygpt.parallel.ddp and raygpt.parallel.zero, and
-DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py, partition_parameters.py). benchmarks/memory.md has the
-measurements.
+Every figure follows from what the code holds on to: the model's family (model/gpt2_memory.py for GPT-2),
+raygpt.parallel.ddp and raygpt.parallel.zero, and DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py,
+partition_parameters.py). benchmarks/memory.md has the measurements.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, prod
 
-from raygpt.capacity.activations import Work, backward_work, evaluation_work, forward_work
 from raygpt.capacity.allocator import is_tight
-from raygpt.model.gpt import GPTConfig
+from raygpt.capacity.micro_batch import EVALUATION_ROWS
+from raygpt.model import registry
+from raygpt.model.architecture import ModelConfig, Work
 from raygpt.parallel.zero_config import BUCKET, LIVE_PARAMETERS, STAGES, SUB_GROUP
 
 MOMENTS = ("start", "forward pass", "backward pass", "optimizer step", "evaluation", "save")
@@ -113,44 +114,43 @@ def peak(moments: dict[str, Parts]) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of parameters: all of them (padding rows too), of the matrices, of the largest, of one block."""
+    """Numbers of parameters: all of them (padding rows too), of the largest, of those trained."""
 
     total: int
-    matrices: int
     largest: int
-    block: int
     trained: int
 
     @classmethod
-    def of(cls, model: GPTConfig, lora_rank: int = 0) -> Counts:
-        padding = (model.padded_vocab_size - model.vocab_size) * model.n_embd
-        total = model.num_parameters() + padding * (1 if model.tie_weights else 2)
-        c = model.n_embd
-        embeddings = model.padded_vocab_size * c * (1 if model.tie_weights else 2) + model.seq_len * c
-        adapters = 16 * c * lora_rank * model.n_layer  # in + out of the four matrices of a block
+    def of(cls, model: ModelConfig, lora_rank: int = 0) -> Counts:
+        shapes = registry.parameter_shapes(model)
+        total = sum(prod(shape) for shape in shapes.values())
+        targets = registry.of(model).adapter_targets
+        beside = [
+            shape for name, shape in shapes.items() if name.endswith(tuple(f".{part}.weight" for part in targets))
+        ]
+        adapters = lora_rank * sum(sum(shape) for shape in beside)  # in + out of every matrix that has one
         return cls(
             total=total + adapters,
-            matrices=12 * c * c * model.n_layer + embeddings,
-            largest=max(model.padded_vocab_size * c, 4 * c * c),
-            block=12 * c * c,
+            largest=max(prod(shape) for shape in shapes.values()),
             trained=adapters if lora_rank else total,
         )
 
 
-def needs(model: GPTConfig, setup: Setup) -> Needs:
+def needs(model: ModelConfig, setup: Setup) -> Needs:
     """Everything; see the parts below."""
     counts = Counts.of(model, setup.lora_rank)
     worker = _zero_states(counts, setup) if setup.stage else _ddp_states(counts, setup)
-    work = {
-        "forward pass": forward_work(model, setup.work),
-        "backward pass": backward_work(model, setup.work),
-        "evaluation": evaluation_work(model, setup.work),
+    family, work = registry.of(model), setup.work
+    passes = {
+        "forward pass": family.forward_memory(model, work),
+        "backward pass": family.backward_memory(model, work),
+        "evaluation": family.evaluation_memory(model, replace(work, tokens=EVALUATION_ROWS * work.tokens)),
     }
     device: dict[str, Parts] = {}
     host: dict[str, Parts] = {}
     for moment in MOMENTS:
         on_device, on_host = worker[moment]
-        on_device = _sum(on_device, work.get(moment, {}))
+        on_device = _sum(on_device, passes.get(moment, {}))
         if setup.gpu:
             device[moment] = _with_fragments(on_device, "gpu")
             device[moment]["CUDA context"] = CUDA_CONTEXT + (NCCL if setup.world_size > 1 else 0)
@@ -174,7 +174,7 @@ def _ray(workers: int) -> int:
     return (PROCESSES["ray in a worker"] + PROCESSES["reader"]) * workers
 
 
-def loading(model: GPTConfig, whole: bool) -> int:
+def loading(model: ModelConfig, whole: bool) -> int:
     """Host memory of reading weights: `whole` into an fp32 model, or one at a time, as every rank of ZeRO does.
 
     Files are mapped or read piece by piece; the largest tensor exists up to three times while it is converted.
@@ -183,7 +183,7 @@ def loading(model: GPTConfig, whole: bool) -> int:
     return 4 * counts.total * whole + 3 * 4 * counts.largest
 
 
-def saving(model: GPTConfig) -> int:
+def saving(model: ModelConfig) -> int:
     """Host memory of writing a sharded checkpoint besides the state itself: one tensor on its way."""
     return 4 * Counts.of(model).largest
 

@@ -8,24 +8,25 @@ from dataclasses import replace
 import ray
 
 from raygpt.capacity.fit import Hardware
-from raygpt.capacity.forecast import GIB, Report, plan_for
+from raygpt.capacity.forecast import GIB, Forecast
+from raygpt.capacity.from_config import forecast_run
 from raygpt.capacity.machine import free_disk, probe
 from raygpt.cluster.connect import wants_gpu
 from raygpt.config import Config
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPTConfig
+from raygpt.model.architecture import ModelConfig
 from raygpt.storage import Location
 
 
-def check_fit(config: Config, model: GPTConfig, run: Location) -> Report | None:
-    """The plan of a run on the connected cluster, printed in a line; None with plan.check=off.
+def check_fit(config: Config, model: ModelConfig, run: Location) -> Forecast | None:
+    """The forecast of a run on the connected cluster, printed in a line; None with plan.check=off.
 
     Raises UserError, naming the setting to change, where it does not fit and plan.check is refuse.
     """
     if config.plan.check == "off":
         return None
     config, hardware = _cluster(config, run)
-    report = plan_for(config, model, hardware)
+    report = forecast_run(config, model, hardware)
     print(summary(report), flush=True)
     if report.refusal is not None:
         if config.plan.check == "refuse":
@@ -34,7 +35,7 @@ def check_fit(config: Config, model: GPTConfig, run: Location) -> Report | None:
     return report
 
 
-def summary(report: Report) -> str:
+def summary(report: Forecast) -> str:
     """What the run takes, in one line."""
     device = f"{report.needs.device_peak / GIB:.1f} GiB per GPU, " if report.hardware.gpu is not None else ""
     return (

@@ -54,6 +54,8 @@ def with_pad(model: GPT) -> GPT:
 
     The config agrees: vocab_size is one more and PAD is its last id. The given model is left as it is.
     """
+    if not isinstance(model, GPT):
+        raise UserError("classification needs a model of the gpt2 architecture: name another one with model.init_from.")
     config = replace(model.config, vocab_size=model.config.vocab_size + 1)
     with torch.device("meta"):
         grown = GPT(config)

@@ -19,7 +19,7 @@ from raygpt.config import Config
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.evaluate.statistics import PairedBootstrap, Score
-from raygpt.train.resolve import run_location
+from raygpt.run.frame import run_location
 
 BATCH = 32
 

@@ -17,9 +17,9 @@ from raygpt.model.gpt import GPT
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.weights import load
+from raygpt.run.frame import run_location
 from raygpt.storage import Location
 from raygpt.train.precision import Precision
-from raygpt.train.resolve import run_location
 
 
 @dataclass

@@ -50,16 +50,18 @@ class Exported:
 
 def run(config: Config, call: Call) -> int:
     from raygpt.evaluate.subject import background, subject_uri
-    from raygpt.model.export import export_to
+    from raygpt.model import registry
     from raygpt.parallel.weights import open_tokenizer, open_weights
 
     source = open_weights(subject_uri(config))
+    family = registry.of(source.config)
+    family.check_export()
     run, trained = background(source.origin) if source.state is not None else (None, None)
     subject = Exported(source, open_tokenizer(source, config.data.tokenizer), trained, run)
     step = f" (step {source.state.step:,})" if source.state else ""
     print(f"Model {source.origin}{step}: {source.config.num_parameters():,} parameters", flush=True)
     target = target_folder(config, subject)
-    export_to(
+    family.export(
         source.config,
         source.items(),
         target,

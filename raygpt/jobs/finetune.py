@@ -35,7 +35,7 @@ DECLARATION = Job(
 
 def run(config: Config, call: Call) -> int:
     from raygpt.jobs import pretrain
-    from raygpt.train.resolve import run_location
+    from raygpt.run.frame import run_location
 
     if config.task.name:
         from raygpt.jobs.tune import finetune_task
@@ -56,7 +56,7 @@ def run(config: Config, call: Call) -> int:
 def _best_or_newest(config: Config) -> str:
     """The checkpoint of the best evaluation where training went on past it, else the run."""
     from raygpt.parallel import checkpoint
-    from raygpt.train.resolve import run_location
+    from raygpt.run.frame import run_location
 
     run = run_location(config)
     found = checkpoint.complete_checkpoints(run)

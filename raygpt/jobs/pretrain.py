@@ -27,6 +27,7 @@ DECLARATION = Job(
 
 def run(config: Config, call: Call) -> int:
     from raygpt.jobs.prepare import raw_preparation, with_prepared_data
+    from raygpt.model.registry import of_preset
     from raygpt.train.resolve import resolve
 
     if "print_deepspeed" in call.flags:
@@ -38,6 +39,7 @@ def run(config: Config, call: Call) -> int:
     from raygpt.train.trainer import run_training
 
     assert config.data.train is not None
+    of_preset(config.model.preset)
     check_places(config)
     # mistakes come out before a cluster is started
     raw = raw_preparation(config) is not None
@@ -55,8 +57,8 @@ def run(config: Config, call: Call) -> int:
 
 def check_places(config: Config) -> None:
     """Fail early, in one sentence, where storage or data cannot be reached or W&B cannot be used."""
+    from raygpt.run.frame import run_location
     from raygpt.track.trackers import choose_wandb_mode
-    from raygpt.train.resolve import run_location
 
     storage.check_writable(run_location(config), "run.storage")
     for key in ("train", "val"):
@@ -102,9 +104,10 @@ def dry_run(config: Config) -> int:
 
     assert config.data.train is not None
     if needs_preparing(config.data.train, config.data.val):
-        from raygpt.model.presets import PRESETS
+        from raygpt.model.registry import of_preset
 
-        seq_len = config.data.seq_len or config.model.seq_len or PRESETS[config.model.preset]["seq_len"]
+        preset = of_preset(config.model.preset).presets[config.model.preset]
+        seq_len = config.data.seq_len or config.model.seq_len or preset["seq_len"]
         rows = batch_rows(
             config.train.global_batch_tokens, seq_len, config.train.micro_batch_size, config.scale.worker_range
         )

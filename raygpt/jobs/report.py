@@ -9,8 +9,8 @@ DECLARATION = Job("report", "draw a run's report and plots again", ("run",), pla
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.run.frame import run_location
     from raygpt.track.report import write_report
-    from raygpt.train.resolve import run_location
 
     page = write_report(run_location(config))
     print(f"Report: {page.uri}")

@@ -23,6 +23,7 @@ from torch import Tensor
 from raygpt import storage
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.model.registry import parameter_shapes
 from raygpt.model.tensorfile import Spec, header
 from raygpt.storage import Location
 
@@ -128,13 +129,6 @@ def _weight_files(target: Location) -> list[Location]:
 
 
 # --- weights -----------------------------------------------------------------------------------------------
-
-
-def parameter_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every parameter of GPT(config), a tied one once."""
-    with torch.device("meta"):
-        model = GPT(config, initialise=False)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 @dataclass

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPT, KVCache
+from raygpt.model import registry
+from raygpt.model.architecture import Cache, LanguageModel
 
 # All but cuDNN's: that prepares a plan for every length of the cache, 0.4 s each (modelscope/FunASR#3704), and gave
 # wrong tokens on Blackwell (pytorch/pytorch#193893).
@@ -45,7 +46,7 @@ def choose(
 
 
 def stream(
-    model: GPT,
+    model: LanguageModel,
     tokens: Tensor,
     max_new_tokens: int,
     *,
@@ -68,16 +69,16 @@ def stream(
     model.eval()
     try:
         window = tokens[:, -model.config.seq_len :]
-        cache: KVCache | None = None
+        entry = registry.of(model.config)
+        cache: Cache | None = None
         finished = torch.zeros(tokens.size(0), 1, dtype=torch.bool, device=tokens.device)
         for _ in range(max_new_tokens):
             with torch.no_grad(), sdpa_kernel(ATTENTION):
                 if use_cache and cache is not None and cache.length < cache.capacity:
-                    hidden = model.hidden(window[:, -1:], cache)
+                    logits = entry.next_logits(model, window[:, -1:], cache)
                 else:
-                    cache = KVCache(model.config) if use_cache else None
-                    hidden = model.hidden(window, cache)
-                logits = model.lm_head(hidden[:, -1])[:, : model.config.vocab_size]
+                    cache = entry.new_cache(model.config) if use_cache else None
+                    logits = entry.next_logits(model, window, cache)
                 column = choose(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
             if eot_id is not None:
                 column = column.masked_fill(finished, eot_id)
@@ -91,7 +92,7 @@ def stream(
 
 
 def generate(
-    model: GPT,
+    model: LanguageModel,
     tokens: Tensor,
     max_new_tokens: int,
     *,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raygpt.errors import UserError
+from raygpt.model.architecture import LanguageModel
 from raygpt.model.head_loss import IGNORE_INDEX, chunked_loss
 
 INIT_STD = 0.02
@@ -30,6 +31,8 @@ Reduction = Literal["mean", "sum", "none"]
 @dataclass(frozen=True)
 class GPTConfig:
     """The shape of a model. Raises UserError when the numbers do not fit together."""
+
+    architecture: ClassVar[str] = "gpt2"
 
     vocab_size: int
     seq_len: int = 1024  # longest context, in tokens
@@ -81,12 +84,22 @@ class GPTConfig:
         length = self.seq_len if seq_len is None else seq_len
         return 6 * self.num_parameters(non_embedding=True) + 12 * self.n_layer * self.n_embd * length
 
+    def describe(self) -> str:
+        """The shape in a few words."""
+        return f"{self.n_layer} layers, width {self.n_embd}"
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"architecture": self.architecture, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GPTConfig:
-        """Inverse of `to_dict`. Raises UserError on a key this version does not know, or without vocab_size."""
+        """Inverse of `to_dict`. Raises UserError on a key this version does not know, or without vocab_size.
+
+        Values without "architecture", as checkpoints held before there was a second one, are taken as well.
+        """
+        values = dict(values)
+        if (name := values.pop("architecture", cls.architecture)) != cls.architecture:
+            raise UserError(f"the model is of architecture {name}, and this place needs one of {cls.architecture}.")
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UserError(f"model config has unknown keys {', '.join(unknown)}; the known ones: {', '.join(known)}.")
@@ -225,7 +238,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """A GPT-2-class language model.
 
     Targets are the next tokens already: the caller shifts, once; the model never does. Works under

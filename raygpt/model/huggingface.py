@@ -21,11 +21,14 @@ from pyarrow import fs as pafs
 from torch import Tensor
 
 from raygpt.errors import UserError, one_line
-from raygpt.model.export import CONV1D, INDEX, VOCABULARY, export_huggingface, parameter_shapes
+from raygpt.model import registry
+from raygpt.model.architecture import Architecture
+from raygpt.model.export import CONV1D, INDEX, VOCABULARY, export_huggingface
 from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.model.registry import parameter_shapes
 from raygpt.storage import child, explain, list_folder, locate
 
-__all__ = ["export_huggingface", "load_huggingface", "open_folder", "read_config", "read_weights"]
+__all__ = ["export_huggingface", "family_of", "load_huggingface", "open_folder", "read_config", "read_weights"]
 
 MASKS = (".attn.bias", ".attn.masked_bias")
 # single file, index of several files; safetensors first: mapped, and data rather than code
@@ -75,6 +78,17 @@ def open_folder(folder_or_hub_id: str | os.PathLike[str], *, weights: bool = Tru
                 except OSError as error:
                     raise explain(error, where / name) from error
         yield Path(scratch)
+
+
+def family_of(folder: Path) -> Architecture:
+    """The family that reads the folder, whatever it holds. Raises UserError naming what can be read."""
+    path = folder / "config.json"
+    model_type = _read_json(path).get("model_type")
+    entry = registry.of_huggingface(model_type)
+    if entry is None:
+        known = ", ".join(name for one in registry.FAMILIES.values() for name in one.huggingface_types)
+        raise UserError(f"{path} says model_type {model_type!r}: choose a GPT-2 model (what can be read: {known}).")
+    return entry
 
 
 def read_weights(folder: Path, config: GPTConfig, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
@@ -183,12 +197,23 @@ def _weight_files(folder: Path) -> list[Path]:
         if (folder / single).exists():
             return [folder / single]
         if (folder / index).exists():
-            parts = sorted(set(_read_json(folder / index)["weight_map"].values()))
+            parts = _names_in(folder / index)
             missing = [name for name in parts if not (folder / name).exists()]
             if missing:
                 raise UserError(f"{folder} lacks {', '.join(missing)}, which {index} names: fetch the model again.")
             return [folder / name for name in parts]
     raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin: no weights to load.")
+
+
+def _names_in(index: Path) -> list[str]:
+    """Weight files that an index names. A path in place of a name could mean any file of the machine: UserError."""
+    named = _read_json(index).get("weight_map")
+    parts = list(named.values()) if isinstance(named, dict) else []
+    odd = [part for part in parts if not isinstance(part, str) or not re.fullmatch(r"\w[\w.-]*", part)]
+    if odd or not parts:
+        what = f"names {odd[0]!r}, which is no file of its folder" if odd else "names no weight files"
+        raise UserError(f"{index} {what}: fetch the model from where you trust it.")
+    return sorted(set(parts))
 
 
 def _read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

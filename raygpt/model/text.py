@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from raygpt.model.architecture import LanguageModel
 from raygpt.model.generate import stream
-from raygpt.model.gpt import GPT
 
 UNFINISHED = "\ufffd"
 
@@ -25,7 +25,7 @@ class Coder(Protocol):
 
 
 def continue_text(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Coder,
     prompt: str,
     max_new_tokens: int,

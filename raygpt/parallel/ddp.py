@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from raygpt.model.gpt import GPT
+from raygpt.model.architecture import LanguageModel
 from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel.distributed import World, parallel
 from raygpt.parallel.optimizer_state import load_state, optimizer_tensors
@@ -18,7 +18,7 @@ class DataParallel:
     """A model under DDP (`wrapped`), or alone, with its state out to a checkpoint and in again."""
 
     def __init__(
-        self, model: GPT, world: World, optimizer: torch.optim.Optimizer, *, always_wrap: bool = False
+        self, model: LanguageModel, world: World, optimizer: torch.optim.Optimizer, *, always_wrap: bool = False
     ) -> None:
         """The model is on its device and ready, compiled where it is to be. A worker alone goes without DDP unless
         `always_wrap`."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPT
+from raygpt.model import registry
+from raygpt.model.architecture import LanguageModel
 from raygpt.parallel.pieces import CheckpointTensors
 
-TARGETS = ("c_attn", "c_proj", "c_fc")  # all matrices of a block
 SAMPLED = 256  # values of each parameter that a base model is recognised by
 
 
@@ -36,8 +36,12 @@ class Adapters:
         return asdict(self)
 
 
-def add_adapters(model: GPT, adapters: Adapters) -> None:
-    """Freeze the model and put trainable adapters beside its matrices. Raises UserError without peft."""
+def add_adapters(model: LanguageModel, adapters: Adapters) -> None:
+    """Freeze the model and put trainable adapters beside its matrices. Raises UserError without peft,
+    and for a family of models that has no place for them."""
+    entry = registry.of(model.config)
+    if not entry.adapter_targets:
+        raise UserError(f"model.lora_rank: a model of architecture {entry.name} takes no adapters, set it to 0.")
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -48,7 +52,7 @@ def add_adapters(model: GPT, adapters: Adapters) -> None:
         r=adapters.rank,
         lora_alpha=adapters.alpha,  # type: ignore[arg-type]  # peft divides it, whole or not
         lora_dropout=adapters.dropout,
-        target_modules=list(TARGETS),
+        target_modules=list(entry.adapter_targets),
     )
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from raygpt import storage
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.model import registry
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.lora import Adapters, merged
@@ -20,7 +21,7 @@ from raygpt.parallel.lora import Adapters, merged
 class Loaded:
     """A model with what is needed to talk to it. `state` is None for a Hugging Face model."""
 
-    model: GPT
+    model: Any  # a LanguageModel, of whatever family
     tokenizer: Tokenizer
     origin: str
     state: RunState | None = None
@@ -33,7 +34,7 @@ class WeightSource:
     `state` is None for a Hugging Face model.
     """
 
-    config: GPTConfig
+    config: Any  # a ModelConfig
     origin: str
     items: Callable[[], Iterator[tuple[str, torch.Tensor]]]
     state: RunState | None = None
@@ -45,7 +46,7 @@ def open_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) 
     if where is None:
         return _open_huggingface(uri, dropout, seq_len)
     state = checkpoint.read_state(where)
-    config = replace(GPTConfig.from_dict(state.model), dropout=dropout)
+    config = registry.model_config({**state.model, **({"dropout": dropout} if "dropout" in state.model else {})})
     tensors = checkpoint.open_tensors(where)
     if state.adapters:
         adapters = Adapters(**state.adapters)
@@ -54,7 +55,7 @@ def open_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) 
     return WeightSource(config, where.uri, tensors.items, state)
 
 
-def load_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) -> tuple[GPT, RunState | None, str]:
+def load_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) -> tuple[Any, RunState | None, str]:
     """(model on the CPU, state, where from) for a run folder, a checkpoint, or a Hugging Face folder or id.
 
     Raises UserError when nothing usable lies there.
@@ -63,9 +64,9 @@ def load_weights(uri: str, *, dropout: float = 0.0, seq_len: int | None = None) 
     return build_model(source), source.state, source.origin
 
 
-def build_model(source: WeightSource) -> GPT:
+def build_model(source: WeightSource) -> Any:
     """The model on the CPU, fp32."""
-    model = GPT(source.config, initialise=False)
+    model = registry.of(source.config).build(source.config)
     fill_model(model, source.items())
     return model
 
@@ -94,7 +95,7 @@ def open_tokenizer(source: WeightSource, tokenizer: str | None = None) -> Tokeni
 
 
 @torch.no_grad()
-def fill_model(model: GPT, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+def fill_model(model: torch.nn.Module, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
     """Copy parameters that come one at a time into a model; tied weights come once. UserError unless all fit."""
     parameters = dict(model.named_parameters())
     for name, value in weights:
@@ -107,14 +108,15 @@ def fill_model(model: GPT, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
 
 
 def _open_huggingface(uri: str, dropout: float, seq_len: int | None) -> WeightSource:
-    from raygpt.model.huggingface import open_folder, read_config, read_weights
+    from raygpt.model.huggingface import family_of, open_folder
 
     with open_folder(uri, weights=False) as folder:
-        config = read_config(folder, dropout=dropout, seq_len=seq_len)
+        entry = family_of(folder)
+        config = entry.read_config(folder, dropout=dropout, seq_len=seq_len)
 
     def items() -> Iterator[tuple[str, torch.Tensor]]:
         with open_folder(uri) as folder:
-            yield from read_weights(folder, config, torch.float32)
+            yield from entry.read_weights(folder, config, torch.float32)
 
     return WeightSource(config, uri, items)
 

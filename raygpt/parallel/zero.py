@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.model import registry
+from raygpt.model.architecture import LanguageModel, ModelConfig
 from raygpt.parallel import loss_scale
 from raygpt.parallel.optimizer_state import STEP, counter, set_lr
 from raygpt.parallel.pieces import WEIGHT, CheckpointTensors, Piece
@@ -59,7 +60,7 @@ class ZeroEngine:
 
     def __init__(
         self,
-        model_config: GPTConfig,
+        model_config: ModelConfig,
         device: torch.device,
         config: dict[str, Any],
         make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
@@ -74,19 +75,24 @@ class ZeroEngine:
             raise UserError("train.precision=fp16 is not supported by DeepSpeed on this CPU: use bf16 or fp32.")
         model = self._empty_model(deepspeed, model_config, device, config, activation_checkpointing)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model), config=config)
-        self.model: GPT = self.engine.module
+        self.model: LanguageModel = self.engine.module
         self.optimizer = self.engine.optimizer
 
     def _empty_model(
-        self, deepspeed: Any, model_config: GPTConfig, device: torch.device, config: dict[str, Any], checkpointing: bool
-    ) -> GPT:
+        self,
+        deepspeed: Any,
+        model_config: ModelConfig,
+        device: torch.device,
+        config: dict[str, Any],
+        checkpointing: bool,
+    ) -> LanguageModel:
         dtype = DTYPES.get(self.precision_name, torch.float32)
         if self.stage == 3:
             # every module is cut into its parts as soon as it exists: never more than one whole matrix at a time
             with deepspeed.zero.Init(config_dict_or_path=config, dtype=dtype):
-                return GPT(model_config, checkpointing, initialise=False)
+                return registry.of(model_config).build(model_config, checkpointing)
         with torch.device("meta"):
-            model = GPT(model_config, checkpointing, initialise=False).to(dtype)
+            model = registry.of(model_config).build(model_config, checkpointing).to(dtype)
         model.to_empty(device=device)
         model.tie()
         return model

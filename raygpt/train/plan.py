@@ -69,8 +69,3 @@ def warmup(total: int, warmup_steps: int | None, warmup_fraction: float | None) 
 def accumulation(global_batch_rows: int, world_size: int, micro_batch_size: int) -> int:
     """Micro-batches per rank and step: global_batch_tokens = micro_batch_size x seq_len x world_size x this."""
     return global_batch_rows // world_size // micro_batch_size
-
-
-def micro_batch_choices(local_rows: int, limit: int = 64) -> list[int]:
-    """Divisors of a rank's rows, largest first, at most `limit`: what `micro_batch_size: auto` tries."""
-    return [size for size in range(min(local_rows, limit), 0, -1) if local_rows % size == 0]

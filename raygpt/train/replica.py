@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from raygpt.hardware import prefer_attention
-from raygpt.model.gpt import GPT
+from raygpt.model.architecture import LanguageModel
 from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel.ddp import DataParallel
 from raygpt.parallel.distributed import World
@@ -32,7 +32,7 @@ class Replica:
 
     def __init__(
         self,
-        model: GPT,
+        model: LanguageModel,
         world: World,
         *,
         precision: str,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
@@ -13,11 +12,13 @@ from raygpt.data.order import Order
 from raygpt.data.shards import TOKENIZER, Manifest
 from raygpt.data.sources import manifests, shard_folders
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPTConfig
-from raygpt.model.presets import PRESETS
+from raygpt.model.architecture import ModelConfig
+from raygpt.model.registry import FIRST
 from raygpt.parallel import checkpoint
+from raygpt.run.frame import run_location
 from raygpt.storage import Location
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
+from raygpt.train.model_shape import model_shape
 from raygpt.train.optim import check_name
 from raygpt.train.plan import TrainPlan, batch_rows, total_steps, warmup
 from raygpt.train.resume import check_resume
@@ -33,15 +34,11 @@ class Resolved:
     val_uri: str
     train: Manifest
     val: Manifest
-    model: GPTConfig
+    model: ModelConfig
     plan: TrainPlan
     done_steps: int
     tokenizer_json: bytes
     stopped_early: bool = False
-
-
-def run_location(config: Config) -> Location:
-    return storage.locate(config.run.storage) / config.run.name
 
 
 def resolve(config: Config) -> Resolved:
@@ -53,10 +50,10 @@ def resolve(config: Config) -> Resolved:
         raise UserError(f"data.val={val_uri} holds {val.tokens} tokens, too few to predict one: prepare more text.")
     run = run_location(config)
     earlier = _earlier_run(config, run)
-    if earlier is not None and config.model.init_from != "random":
-        model = _resumed_model(config, earlier)  # the base model is no longer needed, and may be gone
-    else:
-        model = model_config(config, train)
+    trained = {"architecture": FIRST, **earlier.model} if earlier is not None else None
+    model = model_shape(config.model, train.tokenizer.vocab_size, trained=trained)
+    if earlier is None or config.model.init_from == "random":
+        _check_vocabulary(model, train)
     if earlier is None and config.model.init_from != "random":
         _check_base_tokenizer(config, train, train_uri)
     seq_len = config.data.seq_len or model.seq_len
@@ -93,7 +90,7 @@ def resolve(config: Config) -> Resolved:
             "order_version": earlier.order_version,
             "fingerprint": earlier.fingerprint,
             "tokenizer_sha256": earlier.tokenizer_sha256,
-            "model": earlier.model,
+            "model": trained,
             "config": yaml.safe_load(storage.read_text(checkpoint.complete_checkpoints(run)[0] / "config.yaml")),
         }
         check_resume(run, saved, config.to_dict(), facts, ignore_fingerprint=config.data.ignore_fingerprint)
@@ -111,42 +108,13 @@ def resolve(config: Config) -> Resolved:
     )
 
 
-def model_config(config: Config, train: Manifest) -> GPTConfig:
-    """Shape from model.init_from where that names weights, else from the preset; overrides must agree with weights."""
-    wanted = {
-        key: getattr(config.model, key)
-        for key in ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len")
-        if getattr(config.model, key) is not None
-    }
-    if config.model.init_from == "random":
-        shape: dict[str, Any] = {**PRESETS[config.model.preset], "vocab_size": train.tokenizer.vocab_size, **wanted}
-        shape |= {"bias": config.model.bias, "tie_weights": config.model.tie_weights}
-    else:
-        shape = shape_of(config.model.init_from, wanted.get("seq_len"))
-        for key in ("n_layer", "n_head", "n_embd", "vocab_size"):
-            if key in wanted and wanted[key] != shape[key]:
-                raise UserError(
-                    f"model.{key}={wanted[key]} but the weights of model.init_from={config.model.init_from} have "
-                    f"{shape[key]}: leave it out, or start from random."
-                )
-    if shape["vocab_size"] < train.tokenizer.vocab_size:
+def _check_vocabulary(model: ModelConfig, train: Manifest) -> None:
+    if model.vocab_size < train.tokenizer.vocab_size:
         raise UserError(
-            f"the model knows {shape['vocab_size']:,} token ids but data.train was made with tokenizer "
+            f"the model knows {model.vocab_size:,} token ids but data.train was made with tokenizer "
             f"{train.tokenizer.name} of {train.tokenizer.vocab_size:,}: prepare the data with the model's tokenizer, "
             "or raise model.vocab_size."
         )
-    return GPTConfig.from_dict({**shape, "dropout": config.model.dropout})
-
-
-def shape_of(init_from: str, seq_len: int | None) -> dict[str, Any]:
-    """GPTConfig values of the weights that model.init_from names, their context cut to seq_len. Fetches no weights."""
-    where = checkpoint.locate_checkpoint(init_from)
-    if where is not None:
-        return checkpoint.read_state(where).model
-    from raygpt.model.huggingface import open_folder, read_config
-
-    with open_folder(init_from, weights=False) as folder:
-        return read_config(folder, seq_len=seq_len).to_dict()
 
 
 def _earlier_run(config: Config, run: Location) -> checkpoint.RunState | None:
@@ -156,15 +124,6 @@ def _earlier_run(config: Config, run: Location) -> checkpoint.RunState | None:
     if config.run.resume == "never" and (found or storage.exists(run / "config.yaml")):
         raise UserError(f"run.resume=never but run {run.uri} exists already: choose another run.name.")
     return checkpoint.read_state(found[0]) if found else None
-
-
-def _resumed_model(config: Config, earlier: checkpoint.RunState) -> GPTConfig:
-    """The shape in the checkpoint with what the settings say otherwise, so that a difference is refused by name."""
-    shape = dict(earlier.model)
-    for key in ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len"):
-        if getattr(config.model, key) is not None:
-            shape[key] = getattr(config.model, key)
-    return GPTConfig.from_dict({**shape, "dropout": config.model.dropout})
 
 
 def _check_base_tokenizer(config: Config, train: Manifest, train_uri: str) -> None:

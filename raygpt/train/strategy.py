@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from raygpt import hardware
+from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, micro_batch_choices
 from raygpt.config import Config
-from raygpt.model.gpt import GPT, GPTConfig, initial_weights
+from raygpt.model import registry
+from raygpt.model.architecture import LanguageModel, ModelConfig
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState, TensorStream
 from raygpt.parallel.distributed import World
@@ -24,10 +26,9 @@ from raygpt.parallel.zero import ZeroEngine
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.storage import Location
 from raygpt.train.optim import check_name, make_optimizer
-from raygpt.train.plan import TrainPlan, accumulation, micro_batch_choices
+from raygpt.train.plan import TrainPlan, accumulation
 from raygpt.train.replica import Replica
 from raygpt.train.step import StepFunction
-from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
 from raygpt.train.zero_step import ZeroStep
 
 
@@ -35,7 +36,7 @@ class Strategy(Protocol):
     """A model ready to train. `background`: what `tensor_files` returns are copies, which may be stored later."""
 
     @property
-    def model(self) -> GPT: ...
+    def model(self) -> LanguageModel: ...
 
     @property
     def step(self) -> StepFunction: ...
@@ -55,7 +56,7 @@ class Strategy(Protocol):
 
 def build(
     config: Config,
-    model_config: GPTConfig,
+    model_config: ModelConfig,
     world: World,
     plan: TrainPlan,
     found: Location | None,
@@ -100,15 +101,17 @@ def build(
     return strategy, f"{precision} ({reason})" + (f"; {attention}" if world.device.type == "cuda" else "")
 
 
-def fresh_weights(config: Config, model_config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+def fresh_weights(config: Config, model_config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """(name, value) of every parameter at step 0: those of model.init_from, or random ones from run.seed."""
     if config.model.init_from != "random":
         return open_weights(config.model.init_from, seq_len=model_config.seq_len).items()
     torch.manual_seed(config.run.seed)
-    return initial_weights(model_config)
+    return registry.of(model_config).initial_weights(model_config)
 
 
-def _whole_model(config: Config, model_config: GPTConfig, world: World, found: Location | None, state: RunState) -> GPT:
+def _whole_model(
+    config: Config, model_config: ModelConfig, world: World, found: Location | None, state: RunState
+) -> LanguageModel:
     """The model with its weights, and with adapters where model.lora_rank asks for them. One rank of a node reads."""
 
     def fresh() -> Iterator[tuple[str, Tensor]]:
@@ -117,14 +120,14 @@ def _whole_model(config: Config, model_config: GPTConfig, world: World, found: L
     rank = config.model.lora_rank
     if not rank:
         with torch.device("meta"):
-            model = GPT(model_config, config.train.activation_checkpointing, initialise=False)
+            model = registry.of(model_config).build(model_config, config.train.activation_checkpointing)
         model.to_empty(device=world.device)  # where it will stay: nothing whole lies in the host's memory
         model.tie()
         weights = fresh if found is None else lambda: checkpoint.open_tensors(found).items()
         reads = found is not None or config.model.init_from != "random"
         fill_model(model, once_per_node(world, weights) if reads else fresh())  # type: ignore[arg-type]
         return model
-    model = GPT(model_config, config.train.activation_checkpointing, initialise=False)
+    model = registry.of(model_config).build(model_config, config.train.activation_checkpointing)
     base = Recognised(once_per_node(world, fresh))  # type: ignore[arg-type]
     fill_model(model, iter(base))
     alpha = config.model.lora_alpha or 2.0 * rank
@@ -150,7 +153,7 @@ class Zero:
 
     def __init__(
         self,
-        model_config: GPTConfig,
+        model_config: ModelConfig,
         weights: Iterable[tuple[str, Tensor]] | None,
         config: Config,
         world: World,

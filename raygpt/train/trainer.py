@@ -88,7 +88,7 @@ def _announce(config: Config, job: Resolved, progress: Progress) -> None:
     account = order.account(0)
     progress.note(
         f"Model {config.model.preset if config.model.init_from == 'random' else config.model.init_from}: "
-        f"{human_count(model.num_parameters())} parameters, {model.n_layer} layers, width {model.n_embd}, "
+        f"{human_count(model.num_parameters())} parameters, {model.describe()}, "
         f"context {order.seq_len}"
     )
     progress.note(

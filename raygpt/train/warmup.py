@@ -12,15 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from raygpt.capacity.activations import EVALUATION_ROWS
+from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, EVALUATION_ROWS, micro_batch_choices
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPT
+from raygpt.model.architecture import LanguageModel
 from raygpt.parallel.distributed import World
 from raygpt.parallel.rng import restore_rng, rng_state
-from raygpt.train.plan import micro_batch_choices
 from raygpt.train.precision import Precision
-
-CPU_MICRO_BATCH_TOKENS = 16_384  # larger ones gain nothing on a CPU and cost memory
 
 
 def find_micro_batch(
@@ -62,7 +59,9 @@ def find_micro_batch(
     )
 
 
-def compile_for_training(model: GPT, *, blocks: bool, backend: str = "inductor", mode: str | None = None) -> None:
+def compile_for_training(
+    model: LanguageModel, *, blocks: bool, backend: str = "inductor", mode: str | None = None
+) -> None:
     """torch.compile in place, for the one shape that training has. The first call compiles.
 
     All in one graph is fastest. Under DDP it would hand over all gradients at once, when nothing is left to compute

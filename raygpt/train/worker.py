@@ -15,8 +15,8 @@ import ray.train.torch
 import torch
 
 from raygpt import storage
-from raygpt.capacity.activations import EVALUATION_ROWS
 from raygpt.capacity.allocator import is_tight, return_freed_memory
+from raygpt.capacity.micro_batch import EVALUATION_ROWS
 from raygpt.config import Config
 from raygpt.config.settings import config_from_dict
 from raygpt.data.order import ORDER_VERSION
@@ -25,7 +25,7 @@ from raygpt.data.service import Group, served_blocks, service_of
 from raygpt.data.shards import Layout
 from raygpt.data.stream import Batch, Source, batches, mapped_blocks
 from raygpt.errors import UserError
-from raygpt.model.gpt import GPTConfig
+from raygpt.model import registry
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World
@@ -91,7 +91,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     state = checkpoint.read_state(found) if found is not None else _fresh_state(assignment)
     source = Source(assignment.train, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
     stream = _stream(source, config.data.backend, assignment.reader, world, state.step, plan.total_steps)
-    model_config = GPTConfig.from_dict(assignment.model)
+    model_config = registry.model_config(assignment.model)
     cached = found is not None and config.train.compile and _load_compiled(run, world, link)
     strategy, precision = build(config, model_config, world, plan, found, state, assignment.planned_rows)
     if config.train.compile and world.rank == 0 and not cached:

@@ -16,7 +16,7 @@ from raygpt import storage
 from raygpt.classify.shared import Shared, load_state, save_state, start_training
 from raygpt.classify.training import Training
 from raygpt.errors import one_line
-from raygpt.train.resolve import run_location
+from raygpt.run.frame import run_location
 from raygpt.tune.plan import SweepPlan
 from raygpt.tune.space import decode
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from raygpt.capacity.fit import Hardware
-from raygpt.capacity.forecast import deepspeed_estimate, plan_for, states
+from raygpt.capacity.forecast import deepspeed_estimate, states
+from raygpt.capacity.from_config import forecast_run
 from raygpt.capacity.machine import free_disk, probe
 from raygpt.capacity.memory import Setup, needs
 from raygpt.cli import main
@@ -115,6 +116,7 @@ def test_shapes_are_known_without_data_or_network(tmp_path: Path) -> None:
     assert model(model__preset="nano").vocab_size == 50257
     assert model(model__preset="nano", data__tokenizer="bytes").vocab_size == 257
     assert model(model__preset="gpt2", data__tokenizer="train:4096", model__n_layer="3").n_layer == 3
+    assert model(model__preset="nano", model__dropout="0.1").dropout == 0.1, "its masks take memory"
     shape = GPTConfig(vocab_size=300, seq_len=32, n_layer=2, n_head=2, n_embd=16)
     folder = export_huggingface(GPT(shape), tmp_path / "hf", tokenizer_json=None, eot_id=0)
     assert model(model__init_from=str(folder)) == shape
@@ -128,9 +130,9 @@ def test_the_machine_is_measured_where_the_plan_says_nothing(tmp_path: Path) -> 
     with open("/proc/meminfo") as file:
         assert 0 < here.host_memory <= int(file.readline().split()[1]) * 1024
     config: Config = load_config("plan", None, {"model.preset": "nano", "train.global_batch_tokens": "1024"}, {})
-    report = plan_for(config, planned_model(config), here)
+    report = forecast_run(config, planned_model(config), here)
     assert report.fits and report.refusal is None and report.setup.gpu is False
-    tight = plan_for(config, planned_model(config), Hardware(host_memory=10**9))
+    tight = forecast_run(config, planned_model(config), Hardware(host_memory=10**9))
     assert tight.refusal is not None and "the machine has 1.0 GB" in tight.refusal
 
 
@@ -178,4 +180,4 @@ def test_states_agree_with_deepspeeds_estimators(strategy: str, offload: str, wo
 def test_unknown_or_missing_gpu_memory_is_a_users_mistake() -> None:
     config = load_config("plan", None, {"plan.gpu": "Voodoo2"}, {})
     with pytest.raises(UserError, match=r"plan\.gpu_memory_gb"):
-        plan_for(config, planned_model(config), Hardware(host_memory=10**12))
+        forecast_run(config, planned_model(config), Hardware(host_memory=10**12))

@@ -375,3 +375,13 @@ def test_the_model_package_imports_without_ray_or_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("named", ["../elsewhere.safetensors", "/etc/hosts", "a/b.safetensors", "..", 7])
+def test_an_index_may_name_files_of_its_folder_only(tmp_path: Path, named: object) -> None:
+    folder = export_huggingface(random_model(), tmp_path / "model", tokenizer_json=None, eot_id=0)
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = {"weight_map": {"transformer.wte.weight": named}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="which is no file of its folder"):
+        load_huggingface(folder)

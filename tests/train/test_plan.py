@@ -6,7 +6,7 @@ import pytest
 
 from raygpt.data.order import Order
 from raygpt.errors import UserError
-from raygpt.train.plan import accumulation, batch_rows, micro_batch_choices, total_steps, warmup
+from raygpt.train.plan import accumulation, batch_rows, total_steps, warmup
 
 ORDER = Order("f", 1, 8, 12, 40_003)
 
@@ -46,8 +46,3 @@ def test_warm_up_is_never_longer_than_the_run() -> None:
         5,
         0,
     )
-
-
-def test_automatic_micro_batches_divide_the_rows() -> None:
-    assert micro_batch_choices(12) == [12, 6, 4, 3, 2, 1]
-    assert micro_batch_choices(480)[0] == 60

@@ -1,31 +1,16 @@
-"""PURE. Bytes that a forward and a backward pass of raygpt.model.gpt take besides weights and their gradients.
+"""PURE. Bytes that a forward and a backward pass of gpt.py take besides weights and their gradients.
 
-Shapes: N tokens of a micro-batch, C width, L layers, P padded vocabulary. tests/train/test_memory.py holds the figures
-against what autograd really keeps.
+Shapes: N tokens of a micro-batch, C width, L layers, P padded vocabulary. tests/capacity/test_memory.py holds the
+figures against what autograd really keeps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from raygpt.model.architecture import Work
 from raygpt.model.gpt import EVALUATION_LOGIT_ROWS, LOGIT_ROWS, GPTConfig
 
-EVALUATION_ROWS = 2  # rows of an evaluation's batch for each row of the micro-batch
 # Bytes per logit at the worst moment: log-probabilities, their gradient and that of the logits, in fp32.
 LOGITS = 12
-
-
-@dataclass(frozen=True)
-class Work:
-    """A pass over rows of seq_len tokens. `width` is the size in bytes of a number of the residual stream."""
-
-    tokens: int
-    seq_len: int
-    half: bool
-    autocast: bool
-    width: int
-    gpu: bool
-    activation_checkpointing: bool
 
 
 def forward_work(model: GPTConfig, work: Work) -> dict[str, int]:
@@ -84,8 +69,8 @@ def _block(model: GPTConfig, work: Work) -> int:
 
 
 def evaluation_work(model: GPTConfig, work: Work) -> dict[str, int]:
-    """A forward pass without gradients, over twice the rows: the widest place of a block, or the logits twice."""
-    tokens = EVALUATION_ROWS * work.tokens
+    """A forward pass without gradients: the widest place of a block, or the logits twice."""
+    tokens = work.tokens
     stream = work.width * tokens * model.n_embd
     wide = (2 if work.half else 4) * 8 * tokens * model.n_embd + 2 * stream
     logits = 8 * min(tokens, EVALUATION_LOGIT_ROWS) * model.padded_vocab_size

@@ -8,6 +8,7 @@ import pytest
 
 from raygpt.capacity.fit import SLOWDOWN, Hardware, fit, largest_rows, shortages, slowdown
 from raygpt.capacity.memory import Setup, needs
+from raygpt.capacity.micro_batch import micro_batch_choices
 from raygpt.model.gpt import GPTConfig
 from raygpt.model.presets import PRESETS
 
@@ -91,3 +92,8 @@ def test_a_full_disk_is_told_apart() -> None:
     need = needs(SMALL, FP16)
     found = shortages(need, Hardware(200 * GB, "H100", 80 * GB, disk=need.disk - 1))
     assert [(shortage.what, shortage.needed) for shortage in found] == [("disk", need.disk)]
+
+
+def test_automatic_micro_batches_divide_the_rows() -> None:
+    assert micro_batch_choices(12) == [12, 6, 4, 3, 2, 1]
+    assert micro_batch_choices(480)[0] == 60

@@ -1,0 +1,85 @@
+"""From the settings of a run to its forecast: the one place in capacity/ that is told a Config."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from raygpt.capacity.fit import Hardware
+from raygpt.capacity.forecast import GB, Forecast, forecast
+from raygpt.capacity.memory import Setup
+from raygpt.config import Config, Plan
+from raygpt.errors import UserError
+from raygpt.hardware import spec_named
+from raygpt.model.architecture import ModelConfig
+
+
+def forecast_run(config: Config, model: ModelConfig, hardware: Hardware) -> Forecast:
+    """The forecast of a run as it is configured, on `hardware` with the `plan` section's figures put over it.
+
+    Raises UserError where the settings and the GPU that is planned with do not go together.
+    """
+    hardware = assumed_hardware(config.plan, hardware, config.scale.worker_range[1])
+    workers = config.scale.worker_range[0 if config.train.strategy != "ddp" else 1]
+    on_host = min(workers, config.plan.gpus_per_host or max(hardware.workers_per_host, 1))
+    if hardware.gpu is None and config.plan.gpus_per_host is None:
+        on_host = workers
+    seq_len = config.data.seq_len or model.seq_len
+    setup = Setup(
+        strategy=config.train.strategy,
+        offload=config.train.offload,
+        precision=assumed_precision(config.train.precision, hardware),
+        seq_len=seq_len,
+        activation_checkpointing=config.train.activation_checkpointing,
+        lora_rank=config.model.lora_rank,
+        world_size=workers,
+        workers_per_host=on_host,
+        gpu=hardware.gpu is not None,
+        keep_checkpoints=config.train.keep_checkpoints,
+    )
+    return forecast(
+        model,
+        setup,
+        replace(hardware, workers_per_host=on_host),
+        local_rows=max(1, config.train.global_batch_tokens // seq_len // workers),
+        micro_batch_size=config.train.micro_batch_size,
+        run=f"{config.run.storage}/{config.run.name}",
+    )
+
+
+def assumed_hardware(plan: Plan, here: Hardware, workers: int) -> Hardware:
+    """`here` with plan.gpu, plan.gpu_memory_gb, plan.host_memory_gb and plan.disk_gb in place of its own figures.
+
+    `workers` share a host of which plan.gpus_per_host says nothing. Raises UserError for a GPU that the table lacks and
+    no memory is given for.
+    """
+    if plan.gpu is not None and plan.gpu.lower() == "cpu":
+        here = replace(here, gpu=None, gpu_memory=0, workers_per_host=1)
+    elif plan.gpu is not None:
+        spec = spec_named(plan.gpu)
+        if spec is None and plan.gpu_memory_gb is None:
+            raise UserError(f"plan.gpu={plan.gpu} is not in the table of GPUs: set plan.gpu_memory_gb too, or cpu.")
+        here = replace(
+            here,
+            gpu=plan.gpu,
+            gpu_memory=spec.memory if spec else 0,
+            workers_per_host=plan.gpus_per_host or workers,
+        )
+    if plan.gpu_memory_gb is not None:
+        here = replace(here, gpu=here.gpu or "GPU", gpu_memory=int(plan.gpu_memory_gb * GB))
+    if plan.host_memory_gb is not None:
+        here = replace(here, host_memory=int(plan.host_memory_gb * GB))
+    if plan.disk_gb is not None:
+        here = replace(here, disk=int(plan.disk_gb * GB))
+    return here
+
+
+def assumed_precision(wanted: str, hardware: Hardware) -> str:
+    """train.precision, with auto as a job on that hardware resolves it. UserError for what the GPU cannot do."""
+    spec = spec_named(hardware.gpu) if hardware.gpu else None
+    if hardware.gpu is None:
+        return "fp32" if wanted == "auto" else wanted
+    if wanted == "auto":
+        return "fp16" if spec is not None and spec.bf16 is None else "bf16"
+    if spec is not None and wanted in ("bf16", "tf32") and spec.peak(wanted) is None:
+        raise UserError(f"train.precision={wanted} is not supported by {hardware.gpu}: use fp16.")
+    return wanted

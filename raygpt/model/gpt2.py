@@ -1,0 +1,73 @@
+"""PURE. The gpt2 family's entry in the registry: OpenAI's four sizes, and the tiny one for laptops and tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from raygpt.model import gpt2_memory
+from raygpt.model.architecture import Architecture, Work
+from raygpt.model.gpt import GPT, GPTConfig, KVCache, initial_weights
+from raygpt.model.presets import PRESETS
+
+if TYPE_CHECKING:
+    from raygpt.storage import Location
+
+
+class Gpt2(Architecture):
+    """gpt.py behind the registry's questions. What needs pyarrow is imported where it is asked for."""
+
+    name = GPTConfig.architecture
+    presets = PRESETS
+    overrides = ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len", "dropout", "bias", "tie_weights")
+    adapter_targets = ("c_attn", "c_proj", "c_fc")  # all matrices of a block
+    huggingface_types = ("gpt2",)
+    no_export = None
+
+    def config(self, values: Mapping[str, Any]) -> GPTConfig:
+        return GPTConfig.from_dict(dict(values))
+
+    def build(self, config: GPTConfig, activation_checkpointing: bool = False) -> GPT:
+        return GPT(config, activation_checkpointing, initialise=False)
+
+    def initial_weights(self, config: GPTConfig) -> Iterator[tuple[str, Tensor]]:
+        return initial_weights(config)
+
+    def forward_memory(self, config: GPTConfig, work: Work) -> dict[str, int]:
+        return gpt2_memory.forward_work(config, work)
+
+    def backward_memory(self, config: GPTConfig, work: Work) -> dict[str, int]:
+        return gpt2_memory.backward_work(config, work)
+
+    def evaluation_memory(self, config: GPTConfig, work: Work) -> dict[str, int]:
+        return gpt2_memory.evaluation_work(config, work)
+
+    def new_cache(self, config: GPTConfig) -> KVCache:
+        return KVCache(config)
+
+    def next_logits(self, model: GPT, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        hidden = model.hidden(tokens, cache)
+        return model.lm_head(hidden[:, -1])[:, : model.config.vocab_size]
+
+    def read_config(self, folder: Path, *, dropout: float = 0.0, seq_len: int | None = None) -> GPTConfig:
+        from raygpt.model.huggingface import read_config
+
+        return read_config(folder, dropout=dropout, seq_len=seq_len)
+
+    def read_weights(
+        self, folder: Path, config: GPTConfig, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
+        from raygpt.model.huggingface import read_weights
+
+        return read_weights(folder, config, dtype)
+
+    def export(
+        self, config: GPTConfig, weights: Iterator[tuple[str, Tensor]], target: Location, **options: Any
+    ) -> Location:
+        from raygpt.model.export import export_to
+
+        return export_to(config, weights, target, **options)
