@@ -11,6 +11,7 @@ from raygpt.hardware import prefer_attention
 from raygpt.model.gpt import GPT
 from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel.distributed import World, parallel
+from raygpt.parallel.index import file_of, share_out
 from raygpt.parallel.snapshot import SnapshotBuffers
 from raygpt.train.optim import load_optimizer_tensors, make_adamw, optimizer_tensors
 from raygpt.train.precision import Precision
@@ -102,12 +103,18 @@ class DataParallel:
             self.precision.scaler.load_state_dict(state.scaler)
 
     def tensor_files(self) -> dict[str, TensorStream]:
-        """Copies of weights and moments: rank 0 has them all."""
-        if self.world.rank != 0:
-            return {}
+        """Copies of this rank's share of weights and moments: every rank has them all."""
         weights = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        copies = self._buffers.take(weights | optimizer_tensors(self.optimizer, counters=False))
+        tensors = weights | optimizer_tensors(self.optimizer, counters=False)
+        sizes = {name: value.numel() * value.element_size() for name, value in tensors.items()}
+        mine = set(share_out(sizes, self.world.size)[self.world.rank])
+        copies = self._buffers.take({name: value for name, value in tensors.items() if name in mine})
+        files = {
+            "model": {name: copies[name] for name in copies if name in weights},
+            "optimizer": {name: copies[name] for name in copies if name not in weights},
+        }
         return {
-            "model.safetensors": TensorStream.of({name: copies[name] for name in copies if name in weights}),
-            "optimizer.safetensors": TensorStream.of({name: copies[name] for name in copies if name not in weights}),
+            file_of(kind, self.world.rank, self.world.size): TensorStream.of(share)
+            for kind, share in files.items()
+            if share
         }

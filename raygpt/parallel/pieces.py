@@ -37,6 +37,23 @@ class Piece:
         return self.start + self.values["weight"].numel()
 
 
+@dataclass(frozen=True)
+class TensorPlace:
+    """Values [start, stop) of a flattened parameter's `kind`: from `first_byte` of `file` on, in safetensors' `dtype`.
+
+    `shape` is that of the whole parameter.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    first_byte: int
+    start: int
+    stop: int
+
+
 @dataclass
 class TensorFile:
     """A safetensors file read value by value, on any file system: only what is asked for is fetched."""
@@ -73,10 +90,13 @@ class TensorFile:
 class CheckpointTensors:
     """Weights and AdamW's moments of a checkpoint, whatever strategy and however many workers wrote it."""
 
-    def __init__(self, where: Location, files: Iterable[str]) -> None:
-        """`files` are the names that belong to the checkpoint."""
+    def __init__(self, where: Location, files: Iterable[str], places: Iterable[TensorPlace] | None = None) -> None:
+        """`files` are the names that belong to the checkpoint; their headers are read unless `places` are known."""
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._parts: dict[tuple[str, str], list[tuple[int, int, TensorFile, str]]] = {}
+        if places is not None:
+            self._add_places(where, places)
+            return
         sharded = [name for name in sorted(files) if name.startswith("zero-") and name.endswith(".safetensors")]
         for name in sharded:
             self._add_pieces(TensorFile.open(where / name))
@@ -120,6 +140,16 @@ class CheckpointTensors:
         """(name, weight) one after another."""
         for name in self.shapes:
             yield name, self.whole(name)
+
+    def _add_places(self, where: Location, places: Iterable[TensorPlace]) -> None:
+        files: dict[str, TensorFile] = {}
+        for place in places:
+            if place.kind == "weight":
+                self.shapes.setdefault(place.name, place.shape)
+            file = files.setdefault(place.file, TensorFile(where / place.file))
+            key = f"{place.name}.{place.kind}"
+            file.entries[key] = (place.dtype, (place.stop - place.start,), place.first_byte)
+            self._parts.setdefault((place.name, place.kind), []).append((place.start, place.stop, file, key))
 
     def _add_pieces(self, file: TensorFile) -> None:
         for name, (start, shape) in json.loads(file.metadata[STARTS]).items():
