@@ -134,8 +134,9 @@ class RunHooks:
             _, notes = checkpoint.delete_old(self.run, self.config.train.keep_checkpoints, self.best_step, step)
         except (UserError, OSError) as error:
             notes = [f"old checkpoints were not deleted: {error}"]
-        for note in notes if self.link is not None else ():
-            self.link.send("note", note)
+        if self.link is not None:
+            for note in notes:
+                self.link.send("note", note)
 
     def finish(self, failed: bool = False) -> None:
         """Wait for the checkpoint in flight and close the trackers. After a failure nothing that goes wrong here is

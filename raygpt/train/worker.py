@@ -207,8 +207,9 @@ def _choose_checkpoint(run: Location, world: World, link: ControlLink | None) ->
     found, notes = checkpoint.newest_usable(run, world)
     if world.rank == 0:
         notes = [*notes, *checkpoint.delete_leftovers(run)]
-    for note in notes if link is not None else ():
-        link.send("note", note)
+    if link is not None:
+        for note in notes:
+            link.send("note", note)
     return found
 
 
