@@ -104,7 +104,10 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
         )
         files |= {"state.json": state.to_json().encode(), "tokenizer.json": tokenizer.to_json()}
         files["config.yaml"] = dump(load_config("sample", None, {}, {})).encode()
-    checkpoint.write_part(locate(folder / "run" / "checkpoints" / STEP), part, parts, files)
+    where = locate(folder / "run" / "checkpoints" / STEP)
+    checkpoint.write_part(where, part, parts, files, attempt="bench")
+    if part == parts - 1:  # the parts come one after another
+        checkpoint.commit(where, parts, "bench")
 
 
 def export(preset: str, folder: Path, part: int, parts: int) -> None:

@@ -138,7 +138,7 @@ def test_another_tokenizer_or_other_tokens_on_a_resume_are_refused_and_the_check
     )
     where = job.run / checkpoint.FOLDER / checkpoint.folder_name(2)
     files: dict = {"state.json": state.to_json().encode(), "config.yaml": dump(config).encode()}
-    checkpoint.write_part(where, 0, 1, files)
+    checkpoint.write(where, files)
     assert "data.train holds other tokens" in refused("pretrain", training(others, tmp_path))
     assert "run.seed is 5 but" in refused("pretrain", training(shards, tmp_path, run__seed=5))
     other = json.loads((Path(shards) / "manifest.json").read_text())

@@ -3,45 +3,51 @@
     step_00000100/
       model.safetensors      weights, fp32, vocabulary padded as inside the model
       optimizer.safetensors  AdamW's moments by parameter name
-      zero-00000.safetensors with ZeRO instead of these two: one rank's part of both (see pieces.py)
+      model-00000.safetensors, optimizer-00000.safetensors  with several ranks: the tensors that one of them wrote
+      zero-00000.safetensors with ZeRO instead of these: one rank's part of both (see pieces.py)
       state.json             step, data position, totals, scaler, W&B id, fingerprints
       config.yaml            the resolved config
       tokenizer.json
       rank-00000.pt          random generators and open loss sums of one rank (loads with weights_only=True)
-      manifest-00000.json    size and sha256 of each file that rank wrote; written last
+      part-00000-….json      what one rank wrote (see index.py)
+      index.json             size and sha256 of every file, place of every tensor; rank 0 writes it last
 
-A checkpoint is complete when the manifest of every rank is there and the sizes agree.
+A checkpoint is complete when its index is there and the sizes agree. Requests do not grow faster than the number of
+ranks W: a save costs each rank its own files, rank 0 W reads of parts; a start reads the index and each byte once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
 import torch
 from pyarrow import fs as pafs
 
 from raygpt import storage
 from raygpt.errors import UserError
-from raygpt.model.tensorfile import TensorStream, write_tensors
+from raygpt.model.tensorfile import TensorStream
+from raygpt.parallel.distributed import World
+from raygpt.parallel.index import Index, is_finished, read_index
 from raygpt.parallel.pieces import CheckpointTensors
 from raygpt.parallel.rng import restore_rng, rng_state
+from raygpt.parallel.saving import commit, unmark, write, write_part
 from raygpt.storage import Location
 
-__all__ = ["TensorStream", "restore_rng", "rng_state"]  # beside what is defined here
+# beside what is defined here
+__all__ = ["TensorStream", "commit", "restore_rng", "rng_state", "write", "write_part"]
 
 FOLDER = "checkpoints"
 BEST = "best"  # stands in for the name of a step's folder
 VERSION = 1
 _verified: dict[str, str] = {}  # URI -> sizes and times of its files when their contents were found right
+ALONE = World(0, 1, torch.device("cpu"))
+T = TypeVar("T")
 _STEP = re.compile(r"step_(\d{8,})$")
 
 
@@ -104,57 +110,93 @@ def step_of(name: str) -> int | None:
 def complete_checkpoints(run: Location) -> list[Location]:
     """Complete checkpoints of a run folder, newest first. Sizes are compared, contents are not read."""
     root = run / FOLDER
-    found = []
-    for entry in storage.list_folder(root):
-        name = entry.path.rstrip("/").rsplit("/", 1)[-1]
-        if entry.type == pafs.FileType.Directory and _STEP.fullmatch(name) and missing(root / name) is None:
-            found.append(root / name)
-    return sorted(found, key=lambda where: step_of(where.name) or 0, reverse=True)
+    return [root / name for name in _step_folders(run) if missing(root / name) is None]
 
 
 def missing(where: Location) -> str | None:
-    """Why a checkpoint folder is incomplete, or None when every rank's files are there in full."""
-    sizes = {entry.base_name: entry.size for entry in storage.list_folder(where)}
+    """Why a checkpoint folder is incomplete, or None when every file is there in full."""
+    return _look(where)[1]
+
+
+def _look(where: Location) -> tuple[Index | None, str | None]:
+    """(index, None) of a complete checkpoint, else why it is none: one read and one LIST."""
     try:
-        world_size = json.loads(storage.read_text(where / _manifest_name(0)))["world_size"]
-        for rank in range(world_size):
-            for name, facts in json.loads(storage.read_text(where / _manifest_name(rank)))["files"].items():
-                if sizes.get(name) != facts["bytes"]:
-                    return f"{name} has {sizes.get(name, 'no')} bytes instead of {facts['bytes']}"
+        index = read_index(where)
+        sizes = {entry.base_name: entry.size for entry in storage.list_folder(where)}
+        for name, facts in index.files.items():
+            if sizes.get(name) != facts["bytes"]:
+                return None, f"{name} has {sizes.get(name, 'no')} bytes instead of {facts['bytes']}"
     except FileNotFoundError as error:
-        return f"it was never finished ({Path(str(error)).name[:60]})"
-    except (ValueError, KeyError, TypeError) as error:
-        return f"a manifest is damaged ({error})"
-    return None
+        return None, f"it was never finished ({Path(str(error)).name[:60]})"
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        return None, f"its index is damaged ({error})"
+    return index, None
 
 
-def verify(where: Location) -> str | None:
-    """Why a checkpoint must not be used, or None: every file has the sha256 its manifest records."""
-    problem = missing(where)
-    if problem:
-        return problem
-    files = _files(where)
-    state = repr(sorted((entry.base_name, entry.size, entry.mtime_ns) for entry in storage.list_folder(where)))
-    if _verified.get(where.uri) == state:
-        return None  # by this process, and nothing was written since: a large one takes minutes to read
-    for name, facts in files.items():
-        if storage.sha256(where / name) != facts["sha256"]:
-            return f"{name} is damaged (sha256 differs)"
-    _verified[where.uri] = state
-    return None
+def verify(where: Location, world: World = ALONE) -> str | None:
+    """Why a checkpoint must not be used, or None: every file has the sha256 its index records.
+
+    The ranks of `world` call it together and share the files out: each byte is read once, and all get one answer.
+    """
+    looked = _of_rank_0(world, lambda: _facts(where))
+    if isinstance(looked, str):
+        return looked
+    if world.size == 1:
+        state = repr(sorted((entry.base_name, entry.size, entry.mtime_ns) for entry in storage.list_folder(where)))
+        if _verified.get(where.uri) == state:
+            return None  # by this process, and nothing was written since: a large one takes minutes to read
+    problem = None
+    for name in Index(1, looked).shares(world.size)[world.rank]:
+        try:
+            if storage.sha256(where / name) != looked[name]["sha256"]:
+                problem = f"{name} is damaged (sha256 differs)"
+        except FileNotFoundError:
+            problem = f"{name} is gone"
+        except UserError as error:  # the others must hear of it
+            problem = str(error)
+        if problem:
+            break
+    found = next((each for each in world.gather(problem) if each), None)
+    if world.size == 1 and found is None:
+        _verified[where.uri] = state
+    return found
 
 
-def newest_usable(run: Location) -> tuple[Location | None, list[str]]:
-    """(newest checkpoint that verifies, one sentence for each newer one that was passed over)."""
+def _facts(where: Location) -> dict[str, dict[str, Any]] | str:
+    index, problem = _look(where)
+    return index.files if index is not None else problem or ""
+
+
+def _of_rank_0(world: World, act: Callable[[], T]) -> T:
+    """What `act` returns or raises in rank 0, on every rank."""
+    result: tuple[Any, str | None] = (None, None)
+    if world.rank == 0:
+        try:
+            result = act(), None
+        except (UserError, OSError) as error:
+            result = None, str(error)
+    value, refused = world.broadcast(result)
+    if refused is not None:
+        raise UserError(refused)
+    return value
+
+
+def newest_usable(run: Location, world: World = ALONE) -> tuple[Location | None, list[str]]:
+    """(newest checkpoint that verifies, one sentence for each newer one that was passed over), the same on all ranks
+    of `world`, which call it together."""
     notes: list[str] = []
-    root = run / FOLDER
-    names = [entry.path.rstrip("/").rsplit("/", 1)[-1] for entry in storage.list_folder(root)]
-    for name in sorted((name for name in names if _STEP.fullmatch(name)), reverse=True):
-        problem = verify(root / name)
+    for name in _of_rank_0(world, lambda: _step_folders(run)):
+        problem = verify(run / FOLDER / name, world)
         if problem is None:
-            return root / name, notes
+            return run / FOLDER / name, notes
         notes.append(f"checkpoint {name} is passed over: {problem}")
     return None, notes
+
+
+def _step_folders(run: Location) -> list[str]:
+    """Names of the steps' folders, newest first."""
+    names = [entry.base_name for entry in storage.list_folder(run / FOLDER) if entry.type == pafs.FileType.Directory]
+    return sorted((name for name in names if _STEP.fullmatch(name)), key=lambda name: -(step_of(name) or 0))
 
 
 def read_state(where: Location) -> RunState:
@@ -162,22 +204,14 @@ def read_state(where: Location) -> RunState:
 
 
 def open_tensors(where: Location) -> CheckpointTensors:
-    """Weights and moments of a complete checkpoint, read piece by piece when they are asked for."""
-    return CheckpointTensors(where, _files(where))
+    """Weights and moments of a complete checkpoint, read piece by piece when they are asked for. One read."""
+    index = read_index(where)
+    return CheckpointTensors(where, index.files, index.places)
 
 
 def size(where: Location) -> int:
     """Bytes of a complete checkpoint."""
-    return sum(facts["bytes"] for facts in _files(where).values())
-
-
-def _files(where: Location) -> dict[str, dict[str, Any]]:
-    """Name -> bytes and sha256 of every rank's files, as the manifests have them."""
-    first = json.loads(storage.read_text(where / _manifest_name(0)))
-    found = dict(first["files"])
-    for rank in range(1, first["world_size"]):
-        found |= json.loads(storage.read_text(where / _manifest_name(rank)))["files"]
-    return found
+    return read_index(where).bytes
 
 
 def read_rank(where: Location, rank: int) -> dict[str, Any] | None:
@@ -189,72 +223,55 @@ def read_rank(where: Location, rank: int) -> dict[str, Any] | None:
     return torch.load(io.BytesIO(data), weights_only=True)
 
 
-def write_part(where: Location, rank: int, world_size: int, files: dict[str, bytes | TensorStream]) -> None:
-    """Write one rank's files into a checkpoint folder; its manifest goes last, so a kill leaves it incomplete.
+def delete_old(
+    run: Location, keep: int, best_step: int | None, newest: int | None = None
+) -> tuple[list[str], list[str]]:
+    """Delete finished checkpoints but the `keep` newest up to step `newest` and the best, and unfinished ones before
+    it. Later ones are of a course that the run left: they neither count nor are they touched.
 
-    Tensors go to their file one after another, hashed on the way: nothing is held twice.
+    Returns the names of those deleted, and a sentence for each that could not be. A look at each folder: the requests
+    do not depend on the number of ranks.
     """
-    try:
-        if storage.exists(where / _manifest_name(rank)):
-            # a damaged checkpoint of the same step is being replaced: until the end it must not count
-            storage.delete(where / _manifest_name(rank))
-        facts = {}
-        for name, content in files.items():
-            with _replacing(where, name, rank) as file:
-                if isinstance(content, bytes):
-                    file.write(content)
-                    facts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-                else:
-                    written = write_tensors(file, content.specs, content.values(), content.metadata)
-                    facts[name] = {"bytes": written.bytes, "sha256": written.sha256}
-        manifest = json.dumps({"version": VERSION, "world_size": world_size, "files": facts}, indent=2) + "\n"
-        with _replacing(where, _manifest_name(rank), rank) as file:
-            file.write(manifest.encode())
-    except OSError as error:
-        raise storage.explain(error, where) from error
+    deleted: list[str] = []
+    notes: list[str] = []
+    kept = 0
+    for name in _step_folders(run):
+        step = step_of(name) or 0
+        if newest is not None and step > newest:
+            continue
+        try:
+            finished = is_finished(run / FOLDER / name)
+            kept += finished
+            if (finished and (kept <= keep or step == best_step)) or not (finished or kept):
+                continue
+            unmark(run / FOLDER / name)
+            storage.delete(run / FOLDER / name)
+            deleted.append(name)
+        except (UserError, OSError) as error:
+            notes.append(_left(run / FOLDER / name, error))
+    return deleted, notes
 
 
-@contextmanager
-def _replacing(where: Location, name: str, rank: int) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only when it is whole: by renaming here, by the end of the upload on S3."""
-    if not where.is_local:
-        with where.fs.open_output_stream((where / name).path) as stream:
-            yield stream
-        return
-    folder = Path(where.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{name}.{rank}.{os.getpid()}"
-    try:
-        with open(aside, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, folder / name)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def delete_old(run: Location, keep: int, best_step: int | None) -> list[str]:
-    """Delete complete checkpoints but the newest `keep` and the best; names of those deleted. A manifest goes first."""
-    deleted = []
-    for where in complete_checkpoints(run)[keep:]:
-        if step_of(where.name) != best_step:
-            storage.delete(where / _manifest_name(0))  # from here on it is incomplete, never damaged
-            storage.delete(where)
-            deleted.append(where.name)
-    return deleted
-
-
-def delete_leftovers(run: Location) -> None:
-    """Delete what killed writers left: hidden parts and folders that never became complete."""
+def delete_leftovers(run: Location) -> list[str]:
+    """Delete what killed writers left: hidden parts and folders that never became complete. A sentence for each that
+    could not be deleted: a dying writer may still be at work there, and never makes a checkpoint of it."""
     root = run / FOLDER
+    notes = []
     for entry in storage.list_folder(root):
-        name = entry.path.rstrip("/").rsplit("/", 1)[-1]
+        name = entry.base_name
         if entry.type != pafs.FileType.Directory:
             continue
-        unfinished = _STEP.fullmatch(name) and not storage.exists(root / name / _manifest_name(0))
-        if name.startswith(".step_") or unfinished:
-            storage.delete(root / name)
+        try:
+            if name.startswith(".step_") or (_STEP.fullmatch(name) and not is_finished(root / name)):
+                storage.delete(root / name)
+        except (UserError, OSError) as error:
+            notes.append(_left(root / name, error))
+    return notes
+
+
+def _left(where: Location, error: Exception) -> str:
+    reason = error if isinstance(error, UserError) else storage.explain(error, where)  # type: ignore[arg-type]
+    return f"{where.name} was not deleted: {reason}"
 
 
 def rank_bytes(state: dict[str, Any]) -> bytes:
@@ -273,7 +290,7 @@ def locate_checkpoint(uri: str) -> Location | None:
     where = storage.locate(uri)
     if where.name == BEST and where.parent.name == FOLDER:
         where = _best(where.parent.parent)
-    if step_of(where.name) is not None and storage.exists(where / _manifest_name(0)):
+    if step_of(where.name) is not None and is_finished(where):
         problem = verify(where)
         if problem:
             raise UserError(f"checkpoint {where.uri} cannot be used: {problem}; name another of the run's checkpoints.")
@@ -300,7 +317,3 @@ def _best(run: Location) -> Location:
 
 def _rank_name(rank: int) -> str:
     return f"rank-{rank:05d}.pt"
-
-
-def _manifest_name(rank: int) -> str:
-    return f"manifest-{rank:05d}.json"

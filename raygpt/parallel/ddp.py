@@ -10,6 +10,7 @@ from torch import Tensor
 from raygpt.model.architecture import LanguageModel
 from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel.distributed import World, parallel
+from raygpt.parallel.index import file_of, share_out
 from raygpt.parallel.optimizer_state import load_state, optimizer_tensors
 from raygpt.parallel.snapshot import SnapshotBuffers
 
@@ -34,12 +35,18 @@ class DataParallel:
         load_state(self.optimizer, state, steps)
 
     def tensor_files(self) -> dict[str, TensorStream]:
-        """Copies of the trained weights and the optimizer's state: rank 0 has them all."""
-        if self.world.rank != 0:
-            return {}
+        """Copies of this rank's share of the trained weights and the optimizer's state: every rank has them all."""
         weights = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
-        copies = self._buffers.take(weights | optimizer_tensors(self.optimizer, counters=False))
+        tensors = weights | optimizer_tensors(self.optimizer, counters=False)
+        sizes = {name: value.numel() * value.element_size() for name, value in tensors.items()}
+        mine = set(share_out(sizes, self.world.size)[self.world.rank])
+        copies = self._buffers.take({name: value for name, value in tensors.items() if name in mine})
+        files = {
+            "model": {name: copies[name] for name in copies if name in weights},
+            "optimizer": {name: copies[name] for name in copies if name not in weights},
+        }
         return {
-            "model.safetensors": TensorStream.of({name: copies[name] for name in copies if name in weights}),
-            "optimizer.safetensors": TensorStream.of({name: copies[name] for name in copies if name not in weights}),
+            file_of(kind, self.world.rank, self.world.size): TensorStream.of(share)
+            for kind, share in files.items()
+            if share
         }

@@ -41,6 +41,23 @@ class Piece:
         return self.start + self.values[WEIGHT].numel()
 
 
+@dataclass(frozen=True)
+class TensorPlace:
+    """Values [start, stop) of a flattened parameter's `kind`: from `first_byte` of `file` on, in safetensors' `dtype`.
+
+    `shape` is that of the whole parameter.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    first_byte: int
+    start: int
+    stop: int
+
+
 @dataclass
 class TensorFile:
     """A safetensors file read value by value, on any file system: only what is asked for is fetched."""
@@ -77,11 +94,14 @@ class TensorFile:
 class CheckpointTensors:
     """Weights and optimizer state of a checkpoint, whatever strategy and however many workers wrote it."""
 
-    def __init__(self, where: Location, files: Iterable[str]) -> None:
-        """`files` are the names that belong to the checkpoint."""
+    def __init__(self, where: Location, files: Iterable[str], places: Iterable[TensorPlace] | None = None) -> None:
+        """`files` are the names that belong to the checkpoint; their headers are read unless `places` are known."""
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._own_shapes: dict[tuple[str, str], tuple[int, ...]] = {}  # of state that is not shaped as its parameter
         self._parts: dict[tuple[str, str], list[tuple[int, int, TensorFile, str]]] = {}
+        if places is not None:
+            self._add_places(where, places)
+            return
         sharded = [name for name in sorted(files) if name.startswith("zero-") and name.endswith(".safetensors")]
         for name in sharded:
             self._add_pieces(TensorFile.open(where / name))
@@ -132,6 +152,18 @@ class CheckpointTensors:
         for name, kind in self._parts:
             if kind != WEIGHT:
                 yield name, kind, self.whole(name, kind)
+
+    def _add_places(self, where: Location, places: Iterable[TensorPlace]) -> None:
+        files: dict[str, TensorFile] = {}
+        for place in places:
+            if place.kind == WEIGHT:
+                self.shapes.setdefault(place.name, place.shape)
+            else:
+                self._own_shapes[place.name, place.kind] = place.shape
+            file = files.setdefault(place.file, TensorFile(where / place.file))
+            key = f"{place.name}.{place.kind}"
+            file.entries[key] = (place.dtype, (place.stop - place.start,), place.first_byte)
+            self._parts.setdefault((place.name, place.kind), []).append((place.start, place.stop, file, key))
 
     def _add_pieces(self, file: TensorFile) -> None:
         starts = json.loads(file.metadata[STARTS])

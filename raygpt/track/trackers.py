@@ -80,9 +80,10 @@ class Trackers:
         self._log_tensorboard(record)
         self._log_wandb(record)
 
-    def flush(self) -> None:
-        """Bring everything logged so far to where it is kept, without holding training up."""
-        self.metrics.flush(wait=False)
+    def flush(self, wait: bool = False) -> None:
+        """Bring everything logged so far to where it is kept, without holding training up; with `wait`, the records
+        are there on return. Raises UserError when they could not be written."""
+        self.metrics.flush(wait)
         if self._board is not None:
             try:
                 self._board.flush()

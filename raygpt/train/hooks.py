@@ -11,6 +11,7 @@ import ray.train
 
 from raygpt.config import Config
 from raygpt.config.settings import dump
+from raygpt.errors import UserError
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState, TensorStream
 from raygpt.parallel.distributed import World
@@ -33,11 +34,16 @@ class RunHooks:
         strategy: Strategy,
         state: RunState,
         link: ControlLink | None,
+        attempt: str,
     ) -> None:
+        """`attempt` is the id of this start of the group of workers, the same on every rank."""
         self.tokenizer_json, self.config, self.run, self.world = tokenizer_json, config, run, world
         self.strategy, self.link = strategy, link
         self.stored = threading.Event()
         self.stored.set()
+        self.recorded = threading.Event()  # what belongs to the checkpoint's step has been logged
+        self.abandoned = threading.Event()  # training failed: no part of another rank is waited for
+        self.attempt = attempt
         self.best_step = state.best_step
         self.trackers: Trackers | None = None
         if link is not None:
@@ -58,14 +64,18 @@ class RunHooks:
     def log(self, record: Record) -> None:
         assert self.trackers is not None and self.link is not None
         self.trackers.log(record)
+        self.recorded.set()
         self.link.send("record", record)
         self._pass_on_notes()
 
     def stop_requested(self) -> bool:
+        self.recorded.set()  # asked in the next step: the one before had no record, or it was logged
         return self.link is not None and self.link.stop_requested()
 
     def save(self, state: RunState, rank_state: dict) -> None:
+        self.recorded.set()
         self.stored.wait()  # the buffers still belong to the checkpoint before
+        self.recorded.clear()
         self.best_step = state.best_step
         files: dict[str, bytes | TensorStream] = {**self.strategy.tensor_files()}
         if self.world.rank == 0:
@@ -74,20 +84,22 @@ class RunHooks:
             files["tokenizer.json"] = self.tokenizer_json
         rng = checkpoint.rng_state(self.world.device)
         files[checkpoint.rank_file(self.world.rank)] = checkpoint.rank_bytes({"rng": rng, "loss": rank_state})
-        name = checkpoint.folder_name(state.step)
+        step = state.step  # `state` goes on
+        name = checkpoint.folder_name(step)
         target = self.run / checkpoint.FOLDER / name
 
+        def write() -> None:
+            checkpoint.write_part(target, self.world.rank, self.world.size, files, attempt=self.attempt)
+
         if not self.strategy.background:
-            checkpoint.write_part(target, self.world.rank, self.world.size, files)
+            write()
 
         def store(_: ray.train.Checkpoint, __: str) -> ray.train.Checkpoint:
             try:
                 if self.strategy.background:
-                    checkpoint.write_part(target, self.world.rank, self.world.size, files)
+                    write()
                 if self.world.rank == 0:
-                    checkpoint.delete_old(self.run, self.config.train.keep_checkpoints, self.best_step)
-                    if self.trackers is not None:
-                        self.trackers.flush()
+                    self._commit(target, step)
             finally:
                 self.stored.set()
             return ray.train.Checkpoint(target.path, target.fs)
@@ -112,14 +124,36 @@ class RunHooks:
             checkpoint_upload_fn=store,
         )
 
-    def finish(self) -> None:
-        """Wait for the checkpoint in flight and close the trackers."""
-        self.stored.wait()
-        if self.world.rank == 0:
-            checkpoint.delete_old(self.run, self.config.train.keep_checkpoints, self.best_step)
+    def _commit(self, target: Location, step: int) -> None:
+        """Make the checkpoint count, after every record that it counts has been kept; then delete what it replaces."""
+        self.recorded.wait()
         if self.trackers is not None:
-            self.trackers.close({})
-            self._pass_on_notes()
+            self.trackers.flush(wait=True)
+        checkpoint.commit(target, self.world.size, self.attempt, self.abandoned.is_set)
+        try:
+            _, notes = checkpoint.delete_old(self.run, self.config.train.keep_checkpoints, self.best_step, step)
+        except (UserError, OSError) as error:
+            notes = [f"old checkpoints were not deleted: {error}"]
+        if self.link is not None:
+            for note in notes:
+                self.link.send("note", note)
+
+    def finish(self, failed: bool = False) -> None:
+        """Wait for the checkpoint in flight and close the trackers. After a failure nothing that goes wrong here is
+        raised: it would hide the reason."""
+        self.recorded.set()
+        if failed:
+            self.abandoned.set()
+        try:
+            self.stored.wait()
+            if self.trackers is not None:
+                self.trackers.close({})
+                self._pass_on_notes()
+        except Exception as error:
+            if not failed:
+                raise
+            if self.link is not None:
+                self.link.send("note", f"the run's records were not closed: {error}")
 
     def _pass_on_notes(self) -> None:
         assert self.trackers is not None and self.link is not None

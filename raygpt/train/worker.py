@@ -29,6 +29,8 @@ from raygpt.model import registry
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World
+from raygpt.parallel.saving import new_attempt
+from raygpt.parallel.shared import check_shared
 from raygpt.run.control import ControlLink
 from raygpt.storage import Location, locate
 from raygpt.track.cost import Cost
@@ -87,6 +89,7 @@ def train_worker(assignment: Assignment) -> None:
 
 def _train(assignment: Assignment, config: Config, world: World, link: ControlLink | None) -> None:
     plan, run = assignment.plan, locate(assignment.run_uri)
+    check_shared(run, "config.yaml", {"data.train": assignment.train, "data.val": assignment.val}, world)
     found = _choose_checkpoint(run, world, link)
     state = checkpoint.read_state(found) if found is not None else _fresh_state(assignment)
     source = Source(assignment.train, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))
@@ -126,7 +129,8 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         )
         return result.loss
 
-    hooks = RunHooks(assignment.tokenizer_json, config, run, world, strategy, state, link)
+    attempt = world.broadcast(new_attempt())
+    hooks = RunHooks(assignment.tokenizer_json, config, run, world, strategy, state, link, attempt)
     if link is not None:
         accumulation = plan.order.global_batch_rows // world.size // micro
         link.send(
@@ -165,9 +169,12 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     model.train()
     try:
         outcome = train(strategy.step, stream, plan, state, world, hooks, options, evaluate, rank_state)
+    except BaseException:
+        hooks.finish(failed=True)
+        raise
     finally:
-        hooks.finish()
         gc.unfreeze()  # the loop froze it
+    hooks.finish()
     if link is not None:
         link.send("end", {"outcome": outcome, "state": dataclasses.asdict(state)})
 
@@ -198,16 +205,14 @@ def _load_compiled(run: Location, world: World, link: ControlLink | None) -> boo
 
 
 def _choose_checkpoint(run: Location, world: World, link: ControlLink | None) -> Location | None:
-    # rank 0 verifies contents; all ranks load what it chose
-    choice = None
+    """The newest usable checkpoint, verified by all ranks together; what killed groups left is deleted."""
+    found, notes = checkpoint.newest_usable(run, world)
     if world.rank == 0:
-        found, notes = checkpoint.newest_usable(run)
+        notes = [*notes, *checkpoint.delete_leftovers(run)]
+    if link is not None:
         for note in notes:
-            assert link is not None
             link.send("note", note)
-        choice = found.name if found else None
-    name = world.broadcast(choice)
-    return run / checkpoint.FOLDER / name if name else None
+    return found
 
 
 def _fresh_state(assignment: Assignment) -> RunState:

@@ -73,8 +73,9 @@ def test_kill_9_of_the_driver_twice_in_a_row_gives_the_unbroken_run(
     assert "Going on from step" in raygpt(*words(shards, tmp_path, "broken", STEPS))
     for key in ("batch_digest", "train_loss", "val_loss"):
         assert rows(tmp_path, "broken", key) == rows(tmp_path, "whole", key), key
-    left, right = (tmp_path / name / f"checkpoints/step_{STEPS:08d}/model.safetensors" for name in ("whole", "broken"))
-    assert left.read_bytes() == right.read_bytes()
+    for part in ("model-00000.safetensors", "model-00001.safetensors"):
+        left, right = (tmp_path / name / f"checkpoints/step_{STEPS:08d}" / part for name in ("whole", "broken"))
+        assert left.read_bytes() == right.read_bytes()
 
 
 def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(shards: str, tmp_path: Path) -> None:

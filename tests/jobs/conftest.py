@@ -82,7 +82,7 @@ def make_run(root: Path) -> FinishedRun:
         "config.yaml": dump(config).encode(),
         "tokenizer.json": tokenizer.to_json(),
     }
-    checkpoint.write_part(locate(folder / "checkpoints" / checkpoint.folder_name(30)), 0, 1, files)
+    checkpoint.write(locate(folder / "checkpoints" / checkpoint.folder_name(30)), files)
     (folder / "config.yaml").write_text(dump(config))
     records = [{"step": step, "tokens": 32 * step, "train_loss": 5.5 - step / 60} for step in (10, 20, 30)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

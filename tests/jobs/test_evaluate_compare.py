@@ -77,7 +77,7 @@ def save_run(root: Path, name: str, model: GPT, tokenizer: Tokenizer, data: Path
         "config.yaml": dump(config).encode(),
         "tokenizer.json": tokenizer.to_json(),
     }
-    checkpoint.write_part(locate(root / name / "checkpoints" / checkpoint.folder_name(150)), 0, 1, files)
+    checkpoint.write(locate(root / name / "checkpoints" / checkpoint.folder_name(150)), files)
     return root / name
 
 
@@ -270,7 +270,7 @@ def test_training_shards_that_are_away_are_said_to_be(
     shutil.copytree(models.root / "tuned", tmp_path / "runs" / "tuned")
     config = tmp_path / "runs" / "tuned" / "checkpoints" / "step_00000150" / "config.yaml"
     config.write_text(config.read_text().replace(str(models.root / "physics"), str(moved)))
-    manifest = config.with_name("manifest-00000.json")
+    manifest = config.with_name("index.json")
     facts = json.loads(manifest.read_text())
     import hashlib
 

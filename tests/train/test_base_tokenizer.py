@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Path:
     tokenizer = load_tokenizer("bytes")
     state = RunState(step=3, tokenizer_name="bytes", tokenizer_sha256=tokenizer.sha256, eot_id=tokenizer.eot_id)
     files: dict = {"state.json": state.to_json().encode(), "tokenizer.json": tokenizer.to_json()}
-    checkpoint.write_part(locate(tmp_path / "run") / checkpoint.FOLDER / checkpoint.folder_name(3), 0, 1, files)
+    checkpoint.write(locate(tmp_path / "run") / checkpoint.FOLDER / checkpoint.folder_name(3), files)
     return tmp_path / "run"
 
 

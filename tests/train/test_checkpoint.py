@@ -26,7 +26,9 @@ def write(run: Location, step: int, ranks: int = 2, only: tuple[int, ...] | None
         if rank == 0:
             files["model.safetensors"] = checkpoint.TensorStream.of({"w": torch.full((3, 2), float(step))})
             files["state.json"] = RunState(step=step, val_loss=1.5).to_json().encode()
-        checkpoint.write_part(where, rank, ranks, files)
+        checkpoint.write_part(where, rank, ranks, files, attempt="a")
+    if only is None:
+        checkpoint.commit(where, ranks, "a")
     return where
 
 
@@ -58,7 +60,7 @@ def test_a_checkpoint_one_rank_never_finished_does_not_count(run: Location) -> N
     assert not storage.exists(run / checkpoint.FOLDER / "step_00000300")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "manifest"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "index"])
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_message(tmp_path: Path, damage: str) -> None:
     run = locate(tmp_path / "first")
     write(run, 100)
@@ -73,7 +75,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_message(tmp_path: Pat
     elif damage == "gone":
         weights.unlink()
     else:
-        (path / "manifest-00000.json").write_text("{")
+        (path / "index.json").write_text("{")
     found, notes = checkpoint.newest_usable(run)
     assert found is not None and found.name == "step_00000100"
     assert len(notes) == 1 and "step_00000200 is passed over" in notes[0]
@@ -84,7 +86,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_message(tmp_path: Pat
 def test_the_newest_and_the_best_are_kept(run: Location) -> None:
     for step in (100, 200, 300, 400):
         write(run, step, ranks=1)
-    assert checkpoint.delete_old(run, keep=2, best_step=100) == ["step_00000200"]
+    assert checkpoint.delete_old(run, keep=2, best_step=100) == (["step_00000200"], [])
     kept = [where.name for where in checkpoint.complete_checkpoints(run)]
     assert kept == ["step_00000400", "step_00000300", "step_00000100"]
 
@@ -101,7 +103,7 @@ def test_a_failed_write_leaves_no_checkpoint_behind(tmp_path: Path) -> None:
     where = run / checkpoint.FOLDER / "step_00000100"
     wrong = checkpoint.TensorStream([Spec("b", torch.float32, (3,))], lambda: [torch.zeros(4)])
     with pytest.raises(ValueError, match="b is"):
-        checkpoint.write_part(where, 0, 1, {"a": b"1", "b": wrong})
+        checkpoint.write(where, {"a": b"1", "b": wrong})
     assert checkpoint.complete_checkpoints(run) == []
     checkpoint.delete_leftovers(run)
     assert [path.name for path in (tmp_path / "first" / checkpoint.FOLDER).iterdir()] == []

@@ -67,8 +67,9 @@ def test_a_run_stopped_on_ray_data_that_lost_a_worker_on_the_memory_map_equals_t
         assert sequence(rows, key) == sequence(unbroken[1], key), key
     assert [row["step"] for row in rows] == list(range(1, 25))
     assert outcome.summary["restarts"] == 2  # Ctrl-C, and a lost worker
-    left = (tmp_path / "r" / "checkpoints" / "step_00000024" / "model.safetensors").read_bytes()
-    assert left == (unbroken[0] / "checkpoints" / "step_00000024" / "model.safetensors").read_bytes()
+    for name in ("model-00000.safetensors", "model-00001.safetensors", "optimizer-00001.safetensors"):
+        left = (tmp_path / "r" / "checkpoints" / "step_00000024" / name).read_bytes()
+        assert left == (unbroken[0] / "checkpoints" / "step_00000024" / name).read_bytes()
 
 
 def test_four_workers_go_on_with_the_tokens_of_two(
