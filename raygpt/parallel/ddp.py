@@ -12,6 +12,7 @@ from raygpt.model.gpt import GPT
 from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel.distributed import World, parallel
 from raygpt.parallel.snapshot import SnapshotBuffers
+from raygpt.train.objective import Objective
 from raygpt.train.optim import load_optimizer_tensors, make_adamw, optimizer_tensors
 from raygpt.train.precision import Precision
 from raygpt.train.step import TrainStep
@@ -60,10 +61,12 @@ class DataParallel:
         loss_tokens: int | None = None,
         attention: str = "auto",
         always_wrap: bool = False,
+        global_rows: int | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        """`local_rows` of `seq_len` tokens are this worker's part of a global batch; `previous` is the micro-batch of
-        the checkpoint. `loss_tokens`: see LOSS_TOKENS, which is the default on a GPU; a CPU takes all at once.
-        `attention` is the kernel to prefer. A worker alone goes without DDP unless `always_wrap`."""
+        """`local_rows` of `seq_len` tokens are the most that any worker has of a batch of `global_rows`; `previous` is
+        the micro-batch of the checkpoint. `loss_tokens`: see LOSS_TOKENS, which is the default on a GPU; a CPU takes
+        all at once. `attention` is the kernel to prefer. A worker alone goes without DDP unless `always_wrap`."""
         self.model = model.to(world.device)
         self.world = world
         self.optimizer = make_adamw(self.model, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
@@ -88,7 +91,13 @@ class DataParallel:
         wrapped = parallel(self.model, world, always=always_wrap)
         rehearse(wrapped, self.precision, world, self.micro_batch_size, seq_len)
         self.step = TrainStep(
-            wrapped, self.optimizer, self.precision, micro_batch_size=self.micro_batch_size, grad_clip=grad_clip
+            wrapped,
+            self.optimizer,
+            self.precision,
+            micro_batch_size=self.micro_batch_size,
+            grad_clip=grad_clip,
+            objective=objective,
+            global_rows=global_rows,
         )
         self._buffers = SnapshotBuffers()
 

@@ -10,6 +10,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.parallel.pieces import KINDS, Piece
+from raygpt.train.objective import Batch, LanguageModelling, Objective, as_batch, divisor, rows_of, split
 from raygpt.train.optim import decay_groups
-from raygpt.train.step import StepResult
+from raygpt.train.step import StepResult, all_finite
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -100,20 +102,24 @@ class ZeroEngine:
 
     # --- training ----------------------------------------------------------------------------------------------
 
-    def step(self, micro_batches: Iterable[Tensor], lr: float) -> tuple[Tensor, Tensor, bool]:
-        """(mean loss, gradient norm, whether it was skipped) of one optimizer step over this rank's micro-batches."""
+    def step(self, losses: Iterable[Callable[[], Tensor]], lr: float) -> tuple[Tensor, Tensor, bool]:
+        """(sum of the losses, gradient norm, whether it was skipped) of one optimizer step.
+
+        Each of `losses` makes one micro-batch's part of the loss from a forward pass; as many on every rank. DeepSpeed
+        itself skips a step whose gradients are not finite, in every precision.
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1.0)
         skipped = self.engine.skipped_steps
-        losses = []
-        for micro in micro_batches:
-            loss = self.engine(micro[:, :-1], micro[:, 1:])
-            self.engine.backward(loss)
+        done = []
+        for make in losses:
+            loss = make()
+            self.engine.backward(loss, scale_wrt_gas=False)  # it is divided already
             self.engine.step()
-            losses.append(loss.detach().float())
+            done.append(loss.detach())
         norm = self.engine.get_global_grad_norm()
         norm = torch.as_tensor(float("nan") if norm is None else norm)
-        return torch.stack(losses).mean(), norm, self.engine.skipped_steps > skipped
+        return torch.stack(done).sum(), norm, self.engine.skipped_steps > skipped
 
     @property
     def loss_scale(self) -> float | None:
@@ -203,19 +209,47 @@ class ZeroEngine:
 
 
 class ZeroStep:
-    """`TrainStep`'s contract on a ZeroEngine: the same shift, the same weight of every micro-batch."""
+    """`TrainStep`'s contract on a ZeroEngine: the same objective, divided by the same weight.
 
-    def __init__(self, engine: ZeroEngine, micro_batch_size: int) -> None:
+    DeepSpeed takes the same number of micro-batches on every rank: one with fewer rows repeats some at a weight of 0.
+    """
+
+    def __init__(
+        self,
+        engine: ZeroEngine,
+        micro_batch_size: int,
+        *,
+        global_rows: int | None = None,
+        objective: Objective | None = None,
+    ) -> None:
         self.engine = engine
         self.micro_batch_size = micro_batch_size
         self.precision_name = engine.precision_name
+        self.global_rows = global_rows
+        self.objective = objective or LanguageModelling()
 
-    def __call__(self, rows: Tensor, lr: float) -> StepResult:
-        loss, norm, skipped = self.engine.step(rows.split(self.micro_batch_size), lr)
-        return StepResult(loss, norm, skipped)
+    def __call__(self, batch: Batch | Tensor, lr: float) -> StepResult:
+        batch = as_batch(batch)
+        micro_batches, rows = split(batch, self.micro_batch_size), rows_of(batch)
+        world_size = torch.distributed.get_world_size()
+        weights = [self.objective.weight(micro) for micro in micro_batches]
+        over = divisor(weights, rows, self.global_rows or rows * world_size, world_size)
+        passes = self.engine.engine.gradient_accumulation_steps()
+        padded = [*micro_batches, *[micro_batches[0]] * (passes - len(micro_batches))]
+
+        def loss_of(index: int) -> Tensor:
+            loss_sum, _ = self.objective(self.engine.engine, padded[index])
+            counted = 1.0 if index < len(micro_batches) else 0.0
+            return (loss_sum / over * counted).float()
+
+        losses = (partial(loss_of, index) for index in range(passes))
+        return StepResult(*self.engine.step(losses, lr))
 
     def loss_scale(self) -> float | None:
         return self.engine.loss_scale
 
     def scaler_state(self) -> dict[str, Any]:
         return self.engine.scaler_state()
+
+    def weights_finite(self) -> bool:
+        return all_finite(self.engine._flat_masters())

@@ -23,7 +23,7 @@ from raygpt.parallel.weights import fill_model, open_weights
 from raygpt.parallel.zero import ZeroEngine, ZeroStep
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.storage import Location
-from raygpt.train.plan import TrainPlan, accumulation, micro_batch_choices
+from raygpt.train.plan import TrainPlan, accumulation, micro_batch_choices, most_local_rows
 from raygpt.train.step import StepFunction
 from raygpt.train.warmup import CPU_MICRO_BATCH_TOKENS
 
@@ -78,7 +78,8 @@ def build(
             world,
             precision=precision,
             micro_batch_size=config.train.micro_batch_size,
-            local_rows=plan.order.global_batch_rows // world.size,
+            local_rows=most_local_rows(plan.order.global_batch_rows, world.size),
+            global_rows=plan.order.global_batch_rows,
             seq_len=plan.order.seq_len,
             lr=config.optim.lr,
             weight_decay=config.optim.weight_decay,
@@ -148,7 +149,8 @@ class Zero:
         """Without `weights` they are undefined until `restore`."""
         self.world = world
         rows = plan.order.global_batch_rows
-        self.micro_batch_size = _micro_batch(config.train.micro_batch_size, rows // world.size, plan, world, previous)
+        most = most_local_rows(rows, world.size)
+        self.micro_batch_size = _micro_batch(config.train.micro_batch_size, most, plan, world, previous)
         torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
         self.engine = ZeroEngine(
             model_config,
@@ -173,7 +175,7 @@ class Zero:
         if weights is not None:
             self.engine.fill(weights)
         self.model = self.engine.model
-        self.step = ZeroStep(self.engine, self.micro_batch_size)
+        self.step = ZeroStep(self.engine, self.micro_batch_size, global_rows=rows)
         self.autocast: Callable[[], AbstractContextManager] = (
             nullcontext  # the weights are in half precision themselves
         )
@@ -203,7 +205,7 @@ def _values(pieces: list[Piece]) -> Iterator[Tensor]:
 def _micro_batch(wanted: int | str, local_rows: int, plan: TrainPlan, world: World, previous: int | None) -> int:
     if isinstance(wanted, int):
         return wanted
-    if previous is not None and local_rows % previous == 0:
+    if previous is not None and previous in micro_batch_choices(local_rows, local_rows):
         return previous
     limit = max(1, CPU_MICRO_BATCH_TOKENS // plan.order.seq_len)
     return micro_batch_choices(local_rows, limit if world.device.type == "cpu" else 4)[0]
