@@ -149,5 +149,7 @@ class TrainStep:
 
 def all_finite(tensors: list[nn.Parameter] | list[Tensor]) -> bool:
     """Whether every number is one; waits for the device. An infinite norm stands for infinite numbers."""
+    if not tensors:
+        return True
     norms = torch._foreach_norm([tensor.detach() for tensor in tensors])
     return bool(torch.stack([torch.isfinite(norm).to(norms[0].device) for norm in norms]).all())
