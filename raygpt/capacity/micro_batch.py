@@ -7,5 +7,17 @@ EVALUATION_ROWS = 2  # rows of an evaluation's batch for each row of the micro-b
 
 
 def micro_batch_choices(local_rows: int, limit: int = 64) -> list[int]:
-    """Divisors of a rank's rows, largest first, at most `limit`: what `micro_batch_size: auto` tries."""
-    return [size for size in range(min(local_rows, limit), 0, -1) if local_rows % size == 0]
+    """What `micro_batch_size: auto` tries, largest first, at most `limit`: sizes that divide a rank's rows.
+
+    Where the next that does is less than half as large, sizes that leave a smaller last micro-batch stand between: 103
+    rows, a prime, would otherwise be trained one by one.
+    """
+    sizes = range(min(local_rows, limit), 0, -1)
+    dividing = [size for size in sizes if local_rows % size == 0]
+    between = []
+    for size in sizes:
+        below = next(each for each in dividing if each <= size)
+        # as even as that many micro-batches can be
+        if size >= 2 * below and -(-local_rows // -(-local_rows // size)) == size:
+            between.append(size)
+    return sorted({*dividing, *between}, reverse=True)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from raygpt.classify.classifier import Classifier, classification_metrics, layer_groups, pad_rows, reinit_top, with_pad
@@ -23,8 +22,10 @@ from raygpt.config import Config
 from raygpt.hardware import choose_precision
 from raygpt.model.gpt import GPT
 from raygpt.parallel.optimizer_state import load_optimizer_tensors, optimizer_tensors
+from raygpt.train.objective import Classification
 from raygpt.train.precision import Precision
 from raygpt.train.schedule import Schedule
+from raygpt.train.step import TrainStep
 
 METRICS = ("accuracy", "f1", "loss", "train_loss")
 # Batches of one pool are sorted by length before they are cut, so that a batch is padded little; 16 batches of 16 pairs
@@ -138,6 +139,16 @@ class Training:
         groups = layer_groups(model, recipe.weight_decay, recipe.layer_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, fused=True)
         self.precision = Precision(choose_precision(recipe.precision, device)[0], device)
+        self.step = TrainStep(
+            self.model,
+            self.optimizer,
+            self.precision,
+            micro_batch_size=recipe.batch_size,
+            grad_clip=recipe.grad_clip,
+            objective=Classification(recipe.label_smoothing),
+        )
+        # the norm is added up in this order: not that of the groups, which changes its last bit
+        self.step.parameters = list(self.model.parameters())
         self.steps_per_epoch = -(-len(task.train) // recipe.batch_size)
         total = recipe.epochs * self.steps_per_epoch
         warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(total * recipe.warmup_fraction)
@@ -160,7 +171,7 @@ class Training:
         self.model.train()
         losses, tokens, step = [], 0, progress.epoch * self.steps_per_epoch
         for batch, labels in self._batches(progress.epoch):
-            losses.append(self._step(batch, labels, self.schedule.lr(step)))
+            losses.append(self.step({"tokens": batch, "labels": labels}, self.schedule.lr(step)).loss)
             tokens += int((batch != self.model.pad_id).sum())
             step += 1
         train_loss = float(torch.stack(losses).mean())
@@ -224,22 +235,6 @@ class Training:
         if "best_val_logits" in tensors:
             self.best_val_logits = tensors["best_val_logits"].numpy()
         self.best_model = part("best.") or None
-
-    def _step(self, batch: Tensor, labels: Tensor, lr: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
-        with self.precision.autocast():
-            logits = self.model(batch)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        scaler = self.precision.scaler
-        scaler.scale(loss).backward()
-        scaler.unscale_(self.optimizer)
-        if self.recipe.grad_clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
-        scaler.step(self.optimizer)
-        scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Padded batches of one epoch: every row once, in a seeded order, rows of like length together."""

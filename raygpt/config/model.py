@@ -37,7 +37,6 @@ class Model(Section):
     init_from: Annotated[
         str,
         AlsoCalled(("model_name_or_path", "from_pretrained")),
-        Fixed(("classify",), "its weights are what is trained on"),
     ] = Field(
         "random",
         description="weights: random, a Hugging Face id or folder, or a run folder or checkpoint (path or s3://)",

@@ -19,7 +19,7 @@ class Task(Section):
     name: str | None = Field(
         None, description="classification task, such as mrpc; none: no classification, language modelling"
     )
-    train: Annotated[str | None, Fixed(_BOTH, _DATA)] = Field(
+    train: Annotated[str | None, Fixed(_SWEEP, _DATA)] = Field(
         None, description="CSV, TSV or JSONL with text and labels, a folder with train.* and validation.*, or glue/mrpc"
     )
     val: Annotated[str | None, Fixed(("sweep",), "the winner is measured on it")] = Field(

@@ -148,14 +148,16 @@ class Order:
 
 
 def lanes_of(rank: int, world_size: int, global_batch_rows: int) -> slice:
-    """The contiguous lanes of one rank; `world_size` must divide `global_batch_rows`."""
-    if global_batch_rows % world_size:
+    """The contiguous lanes of one rank: where they do not divide evenly, some ranks have one more than others.
+
+    Raises UserError where there are more ranks than rows.
+    """
+    if world_size > global_batch_rows:
         raise UserError(
-            f"{world_size} workers cannot share a global batch of {global_batch_rows} rows evenly: choose "
-            "scale.num_workers or train.global_batch_tokens so that they divide."
+            f"{world_size} workers cannot share a global batch of {global_batch_rows} rows: choose at most "
+            f"scale.num_workers={global_batch_rows}, or raise train.global_batch_tokens."
         )
-    local = global_batch_rows // world_size
-    return slice(rank * local, (rank + 1) * local)
+    return slice(rank * global_batch_rows // world_size, (rank + 1) * global_batch_rows // world_size)
 
 
 def power_of_two_at_most(limit: int) -> int:

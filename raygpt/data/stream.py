@@ -58,7 +58,7 @@ class Source:
 
     @property
     def local_rows(self) -> int:
-        return self.order.global_batch_rows // self.world_size
+        return self.lanes.stop - self.lanes.start
 
     @property
     def step_bytes(self) -> int:

@@ -80,7 +80,7 @@ def print_deepspeed(config: Config) -> int:
     seq_len = config.data.seq_len or config.model.seq_len
     steps: int | str = "auto"
     if isinstance(micro, int) and seq_len is not None:
-        rows = batch_rows(config.train.global_batch_tokens, seq_len, micro, config.scale.worker_range)
+        rows = batch_rows(config.train.global_batch_tokens, seq_len, config.scale.worker_range)
         steps = accumulation(rows, config.scale.worker_range[0], micro)
     shown = deepspeed_config(
         strategy=config.train.strategy,
@@ -108,9 +108,7 @@ def dry_run(config: Config) -> int:
 
         preset = of_preset(config.model.preset).presets[config.model.preset]
         seq_len = config.data.seq_len or config.model.seq_len or preset["seq_len"]
-        rows = batch_rows(
-            config.train.global_batch_tokens, seq_len, config.train.micro_batch_size, config.scale.worker_range
-        )
+        rows = batch_rows(config.train.global_batch_tokens, seq_len, config.scale.worker_range)
         print(f"Settings are sound: {rows} rows of {seq_len} tokens per step; {config.data.train} is not prepared yet.")
         return 0
     print(describe(resolve(config)))

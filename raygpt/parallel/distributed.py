@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raygpt.data.order import lanes_of
 from raygpt.hardware import indexed
 
 SIOCGIFADDR = 0x8915  # ioctl of Linux: IPv4 address of an interface
@@ -70,34 +71,42 @@ class World:
         dist.all_gather_object(out, value, group=self.control)
         return out
 
-    def agree(self, flag: int) -> Agreement:
-        """Start agreeing on the largest flag of any rank, without waiting: it travels while the step computes."""
-        return Agreement(self, flag)
+    def agree(self, *values: int) -> Agreement:
+        """Start agreeing on the largest of each value over ranks, without waiting: they travel while the step
+        computes."""
+        return Agreement(self, values)
 
-    def batch_digest(self, tokens: np.ndarray) -> str:
-        """Hex digest of the global batch from every rank's rows, independent of how many ranks share it."""
+    def batch_digest(self, tokens: np.ndarray, global_rows: int | None = None) -> str:
+        """Hex digest of the global batch from every rank's rows, independent of how many ranks share it.
+
+        `global_rows` are shared out as `lanes_of` does; without it every rank has as many as this one.
+        """
         rows = np.stack([_row_digest(row) for row in tokens])
         if self.size > 1:
-            parts = [torch.empty(rows.shape, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(parts, torch.from_numpy(rows), group=self.control)
-            rows = torch.cat(parts).numpy()
+            shares = [lanes_of(rank, self.size, global_rows or len(rows) * self.size) for rank in range(self.size)]
+            counts = [share.stop - share.start for share in shares]
+            mine = np.zeros((max(counts), rows.shape[1]), np.uint8)  # a collective takes one size
+            mine[: len(rows)] = rows
+            parts = [torch.empty(mine.shape, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(parts, torch.from_numpy(mine), group=self.control)
+            rows = torch.cat([part[:count] for part, count in zip(parts, counts)]).numpy()
         return hashlib.sha256(rows.tobytes()).hexdigest()[:32]
 
 
 class Agreement:
-    """A small maximum over ranks in flight."""
+    """Small maxima over ranks in flight."""
 
-    def __init__(self, world: World, flag: int) -> None:
-        self._flag = torch.tensor([flag])
+    def __init__(self, world: World, values: tuple[int, ...]) -> None:
+        self._values = torch.tensor(values)
         self._work = None
         if world.size > 1:
-            self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=world.control, async_op=True)
+            self._work = dist.all_reduce(self._values, op=dist.ReduceOp.MAX, group=world.control, async_op=True)
 
-    def wait(self) -> int:
-        """The agreed flag."""
+    def wait(self) -> list[int]:
+        """The agreed values."""
         if self._work is not None:
             self._work.wait()
-        return int(self._flag)
+        return self._values.tolist()
 
 
 def name_gloo_interface() -> str | None:

@@ -21,3 +21,11 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
     random.setstate(state["python"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def rank_seed(seed: int, rank: int, step: int) -> int:
+    """Seed of a rank's generators where a start at `step` finds none of its own to go on with: one per rank and step.
+
+    A run that goes on with another number of workers must not draw the dropout of its first steps once more.
+    """
+    return (seed * 1_000_003 + rank + step * 1_000_003**2) % 2**63

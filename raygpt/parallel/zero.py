@@ -99,19 +99,23 @@ class ZeroEngine:
 
     # --- training ----------------------------------------------------------------------------------------------
 
-    def step(self, micro_batches: Iterable[Tensor], lr: float) -> tuple[Tensor, Tensor, bool]:
-        """(mean loss, gradient norm, whether it was skipped) of one optimizer step over this rank's micro-batches."""
+    def step(self, losses: Iterable[Callable[[], Tensor]], lr: float) -> tuple[Tensor, Tensor, bool]:
+        """(sum of the losses, gradient norm, whether it was skipped) of one optimizer step.
+
+        Each of `losses` makes one micro-batch's part of the loss from a forward pass; as many on every rank. DeepSpeed
+        itself skips a step whose gradients are not finite, in every precision.
+        """
         set_lr(self.optimizer, lr)
         skipped = self.engine.skipped_steps
-        losses = []
-        for micro in micro_batches:
-            loss = self.engine(micro[:, :-1], micro[:, 1:])
-            self.engine.backward(loss)
+        done = []
+        for make in losses:
+            loss = make()
+            self.engine.backward(loss, scale_wrt_gas=False)  # it is divided already
             self.engine.step()
-            losses.append(loss.detach().float())
+            done.append(loss.detach())
         norm = self.engine.get_global_grad_norm()
         norm = torch.as_tensor(float("nan") if norm is None else norm)
-        return torch.stack(losses).mean(), norm, self.engine.skipped_steps > skipped
+        return torch.stack(done).sum(), norm, self.engine.skipped_steps > skipped
 
     @property
     def loss_scale(self) -> float | None:

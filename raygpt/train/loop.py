@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from raygpt.hardware import mfu
-from raygpt.parallel.distributed import World
+from raygpt.parallel.distributed import Agreement, World
 from raygpt.track.cost import Cost
 from raygpt.track.eta import Eta
 from raygpt.track.record import Record, make_record
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
     from raygpt.parallel.checkpoint import RunState
 
 RUNNING, STOP, BUDGET = 0, 1, 2  # what ranks agree on after every step; the largest wins
-# Steps in a row skipped at the smallest loss scale: no scale is left at which the gradients are finite.
+# Steps in a row whose gradients were not finite (in fp16 at the smallest loss scale: no scale is left that serves).
 HOPELESS_SKIPS = 8
+# Ranks agree on whether to stop about this often: an all-reduce of a thousand ranks takes 60 ms, a small model's step
+# less.
+AGREE_SECONDS = 0.5
 OUTCOMES = {STOP: "stopped", BUDGET: "budget"}
 
 
@@ -45,6 +48,14 @@ class Hooks(Protocol):
 
     def save(self, state: RunState, rank_state: dict) -> None:
         """Take a snapshot before returning; storing it may go on in the background."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How the loop ended. `why` says of a run that diverged what was seen, where: half a sentence."""
+
+    outcome: str
+    why: str | None = None
 
 
 @dataclass
@@ -70,7 +81,7 @@ class LoopOptions:
 class _Interval:
     """What happened since the last record. The loss sum is part of a checkpoint: a record may span a restart."""
 
-    loss_sum: torch.Tensor
+    loss_sum: torch.Tensor  # of steps that were not skipped
     steps: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
@@ -87,13 +98,16 @@ def train(
     options: LoopOptions,
     evaluate: Callable[[], float] | None = None,
     rank_state: dict | None = None,
-) -> str:
+) -> End:
     """Run steps [state.step, plan.total_steps), keeping `state` current.
 
-    Returns the outcome: finished, early (`patience` evaluations brought nothing better), stopped (asked to), budget
-    (track.max_cost_usd reached) or diverged (the loss is not finite, or no loss scale serves: nothing is saved then).
-    In all but the last the last step is saved. A step that fp16 skipped used up its tokens; it counts as none in the
-    learning-rate schedule and in the mean loss.
+    Ends with the outcome finished, early (`patience` evaluations brought nothing better), stopped (asked to), budget
+    (track.max_cost_usd reached) or diverged (loss or weights are not finite, or gradients were not for HOPELESS_SKIPS
+    steps in a row: nothing is saved then). In all but the last the last step is saved.
+
+    A step whose gradients are not finite is skipped: it used up its tokens, and counts as none in the mean loss; one
+    that fp16 skipped counts as none in the learning-rate schedule either. Whether a step was skipped is read at records
+    and checkpoints, where the device is waited for anyway; in fp16 after every step, for the scale depends on it.
     """
     started = time.monotonic()
     eta = Eta(
@@ -106,11 +120,14 @@ def train(
     interval = _open_interval(world, rank_state)
     stall: float | None = None
     first_step = saved_step = state.step
-    hopeless = 0
+    fp16 = step_fn.precision_name == "fp16"
+    skips = _Skips(world.device)
+    poll = _Poll(world)
     ahead = Ahead(batches, world.device)
     if evaluate is not None and options.evaluate_first and state.step == 0:
         before = time.perf_counter()
-        state.val_loss = state.best_val_loss = evaluate()
+        state.val_loss = evaluate()
+        state.best_val_loss = state.val_loss if math.isfinite(state.val_loss) else None
         eta.observe_evaluation(time.perf_counter() - before)
         if world.rank == 0:
             hooks.log(make_record(step=0, tokens=0, val_loss=state.val_loss, world_size=world.size, time=time.time()))
@@ -121,33 +138,32 @@ def train(
         assert batch.step == state.step
         spent = options.spent_seconds + time.monotonic() - started
         flag = STOP if hooks.stop_requested() else BUDGET if options.cost.is_spent(spent) else RUNNING
-        agreement = world.agree(flag)
-        lr = plan.schedule.lr(state.step - state.skipped_steps)
-        result = step_fn(rows, lr)
+        poll.ask(state.step, flag)
+        lr = plan.schedule.lr(state.step - state.skipped_steps * fp16)
+        result = step_fn({"rows": rows}, lr)
         if flag == RUNNING and state.step + 1 < plan.total_steps:
             fetching = time.perf_counter()
             ahead.fetch()  # before anything waits for the device
             waited += time.perf_counter() - fetching
-        digest = world.batch_digest(batch.tokens) if options.log_batch_digest else None
+        digest = world.batch_digest(batch.tokens, plan.order.global_batch_rows) if options.log_batch_digest else None
         state.step += 1
         state.tokens += plan.tokens_per_step
         state.epoch, state.epoch_step = plan.order.position(state.step)
-        state.skipped_steps += result.skipped
-        if result.skipped:
-            hopeless = hopeless + 1 if (step_fn.loss_scale() or 0.0) <= 1.0 else 0
-            if hopeless >= HOPELESS_SKIPS:
-                return "diverged"
-        else:
-            hopeless = 0
-            interval.loss_sum += result.loss
-            interval.steps += 1
-        flag = agreement.wait()
+        interval.loss_sum += skips.count(result)
+        interval.steps += 1
+        if fp16:
+            _read_skips(skips, state, interval, (step_fn.loss_scale() or 0.0) <= 1.0)
+        flag = poll.answer()
         last = state.step == plan.total_steps or flag != RUNNING
         log_now = last or state.step % options.log_every == 0
         evaluate_now = evaluate is not None and _due(state.step, options.eval_every, state.step == plan.total_steps)
         save_now = _due(state.step, options.checkpoint_every, last)
         if log_now or evaluate_now or save_now:
             loss_sum = float(interval.loss_sum)  # the one place that waits for the device
+            if not fp16:
+                _read_skips(skips, state, interval, True)
+        if skips.in_a_row >= HOPELESS_SKIPS:
+            return End("diverged", _bad_gradients(skips.in_a_row, state.step, batch, result, world, plan))
         seconds = time.perf_counter() - begin
         if state.step == first_step + 1:
             # What is there now stays: searching it for garbage again and again halts a rank for up to half a second at
@@ -162,7 +178,7 @@ def train(
         if log_now or evaluate_now or save_now:
             loss = world.sum(loss_sum / interval.steps)[0] / world.size if interval.steps else None
             if loss is not None and not math.isfinite(loss):
-                return "diverged"
+                return End("diverged", f"its loss stopped being a number at step {state.step}")
         val_loss = None
         early = False
         if evaluate_now:
@@ -171,9 +187,11 @@ def train(
             val_loss = evaluate()
             eta.observe_evaluation(time.perf_counter() - before)
             state.val_loss = val_loss
-            better = state.best_val_loss is None or val_loss < state.best_val_loss - options.min_delta
+            best = state.best_val_loss
+            best = math.inf if best is None or not math.isfinite(best) else best
+            better = val_loss < best - options.min_delta  # never one that is no number
             state.stale_evaluations = 0 if better else state.stale_evaluations + 1
-            if state.best_val_loss is None or val_loss < state.best_val_loss:
+            if val_loss < best:
                 state.best_val_loss, state.best_step = val_loss, state.step
                 save_now = save_now or options.save_best
             early = options.patience is not None and state.stale_evaluations >= options.patience
@@ -185,6 +203,8 @@ def train(
             eta.observe(state.step, mean_seconds)
         if save_now:
             before = time.perf_counter()
+            if world.sum(float(not step_fn.weights_finite()))[0]:
+                return End("diverged", f"its weights stopped being numbers by step {state.step}")
             open_loss = {"loss_sum": 0.0, "steps": 0} if log_now else {"loss_sum": loss_sum, "steps": interval.steps}
             state.scaler = step_fn.scaler_state()
             state.stopped_early = early
@@ -215,11 +235,100 @@ def train(
             if world.rank == 0:
                 hooks.log(make_record(**record))
         if early:
-            return "early"
+            return End("early")
         if flag != RUNNING and state.step < plan.total_steps:
             assert saved_step == state.step
-            return OUTCOMES[flag]
-    return "finished"
+            return End(OUTCOMES[flag])
+        poll.took(seconds)
+    return End("finished")
+
+
+class _Skips:
+    """Counts skipped steps on the device: how many since they were read last, and how many in a row."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._row = torch.zeros((), dtype=torch.int32, device=device)
+        self._new = torch.zeros((), dtype=torch.int32, device=device)
+        self.in_a_row = 0
+
+    def count(self, result: StepResult) -> torch.Tensor:
+        """The step's loss, 0 where it was skipped."""
+        if result.overflow is False:
+            self._row.zero_()
+            return result.loss
+        skipped = torch.as_tensor(result.overflow, device=self._row.device)
+        self._new += skipped
+        self._row = (self._row + 1) * skipped
+        return torch.where(skipped, torch.zeros_like(result.loss), result.loss)
+
+    def read(self) -> int:
+        """Steps skipped since the last time. Waits for the device."""
+        new, self.in_a_row = torch.stack([self._new, self._row]).tolist()
+        self._new.zero_()
+        return new
+
+    def forgive(self) -> None:
+        """Those in a row are not held against the run: the loss scale has yet to fall."""
+        self._row.zero_()
+        self.in_a_row = 0
+
+
+def _read_skips(skips: _Skips, state: RunState, interval: _Interval, hopeless: bool) -> None:
+    new = skips.read()
+    state.skipped_steps += new
+    interval.steps -= new
+    if new and not hopeless:
+        skips.forgive()
+
+
+def _bad_gradients(count: int, step: int, batch: Batch, result: StepResult, world: World, plan: TrainPlan) -> str:
+    digest = world.batch_digest(batch.tokens, plan.order.global_batch_rows)
+    return (
+        f"its gradients were not finite in {count} steps in a row, the last of them step {step} with gradient norm "
+        f"{float(result.grad_norm)} and batch digest {digest}"
+    )
+
+
+class _Poll:
+    """What ranks agree on while steps compute: every so many steps, as many on every rank, about AGREE_SECONDS apart.
+
+    Each rank says how many of its steps that is; the fewest hold for all, so that nothing hangs on one rank's clock. At
+    most twice as many as before: the first steps tell little. A rank alone asks itself after every step.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._every = 1
+        self._due: int | None = None  # step of the next agreement; None: the one that comes
+        self._agreement: Agreement | None = None
+        self._steps, self._seconds = 0, 0.0
+
+    def ask(self, step: int, flag: int) -> None:
+        """Before a step: start agreeing where it is time."""
+        if self._due is not None and step < self._due:
+            return
+        wanted = 1
+        if self._world.size > 1 and self._steps:
+            wanted = min(int(AGREE_SECONDS * self._steps / max(self._seconds, 1e-9)), 2 * self._every)
+        self._steps, self._seconds = 0, 0.0
+        self._agreement = self._world.agree(flag, -max(1, wanted))
+        self._due = step
+
+    def answer(self) -> int:
+        """After it: the agreed flag, RUNNING where nobody was asked."""
+        if self._agreement is None:
+            return RUNNING
+        flag, fewest = self._agreement.wait()
+        assert self._due is not None
+        self._every = -fewest
+        self._due += self._every
+        self._agreement = None
+        return flag
+
+    def took(self, seconds: float) -> None:
+        """A step took this long."""
+        self._steps += 1
+        self._seconds += seconds
 
 
 def _record(

@@ -22,8 +22,11 @@ class TrainPlan:
         return self.order.global_batch_rows * self.order.seq_len
 
 
-def batch_rows(global_batch_tokens: int, seq_len: int, micro_batch_size: int | str, workers: tuple[int, int]) -> int:
-    """Rows of the global batch. UserError unless micro_batch_size x seq_len x workers divides the tokens."""
+def batch_rows(global_batch_tokens: int, seq_len: int, workers: tuple[int, int]) -> int:
+    """Rows of the global batch. UserError unless they are whole and enough for every worker to have one.
+
+    They need not divide by workers or micro-batches: then ranks differ by a row, and a last micro-batch is smaller.
+    """
     rows, rest = divmod(global_batch_tokens, seq_len)
     if rest or rows == 0:
         near = max(1, round(global_batch_tokens / seq_len)) * seq_len
@@ -31,16 +34,11 @@ def batch_rows(global_batch_tokens: int, seq_len: int, micro_batch_size: int | s
             f"train.global_batch_tokens={global_batch_tokens:,} is no multiple of data.seq_len={seq_len}: {near:,} "
             "would be."
         )
-    micro = micro_batch_size if isinstance(micro_batch_size, int) else 1
-    for count in range(workers[0], workers[1] + 1):
-        if rows % (micro * count):
-            unit = micro * count * seq_len
-            near = max(1, round(global_batch_tokens / unit)) * unit
-            micro_text = f"train.micro_batch_size={micro} x " if isinstance(micro_batch_size, int) else ""
-            raise UserError(
-                f"train.global_batch_tokens={global_batch_tokens:,} is no multiple of "
-                f"{micro_text}data.seq_len={seq_len} x {count} workers = {unit:,}: {near:,} would be."
-            )
+    if workers[1] > rows:
+        raise UserError(
+            f"train.global_batch_tokens={global_batch_tokens:,} makes {rows} rows of data.seq_len={seq_len}, too few "
+            f"for {workers[1]} workers: {workers[1] * seq_len:,} would be enough."
+        )
     return rows
 
 
@@ -66,6 +64,14 @@ def warmup(total: int, warmup_steps: int | None, warmup_fraction: float | None) 
     return min(steps, total)
 
 
+def most_local_rows(global_batch_rows: int, world_size: int) -> int:
+    """Rows of a step on the rank that has most."""
+    return -(-global_batch_rows // world_size)
+
+
 def accumulation(global_batch_rows: int, world_size: int, micro_batch_size: int) -> int:
-    """Micro-batches per rank and step: global_batch_tokens = micro_batch_size x seq_len x world_size x this."""
-    return global_batch_rows // world_size // micro_batch_size
+    """Micro-batches per step on the rank that has most rows.
+
+    Where all divides, global_batch_tokens = micro_batch_size x seq_len x world_size x this.
+    """
+    return -(-most_local_rows(global_batch_rows, world_size) // micro_batch_size)

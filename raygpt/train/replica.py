@@ -12,6 +12,7 @@ from raygpt.model.architecture import LanguageModel
 from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel.ddp import DataParallel
 from raygpt.parallel.distributed import World
+from raygpt.train.objective import Objective
 from raygpt.train.optim import make_optimizer
 from raygpt.train.precision import Precision
 from raygpt.train.step import TrainStep
@@ -52,10 +53,12 @@ class Replica:
         loss_tokens: int | None = None,
         attention: str = "auto",
         always_wrap: bool = False,
+        global_rows: int | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        """`local_rows` of `seq_len` tokens are this worker's part of a global batch; `previous` is the micro-batch of
-        the checkpoint. `loss_tokens`: see LOSS_TOKENS, which is the default on a GPU; a CPU takes all at once.
-        `attention` is the kernel to prefer. A worker alone goes without DDP unless `always_wrap`."""
+        """`local_rows` of `seq_len` tokens are the most that any worker has of a batch of `global_rows`; `previous` is
+        the micro-batch of the checkpoint. `loss_tokens`: see LOSS_TOKENS, which is the default on a GPU; a CPU takes
+        all at once. `attention` is the kernel to prefer. A worker alone goes without DDP unless `always_wrap`."""
         self.model = model.to(world.device)
         self.optimizer = make_optimizer(optimizer, self.model, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps)
         self.precision = Precision(precision, world.device)
@@ -80,7 +83,13 @@ class Replica:
         wrapped = self.parallel.wrapped
         rehearse(wrapped, self.precision, world, self.micro_batch_size, seq_len)
         self.step = TrainStep(
-            wrapped, self.optimizer, self.precision, micro_batch_size=self.micro_batch_size, grad_clip=grad_clip
+            wrapped,
+            self.optimizer,
+            self.precision,
+            micro_batch_size=self.micro_batch_size,
+            grad_clip=grad_clip,
+            objective=objective,
+            global_rows=global_rows,
         )
 
     def restore(self, optimizer_state: Iterable[tuple[str, str, Tensor]], state: RunState) -> None:

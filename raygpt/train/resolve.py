@@ -61,9 +61,7 @@ def resolve(config: Config) -> Resolved:
         raise UserError(
             f"data.seq_len={seq_len} exceeds the model's context of {model.seq_len}: lower it or raise model.seq_len."
         )
-    rows = batch_rows(
-        config.train.global_batch_tokens, seq_len, config.train.micro_batch_size, config.scale.worker_range
-    )
+    rows = batch_rows(config.train.global_batch_tokens, seq_len, config.scale.worker_range)
     order = Order(train.fingerprint, config.run.seed, seq_len, rows, train.tokens, train.numpy_dtype.itemsize)
     steps = total_steps(
         order,

@@ -1,4 +1,5 @@
-"""PURE. One optimizer step: micro-batches, the one label shift, accumulation, clipping, loss scaling."""
+"""PURE. One optimizer step: micro-batches, accumulation, clipping, loss scaling, and no step on gradients that are not
+finite."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raygpt.parallel.optimizer_state import set_lr
+from raygpt.train.objective import Batch, LanguageModelling, Objective, as_batch, divisor, rows_of, split
 from raygpt.train.precision import Precision
 
 
@@ -19,9 +21,9 @@ from raygpt.train.precision import Precision
 class StepResult:
     """Tensors stay on the device: reading one is a synchronisation the caller decides on."""
 
-    loss: torch.Tensor  # mean over this rank's micro-batches, fp32 scalar
-    grad_norm: torch.Tensor  # before clipping, over all parameters and ranks
-    overflow: torch.Tensor | bool = False  # fp16 only: gradients overflowed and the weights did not move
+    loss: Tensor  # fp32 scalar; its mean over ranks is the mean loss of the global batch
+    grad_norm: Tensor  # before clipping, over all parameters and ranks
+    overflow: Tensor | bool = False  # gradients were not finite and the weights did not move
 
     @cached_property
     def skipped(self) -> bool:
@@ -34,8 +36,8 @@ class StepFunction(Protocol):
 
     precision_name: str
 
-    def __call__(self, rows: torch.Tensor, lr: float) -> StepResult:
-        """One optimizer step on this rank's rows (local_rows, seq_len + 1) int64."""
+    def __call__(self, batch: Batch | Tensor, lr: float) -> StepResult:
+        """One optimizer step on this rank's rows of a batch; a tensor stands for {"rows": tensor}."""
 
     def loss_scale(self) -> float | None:
         """Current loss scale of fp16, None in other precisions."""
@@ -43,15 +45,19 @@ class StepFunction(Protocol):
     def scaler_state(self) -> dict[str, Any]:
         """The loss scaler for a checkpoint: plain numbers."""
 
+    def weights_finite(self) -> bool:
+        """Whether this rank's weights all are numbers. Waits for the device."""
+
 
 class TrainStep:
-    """Callable `(rows, lr) -> StepResult`.
+    """Callable `(batch, lr) -> StepResult`.
 
     Properties
-    - `rows` is (local_rows, seq_len + 1) int64: inputs are rows[:, :-1], targets rows[:, 1:]. Shifted here, once, and
-      nowhere else.
-    - Every micro-batch weighs the same, so 1 worker x 4 accumulation steps, 2 x 2 and 4 x 1 give one gradient.
+    - Gradients are those of the objective's mean over the global batch: 1 worker x 4 accumulation steps, 2 x 2 and
+      4 x 1 give one gradient, and so do ranks and micro-batches of unequal weight.
     - Ranks exchange gradients in the last micro-batch alone, and that is decided before its forward pass.
+    - Gradients that are not finite move nothing: the optimizer is told so on the device and keeps weights, moments and
+      counters. Only an optimizer that cannot be told (without torch's fused kernels) is waited for.
     """
 
     def __init__(
@@ -62,30 +68,52 @@ class TrainStep:
         *,
         micro_batch_size: int,
         grad_clip: float = 0.0,
+        objective: Objective | None = None,
+        global_rows: int | None = None,
     ) -> None:
+        """`global_rows` of a step over all ranks; without it every rank has as many as this one. The objective is
+        language modelling where none is given."""
         self.model = model
         self.optimizer = optimizer
         self.precision = precision
         self.precision_name = precision.name
         self.micro_batch_size = micro_batch_size
         self.grad_clip = grad_clip
+        self.objective = objective or LanguageModelling()
+        self.global_rows = global_rows
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._exchanges = isinstance(model, DistributedDataParallel)
+        self._world_size = torch.distributed.get_world_size() if self._exchanges else 1
 
-    def __call__(self, rows: torch.Tensor, lr: float) -> StepResult:
+    def __call__(self, batch: Batch | Tensor, lr: float) -> StepResult:
         set_lr(self.optimizer, lr)
-        loss = self.backward(rows)
+        loss = self.backward(batch)
         scaler = self.precision.scaler
         scaler.unscale_(self.optimizer)
         limit = self.grad_clip if self.grad_clip > 0 else float("inf")
         grad_norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-        # a scaled one is the scale, and stays on the device, where get_scale would wait for it
-        one = torch.ones((), device=loss.device)
-        before = scaler.scale(one)
-        scaler.step(self.optimizer)
-        scaler.update()
-        overflow = scaler.scale(one) < before if scaler.is_enabled() else False
+        if scaler.is_enabled():
+            # a scaled one is the scale, and stays on the device, where get_scale would wait for it
+            one = torch.ones((), device=loss.device)
+            before = scaler.scale(one)
+            scaler.step(self.optimizer)
+            scaler.update()
+            overflow = scaler.scale(one) < before
+        else:
+            overflow = ~torch.isfinite(grad_norm)
+            self._update(overflow)
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss, grad_norm, overflow)
+
+    def _update(self, overflow: Tensor) -> None:
+        optimizer: Any = self.optimizer
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            if not overflow:
+                optimizer.step()
+            return
+        optimizer.grad_scale, optimizer.found_inf = None, overflow.float()  # as torch's GradScaler does
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
 
     def loss_scale(self) -> float | None:
         """Current loss scale of fp16, None in other precisions."""
@@ -95,19 +123,33 @@ class TrainStep:
         """The gradient scaler for a checkpoint: plain numbers."""
         return self.precision.scaler_state()
 
-    def backward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Accumulate gradients of all micro-batches; returns the mean loss (detached)."""
-        micro_batches = rows.split(self.micro_batch_size)
-        count = len(micro_batches)
-        total = torch.zeros((), device=rows.device)
+    def weights_finite(self) -> bool:
+        """Whether the weights that are trained all are numbers. Waits for the device."""
+        return all_finite(self.parameters)
+
+    def backward(self, batch: Batch | Tensor) -> Tensor:
+        """Accumulate gradients of all micro-batches; returns this rank's part of the loss (see StepResult)."""
+        batch = as_batch(batch)
+        micro_batches = split(batch, self.micro_batch_size)
+        rows = rows_of(batch)
+        weights = [self.objective.weight(micro) for micro in micro_batches]
+        over = divisor(weights, rows, self.global_rows or rows * self._world_size, self._world_size)
+        total: Tensor | None = None
         for index, micro in enumerate(micro_batches):
-            last = index == count - 1
-            hold = (
-                self.model.no_sync() if isinstance(self.model, DistributedDataParallel) and not last else nullcontext()
-            )
-            with hold:
+            last = index == len(micro_batches) - 1
+            with self.model.no_sync() if self._exchanges and not last else nullcontext():  # type: ignore[operator]
                 with self.precision.autocast():
-                    loss = self.model(micro[:, :-1], micro[:, 1:])
-                self.precision.scaler.scale(loss / count).backward()
-            total += loss.detach() / count
+                    loss_sum, _ = self.objective(self.model, micro)
+                loss = (loss_sum / over).float()
+                self.precision.scaler.scale(loss).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None, "a batch without rows"
         return total
+
+
+def all_finite(tensors: list[nn.Parameter] | list[Tensor]) -> bool:
+    """Whether every number is one; waits for the device. An infinite norm stands for infinite numbers."""
+    if not tensors:
+        return True
+    norms = torch._foreach_norm([tensor.detach() for tensor in tensors])
+    return bool(torch.stack([torch.isfinite(norm).to(norms[0].device) for norm in norms]).all())

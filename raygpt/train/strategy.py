@@ -26,7 +26,7 @@ from raygpt.parallel.zero import ZeroEngine
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.storage import Location
 from raygpt.train.optim import check_name, make_optimizer
-from raygpt.train.plan import TrainPlan, accumulation
+from raygpt.train.plan import TrainPlan, accumulation, most_local_rows
 from raygpt.train.replica import Replica
 from raygpt.train.step import StepFunction
 from raygpt.train.zero_step import ZeroStep
@@ -79,7 +79,8 @@ def build(
             world,
             precision=precision,
             micro_batch_size=config.train.micro_batch_size,
-            local_rows=plan.order.global_batch_rows // world.size,
+            local_rows=most_local_rows(plan.order.global_batch_rows, world.size),
+            global_rows=plan.order.global_batch_rows,
             seq_len=plan.order.seq_len,
             lr=config.optim.lr,
             weight_decay=config.optim.weight_decay,
@@ -164,7 +165,8 @@ class Zero:
         """Without `weights` they are undefined until `restore`."""
         self.world = world
         rows = plan.order.global_batch_rows
-        self.micro_batch_size = _micro_batch(config.train.micro_batch_size, rows // world.size, plan, world, previous)
+        most = most_local_rows(rows, world.size)
+        self.micro_batch_size = _micro_batch(config.train.micro_batch_size, most, plan, world, previous)
         torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
         self.engine = ZeroEngine(
             model_config,
@@ -193,7 +195,7 @@ class Zero:
         if weights is not None:
             self.engine.fill(weights)
         self.model = self.engine.model
-        self.step = ZeroStep(self.engine, self.micro_batch_size)
+        self.step = ZeroStep(self.engine, self.micro_batch_size, global_rows=rows)
         self.autocast: Callable[[], AbstractContextManager] = (
             nullcontext  # the weights are in half precision themselves
         )
@@ -210,7 +212,7 @@ class Zero:
 def _micro_batch(wanted: int | str, local_rows: int, plan: TrainPlan, world: World, previous: int | None) -> int:
     if isinstance(wanted, int):
         return wanted
-    if previous is not None and local_rows % previous == 0:
+    if previous is not None and previous in micro_batch_choices(local_rows, local_rows):
         return previous
     limit = max(1, CPU_MICRO_BATCH_TOKENS // plan.order.seq_len)
     return micro_batch_choices(local_rows, limit if world.device.type == "cpu" else 4)[0]

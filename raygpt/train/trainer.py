@@ -248,8 +248,8 @@ def _closing_words(job: Resolved, end: dict[str, Any], outcome: str, summary: di
     step, total = end["state"]["step"], job.plan.total_steps
     if outcome == "diverged":
         raise UserError(
-            f"The loss of run {job.run.uri} stopped being a number at step {step}: lower optim.lr or lengthen "
-            "optim.warmup_steps, or leave fp16 for bf16 or fp32; the checkpoint before it is untouched."
+            f"Run {job.run.uri} diverged: {end['why']}: lower optim.lr or lengthen optim.warmup_steps, or leave fp16 "
+            "for bf16 or fp32; the checkpoint before it is untouched."
         )
     if outcome == EARLY:
         best = end["state"]["best_step"]

@@ -42,7 +42,7 @@ def find_micro_batch(
     if fits is None and world.device.type == "cuda":
         fits = _trial(model, precision, world, seq_len)
     choices = micro_batch_choices(local_rows, 64 if fits else max(1, CPU_MICRO_BATCH_TOKENS // seq_len))
-    if previous is not None and local_rows % previous == 0:
+    if previous is not None and previous in micro_batch_choices(local_rows, local_rows):
         choices.insert(0, previous)  # tried as well: this GPU may be a smaller one
     if fits is None:
         return choices[0]

@@ -29,6 +29,7 @@ from raygpt.model import registry
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World
+from raygpt.parallel.rng import rank_seed
 from raygpt.parallel.saving import new_attempt
 from raygpt.parallel.shared import check_shared
 from raygpt.run.control import ControlLink
@@ -38,7 +39,7 @@ from raygpt.train import compile_cache
 from raygpt.train.evaluation import evaluate_tokens
 from raygpt.train.hooks import RunHooks
 from raygpt.train.loop import LoopOptions, train
-from raygpt.train.plan import TrainPlan
+from raygpt.train.plan import TrainPlan, accumulation
 from raygpt.train.strategy import build
 
 STREAMED_BYTES_PER_SECOND = 300e6  # to a disk of this decade, one hash of a core on the way
@@ -103,7 +104,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
             storage.write_bytes(run / compile_cache.NAME, compiled)
     model, micro = strategy.model, strategy.micro_batch_size
     # every rank draws its own dropout; a restored generator goes on where it was
-    torch.manual_seed(config.run.seed * 1_000_003 + world.rank)
+    torch.manual_seed(rank_seed(config.run.seed, world.rank, state.step))
     rank_state = None
     if found is not None:
         saved = checkpoint.read_rank(found, world.rank) if state.world_size == world.size else None
@@ -132,7 +133,6 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     attempt = world.broadcast(new_attempt())
     hooks = RunHooks(assignment.tokenizer_json, config, run, world, strategy, state, link, attempt)
     if link is not None:
-        accumulation = plan.order.global_batch_rows // world.size // micro
         link.send(
             "start",
             {
@@ -141,7 +141,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
                 "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU",
                 "precision": precision,
                 "micro_batch_size": micro,
-                "grad_accum_steps": accumulation,
+                "grad_accum_steps": accumulation(plan.order.global_batch_rows, world.size, micro),
                 "resumed": found.uri if found else None,
                 "parameters": model_config.num_parameters(),
             },
@@ -168,7 +168,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     )
     model.train()
     try:
-        outcome = train(strategy.step, stream, plan, state, world, hooks, options, evaluate, rank_state)
+        end = train(strategy.step, stream, plan, state, world, hooks, options, evaluate, rank_state)
     except BaseException:
         hooks.finish(failed=True)
         raise
@@ -176,7 +176,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         gc.unfreeze()  # the loop froze it
     hooks.finish()
     if link is not None:
-        link.send("end", {"outcome": outcome, "state": dataclasses.asdict(state)})
+        link.send("end", {"outcome": end.outcome, "why": end.why, "state": dataclasses.asdict(state)})
 
 
 def _stream(

@@ -79,7 +79,13 @@ def test_rows_are_the_tokens_the_plan_names(folder: str, tokens: np.ndarray) -> 
         assert np.array_equal(got[step], np.stack([tokens[start : start + SEQ + 1] for start in starts]))
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [3, 5, 7, 12])
+def test_any_number_of_workers_reads_the_same_global_batch(folder: str, world: int) -> None:
+    want = global_batches(folder, "mmap", 1, 301, 341)
+    assert np.array_equal(global_batches(folder, "mmap", world, 301, 341), want)
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
 def test_ray_and_mmap_give_the_same_tokens_for_every_worker_count(ray_cluster: object, folder: str, world: int) -> None:
     first = 0 if world == 2 else 301  # from the start, and from the middle of a chunk across the epoch's end
     want = global_batches(folder, "mmap", 1, first, first + 40)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from raygpt.capacity.micro_batch import micro_batch_choices
 from raygpt.data.order import Order
 from raygpt.errors import UserError
 from raygpt.train.plan import accumulation, batch_rows, total_steps, warmup
@@ -12,23 +13,21 @@ ORDER = Order("f", 1, 8, 12, 40_003)
 
 
 def test_the_batch_in_tokens_decides_the_accumulation() -> None:
-    assert batch_rows(524_288, 1024, 16, (8, 8)) == 512
+    assert batch_rows(524_288, 1024, (1, 4)) == 512
     assert [accumulation(512, world, 16) for world in (1, 2, 8)] == [32, 16, 4]
 
 
 @pytest.mark.parametrize(
-    ("tokens", "seq_len", "micro", "workers", "message"),
+    ("tokens", "seq_len", "workers", "message"),
     [
-        (1000, 64, "auto", (1, 1), "global_batch_tokens=1,000 is no multiple of data.seq_len=64: 1,024 would be"),
-        (10, 64, "auto", (1, 1), "no multiple of data.seq_len=64: 64 would be"),
-        (768, 64, 5, (1, 1), "micro_batch_size=5 x data.seq_len=64 x 1 workers = 320: 640 would be"),
-        (768, 64, 4, (5, 5), "x 5 workers = 1,280: 1,280 would be"),
-        (768, 64, "auto", (2, 5), "no multiple of data.seq_len=64 x 5 workers = 320: 640 would be"),
+        (1000, 64, (1, 1), "global_batch_tokens=1,000 is no multiple of data.seq_len=64: 1,024 would be"),
+        (10, 64, (1, 1), "no multiple of data.seq_len=64: 64 would be"),
+        (768, 64, (1, 13), "makes 12 rows of data.seq_len=64, too few for 13 workers: 832 would be enough"),
     ],
 )
-def test_impossible_batches_are_refused_with_one_that_works(tokens, seq_len, micro, workers, message) -> None:
+def test_impossible_batches_are_refused_with_one_that_works(tokens, seq_len, workers, message) -> None:
     with pytest.raises(UserError, match=message):
-        batch_rows(tokens, seq_len, micro, workers)
+        batch_rows(tokens, seq_len, workers)
 
 
 def test_lengths_in_steps_tokens_and_epochs() -> None:
@@ -46,3 +45,8 @@ def test_warm_up_is_never_longer_than_the_run() -> None:
         5,
         0,
     )
+
+
+def test_a_prime_number_of_rows_is_not_trained_one_by_one() -> None:
+    assert micro_batch_choices(103)[:3] == [52, 35, 26] and micro_batch_choices(103)[-1] == 1
+    assert [accumulation(512, world, 16) for world in (3, 5)] == [11, 7]

@@ -134,7 +134,7 @@ def test_an_fp16_step_never_asks_the_device_for_the_scale(monkeypatch: pytest.Mo
     assert step.loss_scale() == 2.0**59
     step.precision.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     assert step(rows(), 1e-2).skipped is False and step.loss_scale() == 2.0**10
-    assert build(8)[1](rows(), 1e-2).overflow is False
+    assert build(8)[1](rows(), 1e-2).skipped is False
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -165,3 +165,39 @@ def test_clipping_limits_the_gradient_and_reports_the_norm_before_it() -> None:
     moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
     assert float(result.grad_norm) == pytest.approx(float(norm), rel=1e-5)
     assert float(moved.norm()) == pytest.approx(float(norm) / 10, rel=1e-3)
+
+
+def test_gradients_that_are_not_finite_move_neither_weights_nor_moments_nor_counters() -> None:
+    model, step = build(4)
+    step(rows(), 1e-2)
+    before = [value.clone() for value in model.parameters()]
+    moments = {key: value.clone() for state in step.optimizer.state.values() for key, value in state.items()}
+    with torch.no_grad():
+        kept = model.ln_f.weight[0].item()
+        model.ln_f.weight[0] = float("inf")
+    result = step(rows(1), 1e-2)
+    assert result.skipped and not torch.isfinite(result.grad_norm)
+    with torch.no_grad():
+        model.ln_f.weight[0] = kept
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters()))
+    after = {key: value for state in step.optimizer.state.values() for key, value in state.items()}
+    assert all(torch.equal(moments[key], after[key]) for key in moments)
+    assert not step(rows(2), 1e-2).skipped and step.weights_finite()
+
+
+@pytest.mark.parametrize("micro", [1, 3, 5, 8])
+def test_ragged_and_masked_micro_batches_give_the_gradient_of_the_mean_over_what_is_learned(micro: int) -> None:
+    mask = torch.rand(8, CONFIG.seq_len + 1, generator=torch.Generator().manual_seed(1)) < 0.3
+    mask[:micro] = False  # a micro-batch without anything to learn
+    if micro == 8:
+        mask[0] = True
+    for chosen in (None, mask):
+        model, step = build(micro)
+        step.backward({"rows": rows()} | ({} if chosen is None else {"mask": chosen}))
+        got = gradients(model)
+        model.zero_grad()
+        logits = model(rows()[:, :-1])
+        losses = -torch.log_softmax(logits, -1).gather(-1, rows()[:, 1:, None])[..., 0]
+        weight = torch.ones_like(losses) if chosen is None else chosen[:, 1:].float()
+        ((losses * weight).sum() / weight.sum()).backward()
+        torch.testing.assert_close(got, gradients(model), rtol=1e-4, atol=1e-6)
