@@ -68,14 +68,11 @@ class MetricsLog:
             raise explain(error, self.location) from error
 
     def flush(self, wait: bool = True) -> None:
-        """Bring the lines to S3 now; without `wait`, in the background, so that training goes on. Raises UserError
-        when S3 would not take what is waited for."""
+        """Bring the lines to S3 now; without `wait`, in the background, so that training goes on."""
         if self._flusher is not None and not wait:
             self._wake.set()
         elif self._file is None:
             self._send()
-            if self.problem is not None:
-                raise self.problem
 
     def close(self) -> None:
         """Write what is left. Raises UserError when S3 would not take it. May be called twice."""

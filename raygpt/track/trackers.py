@@ -84,6 +84,8 @@ class Trackers:
         """Bring everything logged so far to where it is kept, without holding training up; with `wait`, the records
         are there on return. Raises UserError when they could not be written."""
         self.metrics.flush(wait)
+        if wait and self.metrics.problem is not None:
+            raise self.metrics.problem
         if self._board is not None:
             try:
                 self._board.flush()

@@ -103,3 +103,14 @@ def test_closing_after_a_failure_hides_nothing(hooks: RunHooks, monkeypatch: pyt
     hooks.finish(failed=True)
     with pytest.raises(UserError):
         hooks.finish()
+
+
+def test_a_checkpoint_whose_records_could_not_be_kept_does_not_count(hooks: RunHooks) -> None:
+    assert hooks.trackers is not None
+    hooks.trackers.metrics.problem = UserError("s3://… cannot be reached.")
+    target = hooks.run / checkpoint.FOLDER / checkpoint.folder_name(5)
+    checkpoint.write_part(target, 0, 1, {"state.json": RunState(step=5).to_json().encode()}, attempt="a")
+    hooks.recorded.set()
+    with pytest.raises(UserError, match="cannot be reached"):
+        hooks._commit(target, 5)
+    assert steps(hooks) == []
