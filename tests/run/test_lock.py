@@ -1,0 +1,168 @@
+"""One driver per run folder, whoever else starts, dies or comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from raygpt.errors import UserError
+from raygpt.run.claim import S3Claim
+from raygpt.run.lock import ATTEMPTS, LOCK, RunLock, read_attempts
+from raygpt.storage import locate
+
+
+def test_a_second_start_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    run = locate(tmp_path / "r")
+    first = RunLock(run)
+    first.acquire()
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()} on {socket.gethostname()}: stop that one"):
+        RunLock(run).acquire()
+    first.release("stopped")
+    second = RunLock(run)
+    second.acquire()
+    assert second.restarts == 1
+    second.release("finished")
+    assert [item["outcome"] for item in json.loads((tmp_path / "r" / ATTEMPTS).read_text())] == ["stopped", "finished"]
+
+
+def test_a_killed_process_gives_the_run_free_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from raygpt.storage import locate; from raygpt.run.lock import RunLock;"
+        f"RunLock(locate({str(tmp_path / 'r')!r})).acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline().strip() == "held"
+    run = locate(tmp_path / "r")
+    with pytest.raises(UserError, match=f"process {child.pid}"):
+        RunLock(run).acquire()
+    child.kill()
+    child.wait()
+    lock = RunLock(run)
+    lock.acquire()
+    lock.release("finished")
+
+
+@pytest.mark.parametrize(("silent", "refused"), [(5, True), (120, False)])
+def test_another_machine_holds_the_run_by_its_heartbeat(tmp_path: Path, silent: float, refused: bool) -> None:
+    run = locate(tmp_path / "r")
+    (tmp_path / "r").mkdir()
+    seen = time.time() - silent
+    other = {"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0.0, "started": seen - 100, "last_seen": seen}
+    (tmp_path / "r" / ATTEMPTS).write_text(json.dumps([other]))
+    lock = RunLock(run)
+    if refused:
+        with pytest.raises(UserError, match="process 1 on elsewhere"):
+            lock.acquire()
+    else:
+        lock.acquire()
+        assert lock.earlier_seconds == pytest.approx(100)
+        lock.release("finished")
+
+
+def test_a_reused_pid_is_not_mistaken_for_the_run(tmp_path: Path) -> None:
+    (tmp_path / "r").mkdir()
+    now = time.time()
+    started = psutil.Process().create_time() - 1000
+    mine = {
+        "id": "x",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_started": started,
+        "started": now,
+        "last_seen": now,
+    }
+    (tmp_path / "r" / ATTEMPTS).write_text(json.dumps([mine]))
+    lock = RunLock(locate(tmp_path / "r"))
+    lock.acquire()
+    lock.release("finished")
+
+
+def test_a_zombie_has_ended(tmp_path: Path) -> None:
+    """Its parent has not waited for it yet: the kernel still knows the pid."""
+    code = (
+        "import time; from raygpt.storage import locate; from raygpt.run.lock import RunLock;"
+        f"RunLock(locate({str(tmp_path / 'r')!r})).acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline().strip() == "held"
+    child.kill()
+    limit = time.monotonic() + 10
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE and time.monotonic() < limit:
+        time.sleep(0.01)
+    lock = RunLock(locate(tmp_path / "r"))
+    lock.acquire()
+    lock.release("finished")
+    child.wait()
+
+
+def race(uri: str, count: int) -> list[str]:
+    """What became of so many processes that take one run at the same moment."""
+    code = (
+        "import sys, time; from raygpt.storage import locate; from raygpt.run.lock import RunLock;"
+        "from raygpt.errors import UserError; lock = RunLock(locate(sys.argv[1])); print('ready', flush=True);"
+        "sys.stdin.readline()\n"
+        "try: lock.acquire()\n"
+        "except UserError: print('refused', flush=True)\n"
+        "else: print('held', flush=True); sys.stdin.readline(); lock.release('finished')"
+    )
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        for _ in range(count)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None and racer.stdout.readline().strip() == "ready"
+    for racer in racers:  # all have read the history: only taking the lock decides
+        assert racer.stdin is not None
+        racer.stdin.write("\n")
+    found = [racer.stdout.readline().strip() for racer in racers if racer.stdout is not None]
+    for racer in racers:
+        racer.communicate("\n", timeout=30)
+    return found
+
+
+def test_of_several_that_start_at_one_moment_one_has_the_run(tmp_path: Path) -> None:
+    assert sorted(race(str(tmp_path / "r"), 4)) == ["held", "refused", "refused", "refused"]
+
+
+def test_of_several_that_find_a_dead_lock_one_has_the_run(tmp_path: Path) -> None:
+    run = locate(tmp_path / "r")
+    dead = RunLock(run)
+    dead.acquire()
+    (tmp_path / "r" / LOCK).write_text((tmp_path / "r" / LOCK).read_text().replace(f'"pid": {os.getpid()}', '"pid": 1'))
+    (tmp_path / "r" / ATTEMPTS).unlink()
+    assert sorted(race(str(tmp_path / "r"), 4)) == ["held", "refused", "refused", "refused"]
+
+
+def test_of_two_that_start_at_one_moment_on_s3_one_has_the_run(bucket: str) -> None:
+    assert sorted(race(f"{bucket}/r", 2)) == ["held", "refused"]
+    lock = RunLock(locate(f"{bucket}/r"))
+    lock.acquire()
+    lock.beat()
+    assert lock.displaced_by is None
+    other = S3Claim(locate(f"{bucket}/r") / LOCK)
+    other.read()
+    assert other.renew(b"") is False, "only the holder renews"
+    lock.release("finished")
+    assert len(read_attempts(locate(f"{bucket}/r"))) == 2
+
+
+def test_a_holder_that_was_displaced_finds_out_and_leaves_the_lock_alone(tmp_path: Path) -> None:
+    told: list[bool] = []
+    first = RunLock(locate(tmp_path / "r"), on_lost=lambda: told.append(True))
+    first.acquire()
+    (tmp_path / "r" / LOCK).write_text(json.dumps({**json.loads((tmp_path / "r" / LOCK).read_text()), "pid": 3}))
+    first.beat()
+    assert told == [True] and first.displaced_by == f"process 3 on {socket.gethostname()}"
+    first.release("finished")
+    assert json.loads((tmp_path / "r" / LOCK).read_text())["pid"] == 3
+    assert json.loads((tmp_path / "r" / ATTEMPTS).read_text())[-1]["outcome"] is None
