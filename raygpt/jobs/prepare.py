@@ -50,6 +50,8 @@ def run(config: Config, call: Call) -> int:
 
 def text_options(config: Config, sources: Sequence[str], output: str, tokenizer: Tokenizer | str) -> PrepareOptions:
     """`prepare`'s options with the settings of a config; data.text_column goes before prepare.text_column."""
+    from raygpt.data.prepare import PrepareOptions
+
     settings = config.prepare
     return PrepareOptions(
         sources=sources,

@@ -10,8 +10,8 @@ from torch import Tensor
 from raygpt.model.architecture import LanguageModel
 from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel.distributed import World, parallel
-from raygpt.parallel.index import file_of, share_out
 from raygpt.parallel.optimizer_state import load_state, optimizer_tensors
+from raygpt.parallel.shares import file_of, share_out
 from raygpt.parallel.snapshot import SnapshotBuffers
 
 

@@ -111,7 +111,7 @@ def test_a_padded_and_an_exact_vocabulary_give_the_same_loss() -> None:
     # 128 rows need no padding; with the logits of the same 128 cut by hand to 65 the loss must be the padded one
     torch.manual_seed(3)
     padded = GPT(SMALL)
-    exact = GPT(GPTConfig(**{**SMALL.to_dict(), "vocab_size": 128}))
+    exact = GPT(GPTConfig.from_dict({**SMALL.to_dict(), "vocab_size": 128}))
     exact.load_state_dict(padded.state_dict())
     tokens, targets = batch()
     by_cut = torch.nn.functional.cross_entropy(exact(tokens)[..., :65].flatten(0, 1), targets.flatten())
@@ -145,7 +145,7 @@ def test_the_future_does_not_reach_the_past(model: GPT) -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_activation_checkpointing_gives_the_same_gradients(dropout: float) -> None:
-    config = GPTConfig(**{**SMALL.to_dict(), "dropout": dropout})
+    config = GPTConfig.from_dict({**SMALL.to_dict(), "dropout": dropout})
     tokens, targets = batch()
     gradients = []
     for checkpointing in (False, True):
@@ -170,7 +170,7 @@ def masked_batch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_logits_in_pieces_give_the_loss_and_the_gradients_of_all_at_once(reduction, dtype, tie_weights) -> None:
     torch.manual_seed(1)
-    exact = GPT(GPTConfig(**{**SMALL.to_dict(), "tie_weights": tie_weights})).double()
+    exact = GPT(GPTConfig.from_dict({**SMALL.to_dict(), "tie_weights": tie_weights})).double()
     tokens, targets = masked_batch()
     wanted = exact(tokens, targets, reduction) * 3
     wanted.backward()
@@ -226,7 +226,7 @@ def test_fp16_keeps_its_logits_together_as_its_gradients_need_the_loss_scale() -
 
 
 def test_dropout_acts_in_training_only() -> None:
-    model = GPT(GPTConfig(**{**SMALL.to_dict(), "dropout": 0.5}))
+    model = GPT(GPTConfig.from_dict({**SMALL.to_dict(), "dropout": 0.5}))
     tokens, targets = batch()
     assert model(tokens, targets).item() != model(tokens, targets).item()
     model.eval()
@@ -293,7 +293,7 @@ def test_presets_have_the_published_sizes(preset: str) -> None:
 
 @pytest.mark.parametrize(("bias", "tie_weights"), itertools.product([True, False], repeat=2))
 def test_parameters_are_counted_without_padding(bias: bool, tie_weights: bool) -> None:
-    config = GPTConfig(**{**SMALL.to_dict(), "vocab_size": 128, "bias": bias, "tie_weights": tie_weights})
+    config = GPTConfig.from_dict({**SMALL.to_dict(), "vocab_size": 128, "bias": bias, "tie_weights": tie_weights})
     model = GPT(config)
     assert model.num_parameters() == sum(p.numel() for p in model.parameters())
     looked_up = model.wpe.weight.numel() + (0 if tie_weights else model.wte.weight.numel())

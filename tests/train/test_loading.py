@@ -41,7 +41,7 @@ def load(rank: int, folder: str) -> None:
 
 def test_every_rank_has_every_tensor_and_one_of_each_node_read_it(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3, 4), "b": torch.randn(5)}
-    checkpoint.write_part(locate(tmp_path / "step_00000001"), 0, 1, {"model.safetensors": TensorStream.of(weights)})
+    checkpoint.write(locate(tmp_path / "step_00000001"), {"model.safetensors": TensorStream.of(weights)})
     mp.spawn(load, (str(tmp_path),), nprocs=4)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
     assert [result["reads"] for result in results] == [["a", "b"], [], ["a", "b"], []]

@@ -119,7 +119,7 @@ def test_fp16_goes_on_with_its_loss_scale(gloo: GlooPool, shards: str, tmp_path:
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     forget_after(tmp_path / "broken" / "r", 5)
     state = checkpoint.read_state(checkpoint.complete_checkpoints(locate(tmp_path / "broken" / "r"))[0])
-    assert state.scaler["_growth_tracker"] + 2 * state.skipped_steps > 0
+    assert state.scaler["good_steps"] + 2 * state.skipped_steps > 0
     _, rows, text = run(settings(shards, tmp_path / "broken", **fp16), pool=gloo)
     assert "Going on from step 5" in text
     for key in ("train_loss", "loss_scale", "batch_digest"):

@@ -19,13 +19,15 @@ from raygpt.model.tensorfile import Spec
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState, TensorStream
 from raygpt.parallel.index import Index, file_of, share_out
-from raygpt.parallel.pieces import KINDS, Piece, starts_of
+from raygpt.parallel.pieces import Piece, starts_of
 from raygpt.parallel.saving import GivenUp
 from raygpt.storage import Location, locate
 from tests.train.filesystems import Killed, counting
 from tests.train.thread_world import on_ranks
 
 SHAPES = {"wte": (40, 8), "w": (8, 24), "b": (24,), "proj": (24, 8)}
+
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 
 def tensors(value: float) -> dict[str, torch.Tensor]:
