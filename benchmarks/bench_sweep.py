@@ -78,7 +78,7 @@ def sweep(
     }
     config = load_config("tune", None, options, {}, base=find_jobs()["tune"].base)
     began = time.perf_counter()
-    assert run_sweep(make_plan(config), "", io.StringIO()) == 0
+    assert run_sweep(make_plan(config), "", io.StringIO()).exit_status == 0
     seconds = time.perf_counter() - began
     home = Path(folder) / name
     summary = json.loads((home / "summary.json").read_text())

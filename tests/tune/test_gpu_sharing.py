@@ -37,7 +37,7 @@ def test_halves_of_a_gpu_run_two_trials_at_a_time(one_gpu: None, sweep_config: C
         }
     )
     stream = io.StringIO()
-    assert run_sweep(make_plan(config), "", stream) == 0
+    assert run_sweep(make_plan(config), "", stream).exit_status == 0
     lines = [line for line in stream.getvalue().splitlines() if " running |" in line]
     assert max(int(line.split(" running")[0].split("| ")[-1]) for line in lines) == 2
     trials = json.loads((Path(config.run.storage) / "sweep" / "sweep.json").read_text())

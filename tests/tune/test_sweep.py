@@ -28,7 +28,7 @@ prepare_environment()  # before the module's cluster starts
 def sweep(config: Config) -> tuple[Path, dict[str, Any], list[dict[str, Any]], str]:
     """(folder, summary, trials, what was printed) of a sweep that ran to its end."""
     stream = io.StringIO()
-    assert run_sweep(make_plan(config), "raygpt tune ...", stream) == 0
+    assert run_sweep(make_plan(config), "raygpt tune ...", stream).exit_status == 0
     folder = Path(config.run.storage) / config.run.name
     return folder, read(folder / "summary.json"), read(folder / "sweep.json"), stream.getvalue()
 
@@ -103,7 +103,7 @@ def test_a_sweep_on_s3_leaves_everything_there_and_is_not_run_again(
     space = {"optim.lr": {"loguniform": [1e-5, 1e-2]}}
     change = {"tune.space": space, "tune.search": "optuna", "tune.trials": 2, "train.epochs": 1, "tune.top": 1}
     change |= {"run.storage": bucket, "track.wandb": "offline"}
-    assert run_sweep(make_plan(sweep_config(change)), "", io.StringIO()) == 0
+    assert run_sweep(make_plan(sweep_config(change)), "", io.StringIO()).exit_status == 0
     folder = locate(f"{bucket}/sweep")
     here = tmp_path / "copy"
     for entry in list_folder(folder, recursive=True):
@@ -120,7 +120,7 @@ def test_a_sweep_on_s3_leaves_everything_there_and_is_not_run_again(
     best = yaml.safe_load((here / "best.yaml").read_text())
     assert best["run"]["storage"] == bucket
     before = read_bytes(folder / "sweep.json")
-    assert run_sweep(make_plan(sweep_config(change)), "", io.StringIO()) == 0
+    assert run_sweep(make_plan(sweep_config(change)), "", io.StringIO()).exit_status == 0
     assert read_bytes(folder / "sweep.json") == before
 
 
