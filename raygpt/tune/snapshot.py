@@ -21,6 +21,7 @@ from raygpt.storage import Location
 
 STATE = re.compile(r"experiment_state-(.+)\.json")
 ASIDE = ".broken"
+PICKLED = b"\x80"  # a pickle's first byte: Tune's search_gen_state-*.json is one under JSON's name
 
 
 def mend_snapshots(home: Location) -> str | None:
@@ -57,12 +58,11 @@ def mend_snapshots(home: Location) -> str | None:
 def _is_whole(where: Location) -> bool:
     """Whether a file of a snapshot was written to its end, told without unpickling anything."""
     data = storage.read_bytes(where)
-    if where.name.endswith(".pkl"):
+    if where.name.endswith(".json") and not data.startswith(PICKLED):
+        try:
+            json.loads(data)
+        except ValueError:
+            return False
+    elif where.name.endswith((".pkl", ".json")):
         return data.endswith((b".", b"}"))  # a pickle ends with its STOP opcode; ListSearch writes JSON
-    if not where.name.endswith(".json"):
-        return True
-    try:
-        json.loads(data)
-    except ValueError:
-        return False
     return True

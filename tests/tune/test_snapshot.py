@@ -20,7 +20,7 @@ def write_session(home: Path, session: str) -> None:
     home.mkdir(exist_ok=True)
     (home / "tuner.pkl").write_bytes(pickle.dumps({"name": "x"}))
     (home / f"experiment_state-{session}.json").write_text(json.dumps({"trial_data": [], "runner_data": {}}))
-    (home / f"search_gen_state-{session}.json").write_text("{}")
+    (home / f"search_gen_state-{session}.json").write_bytes(pickle.dumps({"counter": 4}))  # as Tune does
     (home / f"searcher-state-{session}.pkl").write_bytes(pickle.dumps({"study": [1, 2, 3]}))
     (home / f"callback-states-{session}.pkl").write_bytes(pickle.dumps({}))
 
