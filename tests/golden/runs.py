@@ -1,6 +1,7 @@
 """Six small runs whose every loss is on record: whoever moves code must leave them equal to the bit.
 
-`python -m tests.golden.runs --record` writes golden.json anew; do so only where a change is meant, and say which.
+`python -m tests.golden.runs --record` writes golden.json anew; do so only where a change is meant, and say which:
+elastic, when the dropout that follows a change of the worker count no longer repeated that of the first steps.
 """
 
 from __future__ import annotations

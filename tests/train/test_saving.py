@@ -18,7 +18,8 @@ from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.model.tensorfile import Spec
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState, TensorStream
-from raygpt.parallel.index import Index, file_of, share_out
+from raygpt.parallel.index import Index
+from raygpt.parallel.shares import file_of, share_out
 from raygpt.parallel.pieces import Piece, starts_of
 from raygpt.parallel.saving import GivenUp
 from raygpt.storage import Location, locate
