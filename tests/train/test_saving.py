@@ -19,9 +19,9 @@ from raygpt.model.tensorfile import Spec
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState, TensorStream
 from raygpt.parallel.index import Index
-from raygpt.parallel.shares import file_of, share_out
 from raygpt.parallel.pieces import Piece, starts_of
 from raygpt.parallel.saving import GivenUp
+from raygpt.parallel.shares import file_of, share_out
 from raygpt.storage import Location, locate
 from tests.train.filesystems import Killed, counting
 from tests.train.thread_world import on_ranks
