@@ -36,14 +36,10 @@ def seed_of(folder: Path, step: int, rank: int) -> int:
     return generator.initial_seed()
 
 
-def test_a_run_that_goes_on_with_more_workers_starts_new_streams_and_with_as_many_goes_on_with_the_old(
-    gloo: GlooPool, tmp_path: Path
-) -> None:
+def test_a_run_that_goes_on_with_more_workers_starts_new_streams(gloo: GlooPool, tmp_path: Path) -> None:
     shards = letters(tmp_path / "data")
     own = {"data__backend": "mmap", "train__micro_batch_size": "16", "eval__every": "0", "train__keep_checkpoints": "9"}
     own |= {"optim__schedule": "constant", "train__checkpoint_every": "2", "model__n_layer": "1"}
-    for workers, steps in (("1", "2"), ("2", "4"), ("2", "6")):
+    for workers, steps in (("1", "2"), ("2", "4")):
         run(settings(shards, tmp_path, scale__num_workers=workers, train__max_steps=steps, **own), pool=gloo)
-    begun, changed = [seed_of(tmp_path, 2, 0)], [seed_of(tmp_path, 4, rank) for rank in (0, 1)]
-    assert len({*begun, *changed}) == 3
-    assert [seed_of(tmp_path, 6, rank) for rank in (0, 1)] == changed
+    assert len({seed_of(tmp_path, 2, 0), seed_of(tmp_path, 4, 0), seed_of(tmp_path, 4, 1)}) == 3
