@@ -1,4 +1,4 @@
-"""A run whose gradients stay infinite says so, with a norm that is no number, under ZeRO as well (test_not_finite.py has the rest)."""
+"""Under ZeRO too a run whose gradients stay infinite says so; test_not_finite.py has the rest."""
 
 from __future__ import annotations
 

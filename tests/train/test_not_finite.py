@@ -154,6 +154,11 @@ def test_an_evaluation_that_is_no_number_never_becomes_the_best(first: bool) -> 
     assert run.state.best_val_loss == 2.0 and run.state.best_step == 5 - first
 
 
+def test_a_first_evaluation_that_is_no_number_is_not_saved_as_the_best() -> None:
+    run = Run(set(), 2, evaluations=[math.nan, 3.0], evaluate_first=True, eval_every=2, checkpoint_every=1)
+    assert run.best == [None, 3.0]
+
+
 def test_a_best_that_was_saved_as_no_number_is_replaced() -> None:
     run = Run(set(), 2, evaluations=[3.0, 4.0], state=RunState(best_val_loss=math.nan), eval_every=1)
     assert run.state.best_val_loss == 3.0 and run.state.best_step == 1
