@@ -30,7 +30,7 @@ METRICS: dict[str, str] = {
     "batch_digest": "hex digest of the global batch's token ids",
     # below: written where they mean something
     "epoch": "pass over the training tokens, from 0",
-    "skipped_steps": "steps skipped so far because fp16 gradients overflowed",
+    "skipped_steps": "steps skipped so far because gradients were not finite",
     "restarts": "times the run had been restarted, on the first record after each restart",
     "time": "seconds since 1970-01-01 UTC when the record was made",
 }
