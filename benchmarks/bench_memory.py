@@ -14,7 +14,7 @@ export   `raygpt export` of that checkpoint to a Hugging Face folder in shards o
 train    optimizer steps with ZeRO on this CPU (only with --train PRESET)
 cases    the same of a small model, without and with offload (only with --cases)
 
-With --only_training the stages before are left out, and their rows in the file stay.
+With --only-training the stages before are left out, and their rows in the file stay.
 
 Prints a table and writes memory.json beside this script (--out); `planned` is host memory from raygpt.capacity.memory.
 """
@@ -294,7 +294,7 @@ def main() -> None:
     )
     parser.add_argument("--train", help="also one optimizer step of this preset with ZeRO-3 and everything offloaded")
     parser.add_argument("--cases", action="store_true", help="also a few steps of a small model in every ZeRO stage")
-    parser.add_argument("--only_training", action="store_true", help="leave the other stages' rows as they are")
+    parser.add_argument("--only-training", action="store_true", help="leave the other stages' rows as they are")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "memory.json")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)

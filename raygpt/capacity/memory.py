@@ -295,7 +295,7 @@ def _stage_1_and_2(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts
 
 
 def _bf16_stage_1(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
-    """DeepSpeed's BF16_Optimizer: every worker always holds an fp32 gradient of everything, and bf16 ones for a step."""
+    """DeepSpeed's BF16_Optimizer: each worker always holds fp32 gradients of everything, and bf16 ones for a step."""
     width, total, part = setup.width, counts.total, ceil(counts.total / setup.cut)
     states = {"weights": width * total, "optimizer": 12 * part, "gradients": SUM * total}
     fresh = _sum(states, {"gradients": width * total})
