@@ -173,7 +173,7 @@ def test_states_agree_with_deepspeeds_estimators(strategy: str, offload: str, wo
         # theirs is values times 1.5 for buffers; pinned memory comes in powers of two and makes about that of it, a
         # little less in stage 3, whose fp32 copies are not pinned
         assert host == pytest.approx(estimate[0], rel=0.17)
-        # ours besides: fp32 sums of this worker's gradients, which stay on the device (2), buckets, gathered weights (3)
+        # ours besides: fp32 sums of a worker's gradients, which stay on the device (2), buckets, gathered weights (3)
         assert estimate[1] <= gpu < estimate[1] + 1.7e9 + (4 * 1.56e9 if strategy == "zero2" else 0)
 
 
