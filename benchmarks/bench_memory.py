@@ -12,6 +12,9 @@ stream   Hugging Face folder -> nothing, one tensor at a time: what every rank o
 save     one rank's part of a sharded checkpoint of --parts ranks (fp32 weights and both moments), each in turn
 export   `raygpt export` of that checkpoint to a Hugging Face folder in shards of export.shard_gb
 train    optimizer steps with ZeRO on this CPU (only with --train PRESET)
+cases    the same of a small model, without and with offload (only with --cases)
+
+With --only-training the stages before are left out, and their rows in the file stay.
 
 Prints a table and writes memory.json beside this script (--out); `planned` is host memory from raygpt.capacity.memory.
 """
@@ -213,15 +216,41 @@ def drill(preset: str, parts: int, limit: int, folder: Path) -> list[dict[str, A
     return rows
 
 
+SMALL = "102M"
+SMALL_SHAPE = {"vocab_size": 1000, "seq_len": 64, "n_layer": 8, "n_head": 8, "n_embd": 1024}
+CASES = [  # strategy, offload, workers, micro-batches; gradients in bf16
+    ("zero1", "none", 1, 2),
+    ("zero1", "none", 2, 1),
+    ("zero1", "optimizer", 1, 2),
+    ("zero1", "optimizer", 2, 1),
+    ("zero2", "none", 1, 2),
+    ("zero2", "none", 2, 1),
+    ("zero2", "optimizer", 1, 2),
+    ("zero3", "none", 1, 2),
+    ("zero3", "none", 2, 1),
+    ("zero3", "all", 1, 2),
+]
+
+
+def train_small() -> list[dict[str, Any]]:
+    """CASES, one row each."""
+    common = {"precision": "bf16", "micro_batch_size": 1, "seq_len": 64, "activation_checkpointing": False}
+    return [
+        train(SMALL, workers, strategy=strategy, offload=offload, grad_accum_steps=accumulation, **common)
+        for strategy, offload, workers, accumulation in CASES
+    ]
+
+
 def train(preset: str, workers: int, **case: Any) -> dict[str, Any]:
     """A real optimizer step with ZeRO on this CPU beside the plan for the same."""
     from memory_probe import probe
 
     from raygpt.capacity.memory import Setup, needs, per_worker
+    from raygpt.model.gpt import GPTConfig
 
-    model = shape(preset)
+    model = GPTConfig(**SMALL_SHAPE) if preset == SMALL else shape(preset)
     sizes = {name: getattr(model, name) for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
-    results = probe(timeout=3600, **{"steps": 1, "world_size": workers, **sizes, **case})
+    results = probe(timeout=3600, **{"steps": 2, "world_size": workers, **sizes, **case})
     setup = Setup(
         strategy=case["strategy"],
         offload=case.get("offload", "none"),
@@ -244,6 +273,17 @@ def as_row(row: dict[str, Any]) -> str:
     return f"{row['preset']:12s} {row['stage']:8s} {peak:7.2f} GB of {plan:7.2f} planned ({peak / plan:.0%})"
 
 
+def measured_stages(preset: str, parts: int, limit: int, folder: Path | None) -> list[dict[str, Any]]:
+    """`drill` in `folder`, or in a temporary one that is removed."""
+    place = folder or Path(tempfile.mkdtemp(prefix="raygpt-memory-"))
+    place.mkdir(parents=True, exist_ok=True)
+    try:
+        return drill(preset, parts, limit, place)
+    finally:
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="gpt2-xl")
@@ -253,6 +293,8 @@ def main() -> None:
         "--folder", type=Path, help="where the weights go (25 bytes per parameter); none: a temporary one"
     )
     parser.add_argument("--train", help="also one optimizer step of this preset with ZeRO-3 and everything offloaded")
+    parser.add_argument("--cases", action="store_true", help="also a few steps of a small model in every ZeRO stage")
+    parser.add_argument("--only-training", action="store_true", help="leave the other stages' rows as they are")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "memory.json")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--part", type=int, default=0, help=argparse.SUPPRESS)
@@ -260,13 +302,10 @@ def main() -> None:
     if arguments.stage:
         run_stage(arguments.stage, arguments.preset, arguments.folder, arguments.part, arguments.parts)
         return
-    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="raygpt-memory-"))
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        rows = drill(arguments.preset, arguments.parts, int(arguments.limit_gb * 1e9), folder)
-    finally:
-        if arguments.folder is None:
-            shutil.rmtree(folder, ignore_errors=True)
+    before = json.loads(arguments.out.read_text()) if arguments.only_training else {}
+    rows = [row for row in before.get("rows", []) if row["stage"] != "train"]
+    if not arguments.only_training:
+        rows = measured_stages(arguments.preset, arguments.parts, int(arguments.limit_gb * 1e9), arguments.folder)
     if arguments.train:
         rows.append(
             train(
@@ -280,10 +319,14 @@ def main() -> None:
                 activation_checkpointing=True,
             )
         )
+    if arguments.cases:
+        rows += train_small()
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
     result = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "date": before.get("date", today),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "limit_bytes": int(arguments.limit_gb * 1e9),
+        "limit_bytes": before.get("limit_bytes", int(arguments.limit_gb * 1e9)),
+        **({"training_date": today} if arguments.train or arguments.cases else {}),
         "rows": rows,
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")

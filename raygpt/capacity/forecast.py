@@ -219,7 +219,7 @@ def _beside(forecast: Forecast, estimate: tuple[int, int]) -> str:
     return (
         f"States alone: {ours[1] / GIB:.1f} GiB per GPU, {ours[0] / GIB:.1f} GiB per host; DeepSpeed's estimator: "
         f"{gpu / GIB:.1f} and {host / GIB:.1f} (its host figure: values times 1.5 for buffers; ours: pinned memory in "
-        "powers of two, as PyTorch allocates it, and gradients once more where they are flattened)"
+        "powers of two, as PyTorch allocates it, and on the GPU the gradients' sums in fp32)"
     )
 
 

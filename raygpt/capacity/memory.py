@@ -2,7 +2,7 @@
 
 Every figure follows from what the code holds on to: the model's family (model/gpt2_memory.py for GPT-2),
 raygpt.parallel.ddp and raygpt.parallel.zero, and DeepSpeed 0.19.8 (runtime/zero/stage_1_and_2.py, stage3.py,
-partition_parameters.py). benchmarks/memory.md has the measurements.
+partition_parameters.py, runtime/bf16_optimizer.py). benchmarks/memory.md has the measurements.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from raygpt.parallel.zero_config import BUCKET, LIVE_PARAMETERS, STAGES, SUB_GRO
 MOMENTS = ("start", "forward pass", "backward pass", "optimizer step", "evaluation", "save")
 
 MB = 10**6
+SUM = 4  # bytes of a gradient where gradients are added up: in fp32 whatever the model computes in (zero_config.py)
+# Elements that DeepSpeed's engine reduces at a time where the optimizer has no buckets (MEMORY_OPT_ALLREDUCE_SIZE).
+ENGINE_BUCKET = 500_000_000
 # Anonymous memory of one process of each kind, measured (benchmarks/memory.md); "cuda" is what its libraries add.
 PROCESSES = {
     "worker": 240 * MB,
@@ -180,7 +183,12 @@ def loading(model: ModelConfig, whole: bool) -> int:
     Files are mapped or read piece by piece; the largest tensor exists up to three times while it is converted.
     """
     counts = Counts.of(model)
-    return 4 * counts.total * whole + 3 * 4 * counts.largest
+    return 4 * counts.total * whole + _reading(counts)
+
+
+def _reading(counts: Counts) -> int:
+    """One tensor on its way from a file: as it lies there, in fp32, and as it is laid out here."""
+    return 3 * 4 * counts.largest
 
 
 def saving(model: ModelConfig) -> int:
@@ -197,11 +205,11 @@ def per_worker(need: Needs, setup: Setup) -> int:
 
 
 def _host(worker: Parts, setup: Setup, moment: str, counts: Counts) -> Parts:
-    """A machine: its workers, and what exists once. rank 0 alone keeps a snapshot."""
+    """A machine: its workers, and what exists once. Each rank of DDP keeps a snapshot of its share of the state."""
     count = setup.workers_per_host
     out = {name: size * count for name, size in worker.items()}
     if setup.strategy == "ddp" and moment not in ("start",):
-        out = _sum(out, {"snapshot for checkpoints": 12 * counts.trained})
+        out = _sum(out, {"snapshot for checkpoints": 12 * counts.trained * count // setup.world_size})
     once = PROCESSES["ray and driver"] + _ray(count)
     return {**out, "processes": process(setup) * count + once, "object store": OBJECT_STORE}
 
@@ -215,8 +223,8 @@ def _ddp_states(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
     # DDP's gradients are views of its buckets, which stay; alone they go after every step
     between = _sum(always, {"gradients": gradients if setup.world_size > 1 else 0})
     full = _sum(always, {"gradients": gradients})
-    # a GPU's model is made on the host, and a checkpoint's moments pass through it
-    passing = {"loading": max(weights, optimizer)} if setup.gpu else {}
+    # one tensor at a time passes through a GPU's host; a model that adapters are put beside is made there as a whole
+    passing = {"loading": weights if setup.lora_rank else _reading(counts)} if setup.gpu else {}
     return {
         "start": (full, passing),
         "forward pass": (full if setup.grad_accum_steps > 1 else between, {}),
@@ -233,27 +241,33 @@ def _zero_states(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]
 
 def _stage_1_and_2(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
     """Whole weights everywhere; the fp32 copy, the moments and, from 2 on, the gradients in parts."""
+    if setup.stage == 1 and setup.precision == "bf16" and setup.offload == "none":
+        return _bf16_stage_1(counts, setup)
     width, total, part = setup.width, counts.total, ceil(counts.total / setup.cut)
     accumulates = setup.grad_accum_steps > 1
-    bucket = width * min(BUCKET, total)
-    # reduced in a bucket, from where a copy is flattened; a matrix that is larger than it comes alone
-    buffers = bucket + width * max(min(BUCKET, total), counts.largest)
+    staged = SUM if setup.stage == 1 else width
+    bucket = staged * min(BUCKET, total)
+    # reduced in a bucket, from where a copy is flattened, and cast to fp32 if it is not; a larger matrix comes alone
+    buffers = bucket + (staged + (SUM if staged != SUM else 0)) * max(min(BUCKET, total), counts.largest)
     weights = {"weights": width * total}
     # before they become views of one flat tensor they exist twice, but then nothing else does
     start_device = {"weights": (2 if setup.gpu else 1) * width * total}
-    waiting = width * total if setup.stage == 1 and accumulates else 0  # all of them, until the last micro-batch
+    # stage 1 reduces after the last micro-batch; until then all of them wait
+    waiting = SUM * total if setup.stage == 1 else 0
+    # the sum of this worker's part: of half-precision gradients a tensor of its own, on the device even when offloaded
+    sums = SUM * part if setup.half else 0
+    if waiting and not setup.gpu:
+        buffers -= bucket  # memory of a CPU counts when it is touched: the bucket grows as what waits is given up
     if setup.offload == "none":
         states = {"weights": width * total, "optimizer": 12 * part}
-        # stage 2 puts a second part beside the one that accumulates
-        gradients = width * part * (2 if accumulates and setup.stage == 2 else 1) + waiting
-        # the part, the same flattened, and that in fp32
-        last = 2 * width * part + (4 * part if width == 2 else 0)
-        if not setup.gpu and waiting:
-            # memory of a CPU counts when it is touched: parts and buckets grow as what waits is given up
-            gradients, buffers = waiting, bucket
-        micro = _sum(states, {"gradients": gradients, "buffers": buffers})
+        # in fp32 the part itself, and in stage 2 a second one beside the one that accumulates
+        gradients = sums or width * part * (2 if accumulates and setup.stage == 2 else 1)
+        last = sums or 2 * width * part  # in fp32 the part, and the same flattened
+        if waiting and not setup.gpu and not sums:
+            gradients = 0  # parts grow as what waits is given up, too
+        micro = _sum(states, {"gradients": waiting + gradients, "buffers": buffers})
         gathering = _sum(states, {"buffers": _gathering(total, setup)})
-        before = _sum(states, {"gradients": (waiting or width * part) if accumulates else 0})
+        before = _sum(states, {"gradients": (waiting or sums or width * part) if accumulates else 0})
         return {
             "start": (_larger(start_device, gathering), {}),
             "forward pass": (before, {}),
@@ -265,18 +279,37 @@ def _stage_1_and_2(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts
     pin = _pinned if setup.gpu else int
     lying = {
         "optimizer": pin(4 * part) + 8 * part,
-        "gradients": pin(4 * part) + (_pinned_pieces(width, part, setup) if accumulates else 0),
+        "gradients": pin(4 * part) + (_pinned_pieces(width, part, setup) if accumulates and not waiting + sums else 0),
         "buffers": pin(width * part) + pin(width * counts.largest),
     }
     device = _sum(weights, {"buffers": width * counts.largest})
-    micro = _sum(device, {"gradients": width * counts.largest + waiting, "buffers": buffers})
+    micro = _sum(device, {"gradients": width * counts.largest + waiting + sums, "buffers": buffers})
     return {
         "start": (start_device, lying),
-        "forward pass": (_sum(device, {"gradients": waiting}), lying),
+        "forward pass": (_sum(device, {"gradients": (waiting or sums) if accumulates else 0}), lying),
         "backward pass": (micro, lying),
-        "optimizer step": (_sum(device, {"buffers": _gathering(total, setup)}), lying),
+        "optimizer step": (_sum(device, {"gradients": sums, "buffers": _gathering(total, setup)}), lying),
         "evaluation": (device, lying),
         "save": (device, lying),
+    }
+
+
+def _bf16_stage_1(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
+    """DeepSpeed's BF16_Optimizer: each worker always holds fp32 gradients of everything, and bf16 ones for a step."""
+    width, total, part = setup.width, counts.total, ceil(counts.total / setup.cut)
+    states = {"weights": width * total, "optimizer": 12 * part, "gradients": SUM * total}
+    fresh = _sum(states, {"gradients": width * total})
+    # matrices and vectors are reduced together from a flat copy, unless the matrices fill a bucket: then in place
+    buffers = SUM * total if total <= ENGINE_BUCKET else 0
+    start = {"weights": (2 if setup.gpu else 1) * width * total}
+    gathering = {"buffers": _gathering(total, setup)}
+    return {
+        "start": (_larger(start, _sum(states, gathering)), {}),
+        "forward pass": (fresh if setup.grad_accum_steps > 1 else states, {}),
+        "backward pass": (_sum(fresh, {"buffers": buffers}), {}),
+        "optimizer step": (_sum(fresh, gathering), {}),
+        "evaluation": (states, {}),
+        "save": (states, {}),
     }
 
 
@@ -287,20 +320,22 @@ def _stage_3(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
     gathers = setup.world_size > 1 or (setup.gpu and setup.offload == "all")
     live = width * min(counts.total, LIVE_PARAMETERS + BUCKET) * gathers
     # a bucket of gradients, reduced through a flat copy, and the largest gradient, which fits no bucket
-    copies = 2 if setup.gpu or setup.world_size == 1 else 3  # gloo works in a buffer of its own
-    buffers = width * (copies * min(BUCKET, counts.total) + counts.largest)
+    # gloo works in a buffer of its own; in half precision weights that are done with make room for it (measured)
+    copies = 2 if setup.gpu or setup.half or setup.world_size == 1 else 3
+    reduced = max(copies * min(BUCKET, counts.total), (copies - 1) * counts.largest)
+    buffers = SUM * reduced + width * counts.largest
     group = min(part, SUB_GROUP)
     master = 0 if width == 4 and setup.offload == "none" else 4 * part  # fp32 weights serve as their own copy
     pin = _pinned if setup.gpu else int
     device, lying = {"weights": width * part}, {}
     if setup.offload == "none":
-        device = _sum(device, {"optimizer": master + 8 * part, "gradients": width * part})
-        last = {"gradients": (4 + (width if width == 2 else 0)) * group}
+        device = _sum(device, {"optimizer": master + 8 * part, "gradients": SUM * part})
+        last = {"gradients": SUM * group}  # the same flattened
     else:
         groups = ceil(part / SUB_GROUP)
         lying = {
             "optimizer": 4 * part + 8 * part,
-            "gradients": groups * pin(4 * ceil(part / groups)) + pin(width * part),
+            "gradients": groups * pin(4 * ceil(part / groups)) + pin(SUM * part),
         }
         last = {}
     if setup.offload == "all":
@@ -308,7 +343,7 @@ def _stage_3(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
         pieces = _pinned_pieces(width, part, setup) if setup.gpu else 0
         lying = _sum(lying, {"weights": pin(width * part) + pieces})
         device = {}
-    device = _sum(device, {"buffers": width * min(BUCKET, counts.total)})
+    device = _sum(device, {"buffers": SUM * min(BUCKET, counts.total)})
     work = {"gathered weights": live, "buffers": buffers}
     # DeepSpeed puts the parts together by way of the host, before anything else lies there
     passing = {"loading": width * part} if setup.gpu and setup.offload == "none" else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,33 @@ def test_model_states_are_the_known_multiples_of_the_parameters() -> None:
 
 
 @pytest.mark.parametrize(
+    ("setup", "between", "backward", "step"),
+    [
+        # bytes per parameter on the device of one of 4 workers: between micro-batches, while the last one is reduced,
+        # and when the optimizer steps. BF16_Optimizer: a whole sum, and bf16 gradients
+        (Setup("zero1", precision="bf16"), 6, 6, 6),
+        # otherwise the whole sum waits in stage 1, and is reduced into this worker's part
+        (Setup("zero1", precision="fp16"), 4, 5, 1),
+        (Setup("zero1", "optimizer", "bf16"), 4, 5, 1),
+        (Setup("zero2", precision="bf16"), 1, 1, 1),
+        (Setup("zero2", "optimizer", "bf16"), 1, 1, 1),
+        (Setup("zero3", precision="bf16"), 1, 1, 2),
+        (Setup("zero3", "optimizer", "bf16"), 0, 0, 0),
+    ],
+    ids=lambda value: f"{value.strategy}-{value.offload}-{value.precision}" if isinstance(value, Setup) else "",
+)
+def test_gradients_are_added_up_in_fp32(setup: Setup, between: int, backward: int, step: int) -> None:
+    counts = Counts.of(LARGE)
+    device = needs(LARGE, replace(setup, grad_accum_steps=2, world_size=4)).device
+    largest = 2 * counts.largest if setup.offload != "none" and setup.stage < 3 else 0  # on its way to the host
+    for moment, bytes_each, besides in (
+        ("forward pass", between, 0), ("backward pass", backward, largest), ("optimizer step", step, 0)
+    ):  # fmt: skip
+        # stage 3 flattens 200M parts at a time, here all of them
+        assert device[moment].get("gradients", 0) == pytest.approx(bytes_each * counts.total + besides, abs=16), moment
+
+
+@pytest.mark.parametrize(
     ("change", "grows"),
     [
         ({"micro_batch_size": 2}, True),
@@ -109,11 +137,12 @@ def test_more_workers_share_what_zero_cuts_up(offload: str) -> None:
         assert eight.device_peak < one.device_peak or offload != "none"
 
 
-def test_a_host_carries_all_its_workers_and_one_snapshot() -> None:
+def test_a_host_carries_all_its_workers_and_their_shares_of_a_snapshot() -> None:
     one, four = (
         needs(LARGE, Setup(precision="bf16", world_size=4, workers_per_host=count)).host["save"] for count in (1, 4)
     )
-    assert one["snapshot for checkpoints"] == four["snapshot for checkpoints"] == 12 * Counts.of(LARGE).total
+    # every rank keeps its share of it
+    assert 4 * one["snapshot for checkpoints"] == four["snapshot for checkpoints"] == 12 * Counts.of(LARGE).total
     assert four["processes"] > 3 * one["processes"] / 2
     zero = needs(LARGE, Setup(strategy="zero3", precision="bf16", world_size=4))
     assert not any("snapshot for checkpoints" in parts for parts in zero.host.values())  # streamed from where it lies

@@ -29,6 +29,8 @@ CASES = [
     {"strategy": "ddp", "activation_checkpointing": True},
     {"strategy": "ddp", "precision": "bf16"},
     {"strategy": "zero2", "world_size": 2},
+    {"strategy": "zero1", "precision": "bf16", "grad_accum_steps": 2},
+    {"strategy": "zero2", "offload": "optimizer", "precision": "bf16"},
     {"strategy": "zero3", "offload": "all", "precision": "bf16", "grad_accum_steps": 2},
 ]
 
