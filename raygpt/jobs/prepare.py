@@ -11,7 +11,8 @@ from raygpt.config.job import Call, Job
 from raygpt.config.section import Problem
 
 if TYPE_CHECKING:
-    from raygpt.data.prepare import PrepareOptions, PrepareProgress, PrepareResult
+    from raygpt.data.prepare import PrepareProgress, PrepareResult
+    from raygpt.data.request import PrepareOptions
     from raygpt.data.tokenizer import Tokenizer
 
 
@@ -50,7 +51,7 @@ def run(config: Config, call: Call) -> int:
 
 def text_options(config: Config, sources: Sequence[str], output: str, tokenizer: Tokenizer | str) -> PrepareOptions:
     """`prepare`'s options with the settings of a config; data.text_column goes before prepare.text_column."""
-    from raygpt.data.prepare import PrepareOptions
+    from raygpt.data.request import PrepareOptions
 
     settings = config.prepare
     return PrepareOptions(

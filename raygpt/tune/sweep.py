@@ -89,6 +89,11 @@ def _search(plan: SweepPlan, run: Run) -> Outcome:
     search_seconds = time.monotonic() - began
     if not budget.spent and _interrupted(run, trials):
         return Outcome(STOPPED, signal=run.stop.signal or signal.SIGINT, closing="in the search; epochs are kept.")
+    if budget.spent and not best_first(trials, plan.mode):
+        raise UserError(
+            f"the time or money of sweep {folder.uri} was spent before any trial had a result: raise tune.max_seconds "
+            "or track.max_cost_usd, and the same command goes on."
+        )
     if not best_first(trials, plan.mode):
         reasons = sorted({trial.error or trial.status for trial in trials})
         raise UserError(

@@ -177,6 +177,56 @@ def test_a_killed_sweep_of_fine_tuning_jobs_goes_on_in_their_own_runs(
     assert [row["val_loss"] for row in best["history"]] == pytest.approx(expected[: len(best["history"])], abs=1e-6)
 
 
+# A byte model so small that starting its workers takes longer than training it.
+NESTED: dict[str, Any] = {
+    "task.name": None, "task.train": None, "model.init_from": "random", "data.tokenizer": "bytes",
+    "data.backend": "mmap", "model.preset": "nano", "model.n_layer": 1, "model.n_embd": 16, "model.n_head": 2,
+    "model.seq_len": 16, "scale.num_workers": 1, "train.epochs": None, "train.global_batch_tokens": 256,
+    "train.micro_batch_size": 16, "train.checkpoint_every": 0,
+}  # fmt: skip
+
+
+def test_a_training_job_that_asha_stops_trains_no_further(
+    ray_cluster: str, sweep_config: Callable[..., Config], make_shards: Callable[..., str]
+) -> None:
+    shards, steps = make_shards(40_000), 6000
+    config = sweep_config({
+        **NESTED, "data.train": shards, "data.val": shards, "tune.space": {"optim.lr": {"grid": [1e-2, 1e-5, 1e-6]}},
+        "tune.scheduler": "asha", "tune.reduction_factor": 3, "tune.concurrent": 1, "train.max_steps": steps,
+        "train.log_every": 50, "eval.every": 500, "eval.batches": 1,
+    })  # fmt: skip
+    raygpt("tune", "--config", str(Path(config.run.storage) / "sweep.yaml"))
+    folder = Path(config.run.storage) / "sweep"
+    trials = {trial["params"]["optim.lr"]: trial for trial in json.loads((folder / "sweep.json").read_text())}
+    assert [trials[lr]["status"] for lr in (1e-2, 1e-5, 1e-6)] == ["finished", "stopped early", "stopped early"]
+    assert json.loads((folder / "summary.json").read_text())["states"] == {"finished": 1, "stopped early": 2}
+    ends = []
+    for lr in (1e-2, 1e-5, 1e-6):
+        run = folder / "runs" / trials[lr]["id"]
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        ends.append(records[-1]["step"])
+        summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").exists() else {}
+        assert summary.get("outcome", "stopped") == ("finished" if lr == 1e-2 else "stopped")
+    assert ends[0] == steps and all(500 <= end < steps for end in ends[1:]), ends
+
+
+def test_pretraining_on_raw_text_is_swept_over_shards_made_once(
+    ray_cluster: str, sweep_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"Line {number} of a small text, enough for some batches.\n" for number in range(400)))
+    sweep_config({
+        **NESTED, "data.train": str(text), "prepare.val_split": "tail", "prepare.val_fraction": 0.1,
+        "tune.space": {"optim.lr": {"grid": [1e-5, 1e-2]}}, "train.max_steps": 4, "eval.every": 2, "eval.batches": 1,
+    })  # fmt: skip
+    printed = raygpt("tune", "--config", str(tmp_path / "sweep.yaml"))
+    assert printed.count("Prepared ") == 1 and len(list((tmp_path / "prepared").iterdir())) == 1
+    trials = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [trial["status"] for trial in trials] == ["finished"] * 2
+    for trial in trials:
+        assert [row["step"] for row in trial["history"]] == [2, 4]
+
+
 def test_kill_9_of_a_trial_repeats_only_the_epoch_it_was_in(sweep_config: Callable[..., Config]) -> None:
     config = sweep_config({**SETTINGS, "tune.concurrent": 1})
     program, folder = start(config, "trial")

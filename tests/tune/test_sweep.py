@@ -20,6 +20,7 @@ from raygpt.errors import UserError
 from raygpt.storage import child, list_folder, locate, read_bytes
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep
+from tests.drills.program import raygpt
 from tests.track.test_trackers import offline_runs, wandb_history, wandb_records
 
 prepare_environment()  # before the module's cluster starts
@@ -193,6 +194,35 @@ def test_a_trial_that_runs_out_of_memory_is_marked_and_the_others_go_on(
     assert "task.batch_size" in (folder / "report.html").read_text()
 
 
+def test_a_sweep_whose_trials_all_failed_ends_with_their_reason_and_exit_status_2(
+    ray_cluster: str, sweep_config: Callable[..., Config], make_shards: Callable[..., str], tmp_path: Path
+) -> None:
+    shards = make_shards(5000)
+    # each value is possible, none goes with rows of 16 tokens
+    change = {
+        "task.name": None, "task.train": None, "model.init_from": "random", "data.tokenizer": "bytes",
+        "data.train": shards, "data.val": shards, "data.backend": "mmap", "model.preset": "nano",
+        "model.n_layer": 1, "model.n_embd": 16, "model.n_head": 2, "model.seq_len": 16, "scale.num_workers": 1,
+        "tune.space": {"train.global_batch_tokens": {"grid": [50, 70]}}, "tune.max_failures": 0,
+        "train.epochs": None, "train.max_steps": 2,
+    }  # fmt: skip
+    sweep_config(change)
+    printed = raygpt("tune", "--config", str(tmp_path / "sweep.yaml"), status=2)
+    said = printed.splitlines()[-1]
+    assert said.startswith("raygpt: all 2 trials of sweep ") and "Traceback" not in printed
+    for value in (50, 70):
+        assert f"train.global_batch_tokens={value} is no multiple of data.seq_len=16" in said
+    folder = tmp_path / "sweep"
+    assert not (folder / "best.yaml").exists() and read(folder / "attempts.json")[-1]["outcome"] == "failed"
+
+
+def test_classifiers_that_all_fail_are_no_sweep(ray_cluster: str, sweep_config: Callable[..., Config]) -> None:
+    # a ten-thousandth of a gigabyte beside the libraries is too little for any of them
+    change = {"tune.space": {"optim.lr": {"grid": [1e-5, 3e-3]}}, "tune.memory_gb": 1e-4, "tune.max_failures": 0}
+    with pytest.raises(UserError, match="all 2 trials of sweep .* failed: .*memory.*another run.name"):
+        run_sweep(make_plan(sweep_config(change)), "", io.StringIO())
+
+
 def test_four_trials_share_four_cores_and_never_more_run_at_once(
     ray_cluster: str, sweep_config: Callable[..., Config]
 ) -> None:
@@ -218,9 +248,20 @@ def test_a_finished_sweep_is_not_run_again_and_other_settings_are_refused(
     ray_cluster: str, sweep_config: Callable[..., Config]
 ) -> None:
     change = {"tune.space": {"optim.lr": {"grid": [1e-5, 3e-3]}}, "train.epochs": 1}
-    _, before, trials, _ = sweep(sweep_config(change))
+    folder, before, trials, _ = sweep(sweep_config(change))
     _, after, again, _ = sweep(sweep_config(change))
     assert again == trials and after["epochs"] == before["epochs"] == 2
+    # a kill may leave the newest of Tune's snapshots empty: the one before knows the same trials
+    snapshots = sorted((folder / "search").glob("experiment_state-*.json"))
+    assert len(snapshots) == 2
+    snapshots[-1].write_bytes(b"")
+    _, after, again, printed = sweep(sweep_config(change))
+    assert f"was cut off by a kill ({snapshots[-1].name}): going on from the one before" in printed
+    assert again == trials and after["epochs"] == 2
+    for snapshot in (folder / "search").glob("experiment_state-*.json"):
+        snapshot.write_bytes(b"")
+    with pytest.raises(UserError, match="is cut off.*delete .*/search to begin it anew, or give it another run.name"):
+        run_sweep(make_plan(sweep_config(change)), "", io.StringIO())
     other = sweep_config({**change, "tune.space": {"optim.lr": {"grid": [1e-5, 4e-3]}}})
     with pytest.raises(UserError, match="was begun with other settings .tune.space."):
         run_sweep(make_plan(other), "", io.StringIO())
