@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -73,3 +74,30 @@ def test_no_module_is_too_long_to_read() -> None:
         str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.rglob("*.py")
     }
     assert not {name: length for name, length in lengths.items() if length > 450}
+
+
+def imports_of(path: Path, modules: set[str]) -> set[str]:
+    """Modules of raygpt that a module imports where it is loaded."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name for name in inner if name in modules] or [node.module]
+        found |= {name for name in names if name in modules}
+    return found
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    names = {
+        ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in ROOT.rglob("*.py")
+    }
+    left = {name: imports_of(path, set(names)) - {name} for name, path in names.items()}
+    # take away what imports nothing that is left, again and again: a circle stays
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, sorted(left)

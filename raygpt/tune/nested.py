@@ -86,8 +86,8 @@ def training_trial(params: dict[str, Any], settings: dict[str, Any], metric: str
                 break
             time.sleep(POLL_SECONDS)
     finally:
-        # A scheduler ends a trial by leaving `tune.report` for good. Its training is asked to end; Tune does not wait for
-        # that and ends this process, with which Ray ends the workers and frees their share of the cluster.
+        # A scheduler ends a trial by leaving `tune.report` for good. Its training is asked to end; Tune does not wait
+        # for that and ends this process, with which Ray ends the workers and frees their share of the cluster.
         stop.request()
         thread.join()
     if failure:

@@ -1,0 +1,19 @@
+"""The wire between a run's driver and its workers."""
+
+from __future__ import annotations
+
+
+def test_a_mailbox_that_is_gone_costs_messages_and_not_the_run(ray_cluster: str) -> None:
+    import ray
+
+    from raygpt.run.control import ControlLink, Mailbox, make_control
+
+    control = make_control()
+    link, mailbox = ControlLink(control), Mailbox(control)
+    link.send("note", "hello")
+    link.close()
+    assert mailbox.take() == [("note", "hello")]
+    ray.kill(control)
+    assert mailbox.take() == []
+    mailbox.request_stop()
+    assert not link.stop_requested()
