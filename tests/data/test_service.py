@@ -161,7 +161,9 @@ def test_more_ranks_of_a_node_cost_s3_no_more_requests(
         assert not [target for _, target in requests if "manifest.json" in target or "list-type" in target]
         assert {method for method, _ in requests} == {"GET", "HEAD"}
         # four shards, by at most four processes of read tasks that open them
-        assert sum(method == "GET" for method, _ in requests) <= 2 * len(layout.names)
+        assert (
+            sum(method == "GET" for method, _ in requests) <= 2 * len(layout.names) + 2
+        )  # that many may be asked again
     assert len(seen[4]) <= len(seen[1]) + 4 * len(layout.names)
 
 

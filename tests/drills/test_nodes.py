@@ -35,7 +35,7 @@ def two_nodes() -> Iterator[list[dict]]:
 @pytest.mark.timeout(600)
 def test_weights_are_shared_out_over_two_nodes(two_nodes: list[dict], tmp_path: Path) -> None:
     import ray
-    from ray.util.state import list_actors
+    from ray._private.state import actors
 
     from raygpt.run.control import make_control
 
@@ -43,7 +43,8 @@ def test_weights_are_shared_out_over_two_nodes(two_nodes: list[dict], tmp_path: 
     # what the driver cannot do without lies where it lies, not where an actor of zero CPUs happens to be put
     here, controls = ray.get_runtime_context().get_node_id(), [make_control() for _ in range(8)]
     ray.get([control.take.remote() for control in controls])
-    assert {each.node_id for each in list_actors(filters=[("class_name", "=", "RunControl")])} == {here}
+    found = [each for each in actors().values() if each["ActorClassName"] == "RunControl"]
+    assert len(found) == 8 and {each["Address"]["NodeID"] for each in found} == {here}
     del controls
     shards = letters(tmp_path / "shards")
     # a node has room for one worker of 1.5 CPUs and a reader

@@ -12,7 +12,7 @@ from tests.train.gloo_pool import GlooPool
 from tests.train.running import letters, records, run, zero_settings
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["zero2"])  # zero3: tests/drills/test_strategies.py
 def test_steps_after_one_that_was_far_too_long_are_skipped_and_end_the_run(
     gloo: GlooPool, tmp_path: Path, strategy: str
 ) -> None:

@@ -16,7 +16,7 @@ from tests.train.gloo_pool import GlooPool
 from tests.train.running import forget_after, letters, run, sequence, zero_settings
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero3"])  # the others: tests/drills/test_strategies.py
 def test_it_trains_and_resumes_bit_for_bit(
     gloo: GlooPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
