@@ -12,6 +12,7 @@ from raygpt.config import Scale
 from raygpt.errors import UserError, one_line
 
 OBJECT_STORE_BYTES = 1_000_000_000  # a local cluster's; the reader holds 0.3 GB at most
+START_TRIES = 3
 WAITING_PROCESSES = 4  # beside one a CPU: a run's reader, its mailbox and Ray's own actors find them started
 # What Ray Train's controller reads from its environment.
 TRAIN_ENVIRONMENT = {
@@ -61,15 +62,23 @@ def start(*, cpus: int, gpus: int | None = None, object_store_bytes: int = OBJEC
     os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + WAITING_PROCESSES))
     # nobody looks at the metrics of a cluster without a dashboard
     os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
-    ray.init(
-        address="local",  # whatever cluster another program of this machine has left its address of
-        num_cpus=cpus,
-        num_gpus=gpus,
-        object_store_memory=object_store_bytes,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    for attempt in range(START_TRIES):
+        try:
+            ray.init(
+                address="local",  # whatever cluster another program of this machine has left its address of
+                num_cpus=cpus,
+                num_gpus=gpus,
+                object_store_memory=object_store_bytes,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            break
+        except Exception as error:
+            # Ray waits 30 s for its own processes, whatever else the machine has to do (ray/_private/node.py)
+            if "timed out during startup" not in str(error) or attempt + 1 == START_TRIES:
+                raise
+            ray.shutdown()
     _own = True
     _start_actors()
 
