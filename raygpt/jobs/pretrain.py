@@ -42,14 +42,12 @@ def run(config: Config, call: Call) -> int:
     of_preset(config.model.preset)
     check_places(config)
     # mistakes come out before a cluster is started
-    raw = raw_preparation(config) is not None
-    if not raw:
-        resolve(config)
+    job = None if raw_preparation(config) is not None else resolve(config)
     cpus = config.scale.worker_range[0] * config.scale.cpus_per_worker
     print(connect(config.scale, workers_cpus=cpus), flush=True)
-    if raw:
+    if job is None:
         config = with_prepared_data(config)
-    job = resolve(config)
+        job = resolve(config)
     report = check_fit(config, job.model, job.run) if job.done_steps < job.plan.total_steps else None
     rows = report.micro_batch_size if report is not None else None
     return run_training(config, job, call.command, planned_rows=rows).exit_status
