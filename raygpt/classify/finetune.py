@@ -18,9 +18,10 @@ from raygpt.classify.classifier import classification_metrics
 from raygpt.classify.folder import save_classifier
 from raygpt.classify.shared import Shared, make_shared, read_task, start_training
 from raygpt.classify.tasks import Task
-from raygpt.classify.training import Training
+from raygpt.classify.training import EncodedTask, Training
 from raygpt.config import Config
 from raygpt.data.tokenizer import load_tokenizer
+from raygpt.errors import UserError
 from raygpt.parallel.pieces import TensorFile
 from raygpt.parallel.weights import load as load_base
 from raygpt.run.frame import (
@@ -35,6 +36,7 @@ from raygpt.run.frame import (
     run_job,
 )
 from raygpt.storage import Location
+from raygpt.track.jsonl import read_metrics
 from raygpt.track.trackers import Trackers
 
 STATE = "checkpoints/state.safetensors"
@@ -61,7 +63,7 @@ def train_classifier(config: Config, again: str = "", stream: TextIO | None = No
 def _work(run: Run, task: Task) -> Outcome:
     config = run.config
     shared = make_shared(config, task, run.say, metric="accuracy", reinit_layers=config.task.reinit_layers)
-    done = int(_values(run.folder)["epoch"]) if storage.exists(run.folder / STATE) else 0
+    done, unlogged = _earlier_epochs(run, shared.task)
     if config.train.epochs is not None and done >= config.train.epochs and storage.exists(run.folder / SUMMARY):
         run.say(f"Run {run.folder.uri} is complete after epoch {done}: raise train.epochs to train on.")
         return Outcome(COMPLETE)
@@ -74,12 +76,14 @@ def _work(run: Run, task: Task) -> Outcome:
             wandb=config.track.wandb,
             wandb_project=config.track.wandb_project,
             tensorboard=config.track.tensorboard,
-            resume_step=done,
+            resume_step=done - len(unlogged),
             local_dir=Path(scratch),
         )
         try:
             for note in trackers.notes:
                 run.say(note)
+            for record in unlogged:
+                trackers.log({"step": record["epoch"], "time": time.time(), **record})
             for record in _epochs(run, shared, done, _tokenizer_json(config)):
                 if "summary" in record:
                     summary = record["summary"]
@@ -100,6 +104,26 @@ def _work(run: Run, task: Task) -> Outcome:
     if not summary:
         return Outcome(STOPPED, closing=f"after epoch {done} of {config.train.epochs:g}, which is kept.")
     return Outcome(FINISHED, summary, closing=_sentence(summary, run.folder))
+
+
+def _earlier_epochs(run: Run, task: EncodedTask) -> tuple[int, list[dict[str, Any]]]:
+    """(epochs that the state holds, the records of those that a kill kept from being logged).
+
+    Raises UserError where they were trained on other data; a state from before that was recorded is trusted.
+    """
+    if not storage.exists(run.folder / STATE):
+        return 0, []
+    values = _values(run.folder)
+    if values.get("task", task.digest) != task.digest:
+        raise UserError(
+            f"task.train holds other examples than run {run.folder.uri} was trained on: set it back, or give the new "
+            "run a run.name of its own."
+        )
+    metrics = run.folder / "metrics.jsonl"
+    logged = {row["step"] for row in read_metrics(metrics)} if storage.exists(metrics) else set()
+    done = int(values["epoch"])
+    last = max((step for step in logged if step <= done), default=0)
+    return done, [record for record in values["history"] if record["epoch"] > last]
 
 
 def _epochs(run: Run, shared: Shared, done: int, tokenizer_json: bytes) -> Iterator[dict[str, Any]]:
@@ -128,7 +152,7 @@ def _train(shared: Shared, run_uri: str, done: int, tokenizer_json: bytes) -> It
         training.restore(load(storage.read_bytes(run / STATE)), _values(run))
     for record in training.run():
         tensors, values = training.state()
-        storage.write_bytes(run / STATE, save(tensors, {VALUES: json.dumps(values)}))
+        storage.write_bytes(run / STATE, save(tensors, {VALUES: json.dumps({**values, "task": shared.task.digest})}))
         yield record
     yield {"summary": _finish(training, shared, run, tokenizer_json)}
 

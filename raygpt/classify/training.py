@@ -6,6 +6,8 @@ state ends with the same weights as one that ran through.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -44,6 +46,17 @@ class EncodedTask:
     selection: Encoded
     val: Encoded | None
     eot_id: int
+
+    @property
+    def digest(self) -> str:
+        """Of what is trained on and chosen by, wherever its file lies: labels and token ids, in their order."""
+        found = hashlib.sha256(json.dumps(self.labels).encode())
+        for part in (self.train, self.selection):
+            for texts in (part.first, part.second or []):
+                for ids in texts:
+                    found.update(len(ids).to_bytes(4, "little") + np.ascontiguousarray(ids, "<i4").tobytes())
+            found.update(np.ascontiguousarray(part.labels, "<i8").tobytes())
+        return found.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from raygpt.errors import UserError
 from raygpt.run.lock import RunLock
 from raygpt.run.stop import BUDGET, DISPLACED, Budget, Signals, StopToken
 from raygpt.storage import Location
+from raygpt.track.cost import Cost
 
 FINISHED, EARLY, STOPPED, SPENT, COMPLETE, FAILED = "finished", "early", "stopped", "budget", "complete", "failed"
 CONFIG, SUMMARY = "config.yaml", "summary.json"
@@ -53,7 +54,8 @@ class Outcome:
 
 @dataclass
 class Run:
-    """What a job has while it runs. `again` is the command that goes on with it."""
+    """What a job has while it runs. `again` is the command that goes on with it; `say` prints a line of its own, and a
+    work with a live bar puts its own printer there."""
 
     folder: Location
     config: Config
@@ -61,16 +63,15 @@ class Run:
     stop: StopToken
     again: str
     stream: TextIO
-    note: Callable[[str], None] = lambda text: None
-
-    def say(self, text: str) -> None:
-        """Print a line of its own; a job with a live bar puts its own printer in `note`."""
-        self.note(text)
+    say: Callable[[str], None]
 
     def cost_usd(self) -> float | None:
         """What the run has cost so far, None without a price."""
-        price = self.config.track.price_per_hour
-        return None if price is None else price * self.lock.wall_seconds / 3600
+        return Cost(self.config.track.price_per_hour).usd(self.lock.wall_seconds)
+
+    def named(self, outcome: str) -> str:
+        """The outcome by its reason: a run that the budget stopped was not stopped by somebody."""
+        return SPENT if outcome == STOPPED and self.stop.reason == BUDGET else outcome
 
     def check_held(self) -> None:
         """Raises UserError when another driver has taken the run over: nothing may be written from here on."""
@@ -123,9 +124,10 @@ def run_job(
     stop: StopToken | None = None,
     stopping: str = "finishing this step and saving a checkpoint",
     budget: bool = True,
+    report: Callable[[Location], object] | None = None,
 ) -> Outcome:
     """Run `work` with the run's folder held, and close the run. `stop` lets a caller in the same process end it;
-    without `budget` the work sees to track.max_cost_usd itself.
+    without `budget` the work sees to track.max_cost_usd itself; `report` draws the page of a summary just written.
 
     Raises UserError for what the user can mend, the work's own error when it failed for good.
     """
@@ -133,21 +135,20 @@ def run_job(
     folder = run_location(config)
     lock = RunLock(folder, on_lost=lambda: token.request(DISPLACED))
     lock.acquire()
-    run = Run(folder, config, lock, token, again, stream, note=lambda text: print(text, file=stream, flush=True))
+    run = Run(folder, config, lock, token, again, stream, lambda text: print(text, file=stream, flush=True))
     ended = FAILED
-    limit = config.track.max_cost_usd if budget else None
-    spending = Budget(token, lambda: lock.wall_seconds, config.track.price_per_hour, limit)
+    cost = Cost(config.track.price_per_hour, config.track.max_cost_usd if budget else None)
     try:
         storage.write_text(folder / CONFIG, dump(config))
-        with Signals(token, lambda text: run.say(text), stopping), spending:
+        with Signals(token, lambda text: run.say(text), stopping), Budget(token, lambda: lock.wall_seconds, cost):
             outcome = work(run)
         run.check_held()
-        if outcome.outcome == STOPPED and token.reason == BUDGET:
-            outcome.outcome = SPENT
+        ended = outcome.outcome = run.named(outcome.outcome)
         outcome.signal = outcome.signal or token.signal
-        ended = outcome.outcome
         if outcome.summary:
             storage.write_text(folder / SUMMARY, json.dumps(outcome.summary, indent=2) + "\n")
+            if report is not None:
+                report(folder)
         if ended in (STOPPED, SPENT):
             why = "Stopped" if ended == STOPPED else "track.max_cost_usd is reached: stopped"
             run.say(f"{why} {outcome.closing} To go on: {again}")

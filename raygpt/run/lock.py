@@ -95,8 +95,8 @@ class RunLock:
 
     @property
     def restarts(self) -> int:
-        """Starts of workers after the first, in this attempt and those before it."""
-        return max(0, sum(max(1, attempt.starts) for attempt in self.attempts) - 1)
+        """Starts of workers after the first, in this attempt and those before it. One that started none is none."""
+        return max(0, sum(attempt.starts for attempt in self.attempts) - 1)
 
     @property
     def wall_seconds(self) -> float:
@@ -158,8 +158,10 @@ class RunLock:
             self._beating.join()
         if self._mine is not None and self._claim is not None and self.displaced_by is None:
             self._mine.outcome, self._mine.last_seen = outcome, time.time()
-            self._write()
-            self._claim.remove(None)
+            try:
+                self._write()
+            finally:
+                self._claim.remove(None)
 
     def _refuse(self, attempt: Attempt) -> None:
         if attempt.is_live:

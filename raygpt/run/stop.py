@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from raygpt.track.cost import Cost
+
 SIGNAL, BUDGET, DISPLACED, ASKED = "signal", "budget", "displaced", "asked"
 BUDGET_LOOK_SECONDS = 1.0
 
@@ -86,21 +88,14 @@ class Signals:
 
 
 class Budget:
-    """Asks for a stop when `seconds()` of the run, waiting and every restart counted, have cost `max_usd`."""
+    """Asks for a stop when `seconds()` of the run, waiting and every restart counted, have used up the budget."""
 
-    def __init__(
-        self, token: StopToken, seconds: Callable[[], float], price_per_hour: float | None, max_usd: float | None
-    ) -> None:
-        self._token, self._seconds = token, seconds
-        self.limit_seconds = None if not price_per_hour or max_usd is None else 3600 * max_usd / price_per_hour
+    def __init__(self, token: StopToken, seconds: Callable[[], float], cost: Cost) -> None:
+        self._token, self._seconds, self._cost = token, seconds, cost
         self._ended = threading.Event()
 
-    @property
-    def spent(self) -> bool:
-        return self.limit_seconds is not None and self._seconds() >= self.limit_seconds
-
     def __enter__(self) -> Budget:
-        if self.limit_seconds is not None:
+        if self._cost.seconds_left(0.0) is not None:
             threading.Thread(target=self._watch, daemon=True, name="run-budget").start()
         return self
 
@@ -109,6 +104,6 @@ class Budget:
 
     def _watch(self) -> None:
         while not self._ended.wait(BUDGET_LOOK_SECONDS):
-            if self.spent:
+            if self._cost.is_spent(self._seconds()):
                 self._token.request(BUDGET)
                 return

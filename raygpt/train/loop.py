@@ -28,13 +28,12 @@ if TYPE_CHECKING:
     from raygpt.data.stream import Batch
     from raygpt.parallel.checkpoint import RunState
 
-RUNNING, STOP, BUDGET = 0, 1, 2  # what ranks agree on after every step; the largest wins
+RUNNING, STOP = 0, 1  # what ranks agree on; the largest wins
 # Steps in a row whose gradients were not finite (in fp16 at the smallest loss scale: no scale is left that serves).
 HOPELESS_SKIPS = 8
 # Ranks agree on whether to stop about this often: an all-reduce of a thousand ranks takes 60 ms, a small model's step
 # less.
 AGREE_SECONDS = 0.5
-OUTCOMES = {STOP: "stopped", BUDGET: "budget"}
 
 
 class Hooks(Protocol):
@@ -101,8 +100,8 @@ def train(
 ) -> End:
     """Run steps [state.step, plan.total_steps), keeping `state` current.
 
-    Ends with the outcome finished, early (`patience` evaluations brought nothing better), stopped (asked to), budget
-    (track.max_cost_usd reached) or diverged (loss or weights are not finite, or gradients were not for HOPELESS_SKIPS
+    Ends with the outcome finished, early (`patience` evaluations brought nothing better), stopped (asked to) or
+    diverged (loss or weights are not finite, or gradients were not for HOPELESS_SKIPS
     steps in a row: nothing is saved then). In all but the last the last step is saved.
 
     A step whose gradients are not finite is skipped: it used up its tokens, and counts as none in the mean loss; one
@@ -136,8 +135,7 @@ def train(
         batch, rows = ahead.take()
         waited = time.perf_counter() - begin
         assert batch.step == state.step
-        spent = options.spent_seconds + time.monotonic() - started
-        flag = STOP if hooks.stop_requested() else BUDGET if options.cost.is_spent(spent) else RUNNING
+        flag = STOP if hooks.stop_requested() else RUNNING
         poll.ask(state.step, flag)
         lr = plan.schedule.lr(state.step - state.skipped_steps * fp16)
         result = step_fn({"rows": rows}, lr)
@@ -238,7 +236,7 @@ def train(
             return End("early")
         if flag != RUNNING and state.step < plan.total_steps:
             assert saved_step == state.step
-            return End(OUTCOMES[flag])
+            return End("stopped")
         poll.took(seconds)
     return End("finished")
 

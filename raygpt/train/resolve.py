@@ -15,7 +15,7 @@ from raygpt.errors import UserError
 from raygpt.model.architecture import ModelConfig
 from raygpt.model.registry import FIRST
 from raygpt.parallel import checkpoint
-from raygpt.run.frame import run_location
+from raygpt.run.frame import check_start, run_location
 from raygpt.storage import Location
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
 from raygpt.train.model_shape import model_shape
@@ -117,10 +117,7 @@ def _check_vocabulary(model: ModelConfig, train: Manifest) -> None:
 
 def _earlier_run(config: Config, run: Location) -> checkpoint.RunState | None:
     found = checkpoint.complete_checkpoints(run)
-    if config.run.resume == "must" and not found:
-        raise UserError(f"run.resume=must but {run.uri} has no complete checkpoint: check run.storage and run.name.")
-    if config.run.resume == "never" and (found or storage.exists(run / "config.yaml")):
-        raise UserError(f"run.resume=never but run {run.uri} exists already: choose another run.name.")
+    check_start(config, lambda _: bool(found), "complete checkpoint")
     return checkpoint.read_state(found[0]) if found else None
 
 

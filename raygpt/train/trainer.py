@@ -25,7 +25,7 @@ from raygpt.parallel import checkpoint
 from raygpt.run.control import Mailbox, make_control, pause
 from raygpt.run.frame import COMPLETE, EARLY, FINISHED, SPENT, STOPPED, SUMMARY, Outcome, Run, run_job
 from raygpt.run.lock import RunLock
-from raygpt.run.stop import BUDGET, StopToken
+from raygpt.run.stop import StopToken
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.progress import Progress, human_count, human_duration
 from raygpt.track.report import write_report
@@ -55,13 +55,13 @@ def run_training(
 
     def work(run: Run) -> Outcome:
         progress = Progress(job.plan.total_steps, stream)
-        run.note = progress.note
+        run.say = progress.note
         try:
             return _work(run, job, progress, planned_rows)
         finally:
             progress.close()
 
-    return run_job(config, work, again=again, stream=stream, stop=stop)
+    return run_job(config, work, again=again, stream=stream, stop=stop, report=write_report)
 
 
 def _work(run: Run, job: Resolved, progress: Progress, planned_rows: int | None) -> Outcome:
@@ -71,15 +71,12 @@ def _work(run: Run, job: Resolved, progress: Progress, planned_rows: int | None)
     if job.stopped_early and run.config.eval.patience is not None:
         run.say(f"Run {job.run.uri} stopped early at step {job.done_steps}: set eval.patience=none to train on.")
         return Outcome(COMPLETE, _missing_summary(run, job))
-    checkpoint.delete_leftovers(job.run)
     _announce(run.config, job, progress)
     end = _train(run, job, progress, planned_rows)
     progress.close()
     run.check_held()
-    outcome = end["outcome"]
-    if outcome == STOPPED and run.stop.reason == BUDGET:
-        outcome = SPENT
-    summary = _close(run, job, end, outcome)
+    outcome = run.named(end["outcome"])
+    summary = _summary(run, job, end, outcome)
     return Outcome(outcome, summary, closing=_closing_words(job, end, outcome, summary))
 
 
@@ -216,17 +213,17 @@ def _show(events: list[tuple[str, Any]], progress: Progress, lock: RunLock) -> d
 
 
 def _missing_summary(run: Run, job: Resolved) -> dict[str, Any]:
-    """Summary and report of a whole run whose driver was killed after the last checkpoint and before them."""
+    """Summary of a whole run whose driver was killed after the last checkpoint and before it; {} where there is one."""
     where = job.run / SUMMARY
     if storage.exists(where) and json.loads(storage.read_text(where))["steps"] == job.done_steps:
         return {}
     state = checkpoint.read_state(checkpoint.complete_checkpoints(job.run)[0])
-    return _close(run, job, {"state": dataclasses.asdict(state)}, EARLY if job.stopped_early else FINISHED)
+    return _summary(run, job, {"state": dataclasses.asdict(state)}, EARLY if job.stopped_early else FINISHED)
 
 
-def _close(run: Run, job: Resolved, end: dict[str, Any], outcome: str) -> dict[str, Any]:
+def _summary(run: Run, job: Resolved, end: dict[str, Any], outcome: str) -> dict[str, Any]:
     state, lock = end["state"], run.lock
-    summary = summarise(
+    return summarise(
         read_metrics(job.run / "metrics.jsonl"),
         outcome=outcome,
         steps=state["step"],
@@ -239,9 +236,6 @@ def _close(run: Run, job: Resolved, end: dict[str, Any], outcome: str) -> dict[s
         data_wait_fraction=state["wait_seconds"] / max(state["train_seconds"], 1e-9),
         cost_usd=run.cost_usd(),
     )
-    storage.write_text(job.run / SUMMARY, json.dumps(summary, indent=2) + "\n")  # the report reads it
-    write_report(job.run)
-    return summary
 
 
 def _closing_words(job: Resolved, end: dict[str, Any], outcome: str, summary: dict[str, Any]) -> str:

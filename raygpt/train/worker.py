@@ -152,7 +152,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         checkpoint_every=config.train.checkpoint_every,
         log_batch_digest=config.train.log_batch_digest,
         flops_per_token=model_config.flops_per_token(plan.order.seq_len),
-        cost=Cost(config.track.price_per_hour, config.track.max_cost_usd),
+        cost=Cost(config.track.price_per_hour),
         spent_seconds=assignment.spent_seconds + max(0.0, time.time() - assignment.started),
         # a forward pass is a third of a step's work
         evaluation_steps=(evaluation_rows or val_reader.total_tokens / plan.order.seq_len)

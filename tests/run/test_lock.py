@@ -25,12 +25,21 @@ def test_a_second_start_is_refused_while_the_first_lives(tmp_path: Path) -> None
     first.acquire()
     with pytest.raises(UserError, match=f"in use by process {os.getpid()} on {socket.gethostname()}: stop that one"):
         RunLock(run).acquire()
+    first.workers_started()
     first.release("stopped")
+    idle = RunLock(run)
+    idle.acquire()
+    idle.release("complete")  # nothing to do: no restart of anything
     second = RunLock(run)
     second.acquire()
+    second.workers_started()
     assert second.restarts == 1
     second.release("finished")
-    assert [item["outcome"] for item in json.loads((tmp_path / "r" / ATTEMPTS).read_text())] == ["stopped", "finished"]
+    assert [item["outcome"] for item in json.loads((tmp_path / "r" / ATTEMPTS).read_text())] == [
+        "stopped",
+        "complete",
+        "finished",
+    ]
 
 
 def test_a_killed_process_gives_the_run_free_at_once(tmp_path: Path) -> None:
