@@ -81,6 +81,18 @@ def test_words_stay_words_and_none_unsets(tmp_path: Path) -> None:
     assert load_config("x", None, {"track.wandb": "off"}, {}).track.wandb == "off"
 
 
+def test_the_words_of_a_list_stay_as_they_were_typed() -> None:
+    def given(key: str, text: str) -> object:
+        section, name = key.split(".")
+        return getattr(getattr(load_config("x", None, {key: text}, {}), section), name)
+
+    assert given("prepare.sources", "notes #1.txt") == ["notes #1.txt"]
+    assert given("task.labels", "[no, yes]") == ["no", "yes"]
+    assert given("task.labels", "[010, 2026-01-01]") == ["010", "2026-01-01"]
+    assert given("task.text_columns", '["#1 String", "#2 String"]') == ["#1 String", "#2 String"]
+    assert given("task.text_columns", "#1 String") == ["#1 String"]
+
+
 def test_the_dump_reads_back_as_the_same_config(tmp_path: Path) -> None:
     options = {
         "scale.num_workers": "[1, 4]",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 import time
@@ -18,12 +19,10 @@ from raygpt.classify.classifier import classification_metrics
 from raygpt.classify.folder import save_classifier
 from raygpt.classify.shared import Shared, make_shared, read_task, start_training
 from raygpt.classify.tasks import Task
-from raygpt.classify.training import EncodedTask, Training
+from raygpt.classify.training import Training
 from raygpt.config import Config
-from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
 from raygpt.parallel.pieces import TensorFile
-from raygpt.parallel.weights import load as load_base
 from raygpt.run.frame import (
     COMPLETE,
     FINISHED,
@@ -62,11 +61,11 @@ def train_classifier(config: Config, again: str = "", stream: TextIO | None = No
 
 def _work(run: Run, task: Task) -> Outcome:
     config = run.config
-    shared = make_shared(config, task, run.say, metric="accuracy", reinit_layers=config.task.reinit_layers)
-    done, unlogged = _earlier_epochs(run, shared.task)
-    if config.train.epochs is not None and done >= config.train.epochs and storage.exists(run.folder / SUMMARY):
-        run.say(f"Run {run.folder.uri} is complete after epoch {done}: raise train.epochs to train on.")
+    if (closed := _closed_epochs(run.folder)) and config.train.epochs is not None and closed >= config.train.epochs:
+        run.say(f"Run {run.folder.uri} is complete after epoch {closed}: raise train.epochs to train on.")
         return Outcome(COMPLETE)
+    shared = make_shared(config, task, run.say, metric="accuracy", reinit_layers=config.task.reinit_layers)
+    done, unlogged = _earlier_epochs(run, shared)
     summary: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         trackers = Trackers(
@@ -84,7 +83,7 @@ def _work(run: Run, task: Task) -> Outcome:
                 run.say(note)
             for record in unlogged:
                 trackers.log({"step": record["epoch"], "time": time.time(), **record})
-            for record in _epochs(run, shared, done, _tokenizer_json(config)):
+            for record in _epochs(run, shared, done):
                 if "summary" in record:
                     summary = record["summary"]
                     continue
@@ -106,7 +105,15 @@ def _work(run: Run, task: Task) -> Outcome:
     return Outcome(FINISHED, summary, closing=_sentence(summary, run.folder))
 
 
-def _earlier_epochs(run: Run, task: EncodedTask) -> tuple[int, list[dict[str, Any]]]:
+def _closed_epochs(folder: Location) -> int:
+    """Epochs whose best one is exported and scored, 0 for none; a killed run may have trained further."""
+    try:
+        return int(json.loads(storage.read_text(folder / SUMMARY))["epochs"])
+    except FileNotFoundError:
+        return 0
+
+
+def _earlier_epochs(run: Run, shared: Shared) -> tuple[int, list[dict[str, Any]]]:
     """(epochs that the state holds, the records of those that a kill kept from being logged).
 
     Raises UserError where they were trained on other data; a state from before that was recorded is trusted.
@@ -114,7 +121,13 @@ def _earlier_epochs(run: Run, task: EncodedTask) -> tuple[int, list[dict[str, An
     if not storage.exists(run.folder / STATE):
         return 0, []
     values = _values(run.folder)
-    if values.get("task", task.digest) != task.digest:
+    shape = {**shared.shape, "dropout": None}
+    if {**values.get("model", shape), "dropout": None} != shape:
+        raise UserError(
+            f"model.init_from has another shape than the model of run {run.folder.uri}: set it back, or give the new "
+            "run a run.name of its own."
+        )
+    if values.get("task", shared.task.digest) != shared.task.digest:
         raise UserError(
             f"task.train holds other examples than run {run.folder.uri} was trained on: set it back, or give the new "
             "run a run.name of its own."
@@ -126,11 +139,10 @@ def _earlier_epochs(run: Run, task: EncodedTask) -> tuple[int, list[dict[str, An
     return done, [record for record in values["history"] if record["epoch"] > last]
 
 
-def _epochs(run: Run, shared: Shared, done: int, tokenizer_json: bytes) -> Iterator[dict[str, Any]]:
+def _epochs(run: Run, shared: Shared, done: int) -> Iterator[dict[str, Any]]:
     """The records of the training as they come; none after the epoch in which a stop was asked for."""
     options = {"num_cpus": shared.cpus, "num_gpus": shared.gpus}
-    arguments = (shared, run.folder.uri, done, tokenizer_json)
-    records = _train.options(**options).remote(*arguments)
+    records = _train.options(**options).remote(shared, run.folder.uri, done)
     run.lock.workers_started()
     for reference in records:  # type: ignore[attr-defined]
         record = ray.get(reference)
@@ -138,11 +150,15 @@ def _epochs(run: Run, shared: Shared, done: int, tokenizer_json: bytes) -> Itera
         yield record
         if run.stop.requested and "summary" not in record and record["epoch"] < run.config.train.epochs:
             ray.cancel(records, force=False)
+            with contextlib.suppress(ray.exceptions.RayError):
+                # until it has ended: it writes no more once the run is let go
+                for reference in records:  # type: ignore[attr-defined]
+                    ray.get(reference)
             return
 
 
 @ray.remote
-def _train(shared: Shared, run_uri: str, done: int, tokenizer_json: bytes) -> Iterator[dict[str, Any]]:
+def _train(shared: Shared, run_uri: str, done: int) -> Iterator[dict[str, Any]]:
     """The training itself, in a Ray worker: yields a record per epoch, then the summary."""
     run = storage.locate(run_uri)
     torch.set_num_threads(max(1, int(shared.cpus)))
@@ -150,14 +166,15 @@ def _train(shared: Shared, run_uri: str, done: int, tokenizer_json: bytes) -> It
     training.keep_best_model = True
     if done:
         training.restore(load(storage.read_bytes(run / STATE)), _values(run))
+    trained_on = {"task": shared.task.digest, "model": shared.shape}
     for record in training.run():
         tensors, values = training.state()
-        storage.write_bytes(run / STATE, save(tensors, {VALUES: json.dumps({**values, "task": shared.task.digest})}))
+        storage.write_bytes(run / STATE, save(tensors, {VALUES: json.dumps({**values, **trained_on})}))
         yield record
-    yield {"summary": _finish(training, shared, run, tokenizer_json)}
+    yield {"summary": _finish(training, shared, run)}
 
 
-def _finish(training: Training, shared: Shared, run: Location, tokenizer_json: bytes) -> dict[str, Any]:
+def _finish(training: Training, shared: Shared, run: Location) -> dict[str, Any]:
     """Export the best epoch and score it."""
     if training.best_model is not None:
         training.model.load_state_dict(training.best_model)
@@ -169,7 +186,7 @@ def _finish(training: Training, shared: Shared, run: Location, tokenizer_json: b
             Path(scratch) / EXPORT,
             labels=task.labels,
             eot_id=task.eot_id,
-            tokenizer_json=tokenizer_json,
+            tokenizer_json=shared.tokenizer_json,
             rows=rows,
         )
         for path in sorted(folder.iterdir(), key=lambda path: path.name == "config.json"):
@@ -184,12 +201,6 @@ def _finish(training: Training, shared: Shared, run: Location, tokenizer_json: b
 
 def _values(run: Location) -> dict[str, Any]:
     return json.loads(TensorFile.open(run / STATE).metadata[VALUES])
-
-
-def _tokenizer_json(config: Config) -> bytes:
-    if config.data.tokenizer == "base":
-        return load_base(config.model.init_from).tokenizer.to_json()
-    return load_tokenizer(config.data.tokenizer).to_json()
 
 
 def _sentence(summary: dict[str, Any], run: Location) -> str:

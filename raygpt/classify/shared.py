@@ -25,7 +25,8 @@ STATE_TENSORS, STATE_VALUES = "state.safetensors", "state.json"
 
 @dataclass(frozen=True)
 class Shared:
-    """What a Ray worker needs to train on a task. `origin` is where the base weights lie; `cpus`, `gpus`: its share."""
+    """What a Ray worker needs to train on a task. `origin` is where the base weights lie, `shape` and `tokenizer_json`
+    are theirs; `cpus`, `gpus`: its share."""
 
     config: dict[str, Any]
     task: EncodedTask
@@ -33,6 +34,8 @@ class Shared:
     metric: str
     cpus: float
     gpus: float
+    shape: dict[str, Any]
+    tokenizer_json: bytes
 
 
 def read_task(config: Config) -> Task:
@@ -69,6 +72,8 @@ def make_shared(config: Config, task: Task, say: Callable[[str], None], *, metri
     return Shared(
         config=config.to_dict(),
         task=EncodedTask(task.name, task.labels, parts[0], parts[1], val, loaded.tokenizer.eot_id),
+        shape=shape.to_dict(),
+        tokenizer_json=loaded.tokenizer.to_json(),
         origin=loaded.origin,
         metric=metric,
         cpus=config.tune.cpus_per_trial,

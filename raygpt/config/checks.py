@@ -46,6 +46,13 @@ def classifier(config: Config) -> Iterator[Problem]:
     for key in ("max_steps", "max_tokens"):
         if getattr(config.train, key) is not None:
             yield f"train.{key}", "has no meaning for a classification task: set train.epochs"
+    # one process, one optimizer, all weights
+    if config.optim.name != "adamw":
+        yield "optim.name", "must be adamw for a classification task"
+    if config.model.lora_rank:
+        yield "model.lora_rank", "has no meaning for a classification task, which trains all weights: leave it out"
+    if config.train.strategy != "ddp":
+        yield "train.strategy", "has no meaning for a classification task, which trains in one process: leave it out"
 
 
 def base_tokenizer(config: Config) -> Iterator[Problem]:

@@ -239,6 +239,9 @@ def _validate(settings: Settings, job: Job | None = None) -> tuple[Config | None
         if item.annotation is str or (item.annotation == str | None and value is not None):
             # as typed: YAML would read `2026-01-01` as a date, strip spaces and end `a # b` at the hash
             value = settings.texts.get(key, value if value is None else str(value))
+        elif item.annotation == list[str] and key in settings.texts:
+            text = settings.texts[key]  # one, or a list whose words stay as they were typed: `no`, `010`
+            value = yaml.load(text, yaml.BaseLoader) if isinstance(value, list) else [text]
         section, name = key.split(".", 1)
         tree.setdefault(section, {})[name] = value
     try:

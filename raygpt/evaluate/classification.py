@@ -14,7 +14,7 @@ import torch
 from raygpt import storage
 from raygpt.classify.classifier import Classifier, classification_metrics, pad_rows
 from raygpt.classify.folder import is_classifier, load_classifier
-from raygpt.classify.tasks import assemble, encode, find_files, read_examples
+from raygpt.classify.tasks import assemble, encode, find_files, is_hub_task, read_examples
 from raygpt.config import Config
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
@@ -73,7 +73,11 @@ def score_classifier(config: Config) -> ClassifierScores:
     if uri is None:
         if config.task.train is None:
             raise UserError("task.test is not set: name the labelled file to score.")
-        uri = find_files(config.task.train, config.task.val)[1]
+        if is_hub_task(config.task.train) and config.task.val is None:
+            raise UserError(
+                f"task.test is not set and task.train={config.task.train} is no file: name the labelled file to score."
+            )
+        uri = config.task.val if is_hub_task(config.task.train) else find_files(config.task.train, config.task.val)[1]
         if uri is None:
             raise UserError("task.test is not set and there is no validation file: name the labelled file to score.")
     examples = read_examples(uri, tuple(config.task.text_columns), config.task.label_column, setting="task.test")
@@ -119,17 +123,17 @@ def _folder(config: Config, scratch: Path) -> tuple[Path, str]:
 
     run = run_location(config) / EXPORT
     given = storage.locate(config.model.init_from) if config.model.init_from != "random" else None
-    for where in (run, given and given / EXPORT, given):
+    for where in (given and given / EXPORT, given, run):  # a base model is no classifier
         if where is None or not storage.exists(where / "config.json"):
             continue
-        if where.is_local:
-            folder = Path(where.path)
-        else:
-            folder = scratch
-            for name in ("config.json", "model.safetensors", "tokenizer.json"):
-                (folder / name).write_bytes(storage.read_bytes(where / name))
-        if is_classifier(folder):
-            return folder, where.uri
+        folder = Path(where.path) if where.is_local else scratch
+        if not where.is_local:
+            (folder / "config.json").write_bytes(storage.read_bytes(where / "config.json"))
+        if not is_classifier(folder):
+            continue
+        for name in () if where.is_local else ("model.safetensors", "tokenizer.json"):
+            (folder / name).write_bytes(storage.read_bytes(where / name))
+        return folder, where.uri
     raise UserError(
         f"run {run_location(config).uri} has no classifier in {EXPORT}/: run `raygpt finetune` on the task first, or "
         "name a classifier's folder with model.init_from."

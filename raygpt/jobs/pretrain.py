@@ -27,7 +27,6 @@ DECLARATION = Job(
 
 def run(config: Config, call: Call) -> int:
     from raygpt.jobs.prepare import raw_preparation, with_prepared_data
-    from raygpt.model.registry import of_preset
     from raygpt.train.resolve import resolve
 
     if "print_deepspeed" in call.flags:
@@ -38,11 +37,11 @@ def run(config: Config, call: Call) -> int:
     from raygpt.cluster.connect import connect
     from raygpt.train.trainer import run_training
 
-    assert config.data.train is not None
-    of_preset(config.model.preset)
     check_places(config)
     # mistakes come out before a cluster is started
     job = None if raw_preparation(config) is not None else resolve(config)
+    if job is None:
+        check_before_data(config)
     cpus = config.scale.worker_range[0] * config.scale.cpus_per_worker
     print(connect(config.scale, workers_cpus=cpus), flush=True)
     if job is None:
@@ -51,6 +50,21 @@ def run(config: Config, call: Call) -> int:
     report = check_fit(config, job.model, job.run) if job.done_steps < job.plan.total_steps else None
     rows = report.micro_batch_size if report is not None else None
     return run_training(config, job, call.command, planned_rows=rows).exit_status
+
+
+def check_before_data(config: Config) -> tuple[int, int]:
+    """(rows of a step, their tokens), after all that can be told while the text is not prepared: optimizer, run.resume,
+    model and batch. Raises UserError."""
+    from raygpt.jobs.plan import planned_model
+    from raygpt.train.optim import check_name
+    from raygpt.train.plan import batch_rows
+    from raygpt.train.resolve import earlier_run
+
+    check_name(config.optim.name, config.train.strategy)
+    earlier = earlier_run(config)
+    most = earlier.model["seq_len"] if earlier is not None else planned_model(config).seq_len
+    seq_len = config.data.seq_len or config.model.seq_len or most
+    return batch_rows(config.train.global_batch_tokens, seq_len, config.scale.worker_range), seq_len
 
 
 def check_places(config: Config) -> None:
@@ -97,16 +111,11 @@ def print_deepspeed(config: Config) -> int:
 def dry_run(config: Config) -> int:
     """Check everything that can be checked without starting: settings, arithmetic and, where it is there, the data."""
     from raygpt.data.sources import needs_preparing
-    from raygpt.train.plan import batch_rows
     from raygpt.train.resolve import resolve
 
     assert config.data.train is not None
     if needs_preparing(config.data.train, config.data.val):
-        from raygpt.model.registry import of_preset
-
-        preset = of_preset(config.model.preset).presets[config.model.preset]
-        seq_len = config.data.seq_len or config.model.seq_len or preset["seq_len"]
-        rows = batch_rows(config.train.global_batch_tokens, seq_len, config.scale.worker_range)
+        rows, seq_len = check_before_data(config)
         print(f"Settings are sound: {rows} rows of {seq_len} tokens per step; {config.data.train} is not prepared yet.")
         return 0
     print(describe(resolve(config)))

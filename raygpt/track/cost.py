@@ -28,11 +28,6 @@ class Cost:
                 "run cost per hour in US dollars."
             )
 
-    @classmethod
-    def from_setting(cls, price_per_hour: float | str | None, max_usd: float | None = None) -> Cost:
-        """Cost from `track.price_per_hour` as written: a number, or `auto` where no price is known."""
-        return cls(None if price_per_hour in (None, "auto") else float(price_per_hour), max_usd)
-
     def usd(self, seconds: float) -> float | None:
         """US dollars for `seconds` of the cluster; None without a price."""
         return None if self.price_per_hour is None else self.price_per_hour * seconds / 3600

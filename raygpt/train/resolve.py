@@ -49,7 +49,7 @@ def resolve(config: Config) -> Resolved:
     if val.tokens < 2:
         raise UserError(f"data.val={val_uri} holds {val.tokens} tokens, too few to predict one: prepare more text.")
     run = run_location(config)
-    earlier = _earlier_run(config, run)
+    earlier = earlier_run(config)
     trained = {"architecture": FIRST, **earlier.model} if earlier is not None else None
     model = model_shape(config.model, train.tokenizer.vocab_size, trained=trained)
     if earlier is None or config.model.init_from == "random":
@@ -115,8 +115,9 @@ def _check_vocabulary(model: ModelConfig, train: Manifest) -> None:
         )
 
 
-def _earlier_run(config: Config, run: Location) -> checkpoint.RunState | None:
-    found = checkpoint.complete_checkpoints(run)
+def earlier_run(config: Config) -> checkpoint.RunState | None:
+    """What the newest complete checkpoint says, None for a fresh run. UserError where run.resume forbids either."""
+    found = checkpoint.complete_checkpoints(run_location(config))
     check_start(config, lambda _: bool(found), "complete checkpoint")
     return checkpoint.read_state(found[0]) if found else None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from raygpt.classify.shared import read_task
 from raygpt.classify.tasks import Task
 from raygpt.config import Config
+from raygpt.config.checks import classifier, strategy
 from raygpt.config.settings import config_with
 from raygpt.data.sources import is_prepared, needs_preparing
 from raygpt.errors import UserError
@@ -113,13 +114,12 @@ def _classify_problems(config: Config) -> list[str]:
     found = []
     if not config.task.name:
         found.append("task.name is not set: name the classification task, such as mrpc")
-    if not config.task.train:
-        found.append("task.train is not set: name a CSV, TSV or JSONL file, a folder with train.*, or glue/mrpc")
     if config.model.init_from == "random":
         found.append("model.init_from is not set: name the model to classify with (a run, a Hugging Face folder or id)")
-    for key in ("max_steps", "max_tokens"):
-        if getattr(config.train, key) is not None:
-            found.append(f"train.{key} has no meaning for a classification task: set train.epochs")
+    found += [f"{key} {text}" for key, text in classifier(config) if key != "train.epochs"]  # that may be searched
+    idle = {"optim.name", "model.lora_rank", "train.strategy"} & set(config.tune.space)
+    if idle:
+        found.append(f"tune.space: {', '.join(sorted(idle))} changes nothing of a classification task: leave it out")
     return found
 
 
@@ -140,7 +140,13 @@ def _longest(config: Config, space: Space, problems: list[str]) -> int:
 
 
 def _nested_problems(config: Config, space: Space) -> list[str]:
-    found = []
+    found = [f"{key} {text}" for key, text in strategy(config)]
+    if (
+        config.tune.job == "finetune"
+        and config.model.init_from == "random"
+        and "model.init_from" not in space.dimensions
+    ):
+        found.append("model.init_from is not set: name the model to fine-tune (a run, a Hugging Face folder or id)")
     if not config.data.train:
         found.append("data.train is not set: name a shard folder or raw text")
     elif needs_preparing(config.data.train, config.data.val):

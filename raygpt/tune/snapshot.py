@@ -58,11 +58,11 @@ def mend_snapshots(home: Location) -> str | None:
 def _is_whole(where: Location) -> bool:
     """Whether a file of a snapshot was written to its end, told without unpickling anything."""
     data = storage.read_bytes(where)
-    if where.name.endswith(".json") and not data.startswith(PICKLED):
+    if data.startswith(b"{") or (where.name.endswith(".json") and not data.startswith(PICKLED)):
         try:
             json.loads(data)
         except ValueError:
             return False
     elif where.name.endswith((".pkl", ".json")):
-        return data.endswith((b".", b"}"))  # a pickle ends with its STOP opcode; ListSearch writes JSON
+        return data.endswith(b".")  # a pickle's STOP opcode
     return True

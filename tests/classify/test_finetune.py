@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from raygpt.classify.finetune import train_classifier
 from raygpt.config.settings import config_with
 from raygpt.errors import UserError
+from raygpt.evaluate.classification import score_classifier
+from raygpt.parallel.weights import load
 from raygpt.storage import locate
 from raygpt.track.jsonl import read_metrics
 from tests.before.make import HERE, classifier_config
@@ -42,3 +45,16 @@ def test_ctrl_c_keeps_the_epoch_and_the_next_start_goes_on(ray_cluster: str, tmp
     kept, unbroken = (read_metrics(locate(tmp_path / name / "metrics.jsonl")) for name in ("r", "whole"))
     figures = ("epoch", "train_loss", "accuracy", "loss")
     assert [[row[key] for key in figures] for row in kept] == [[row[key] for key in figures] for row in unbroken]
+    # a kill before the export of more epochs: what is there is not taken for it
+    longer = config_with(whole, {"train.epochs": 5}, "test")
+    train_classifier(longer, "", io.StringIO())
+    (tmp_path / "whole" / "summary.json").write_text(json.dumps({"epochs": 4}))
+    outcome = train_classifier(longer, "", io.StringIO())
+    assert outcome.outcome == "finished" and outcome.summary["epochs"] == 5
+    assert train_classifier(longer, "", io.StringIO()).outcome == "complete"
+    # the classifier that is named is scored, not the one of the run that has the default name
+    named = {"task.test": str(moved / "validation.csv"), "model.init_from": str(tmp_path / "whole" / "export")}
+    scores = score_classifier(config_with(config, {**named, "run.name": "r"}, "test"))
+    assert scores.origin == str(tmp_path / "whole" / "export")
+    exported = json.loads((tmp_path / "whole" / "export" / "tokenizer.json").read_text())
+    assert exported["model"] == json.loads(load(str(tmp_path / "ddp")).tokenizer.to_json())["model"]

@@ -10,16 +10,15 @@ def test_cost_is_price_times_hours() -> None:
     assert Cost(12.0).usd(900) == pytest.approx(3.0)
 
 
-@pytest.mark.parametrize("setting", [None, "auto"])
-def test_without_a_price_there_is_no_cost(setting: str | None) -> None:
-    cost = Cost.from_setting(setting)
+def test_without_a_price_there_is_no_cost() -> None:
+    cost = Cost()
     assert cost.usd(3600) is None
     assert not cost.is_spent(1e9)
     assert cost.seconds_left(10) is None
 
 
 def test_the_budget_is_spent_when_the_cost_reaches_it() -> None:
-    cost = Cost.from_setting(10, max_usd=5)
+    cost = Cost(10, max_usd=5)
     assert not cost.is_spent(1799)
     assert cost.seconds_left(1700) == pytest.approx(100)
     assert cost.is_spent(1800)

@@ -107,3 +107,17 @@ def test_rungs_grow_by_the_reduction_factor(sweep_config: Callable[..., Config])
     settings = sweep_config({"tune.scheduler": "asha", "tune.grace": 1, "tune.reduction_factor": 3}).tune
     assert rungs(settings, 10) == [1, 3, 9, 10]
     assert rungs(sweep_config().tune, 10) == [10]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"tune.job": "finetune", "model.init_from": "random"}, "model.init_from is not set: name the model to fine"),
+        ({"tune.job": "pretrain", "model.lora_rank": 8, "train.strategy": "zero2"}, "model.lora_rank needs train.str"),
+        ({"model.lora_rank": 8}, "model.lora_rank has no meaning for a classification task"),
+        ({"tune.space": {"train.strategy": {"choice": ["ddp", "zero1"]}}}, "train.strategy changes nothing of a clas"),
+    ],
+)
+def test_what_a_trial_would_ignore_is_refused(sweep_config, change: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        make_plan(sweep_config(change, check=False))
