@@ -78,7 +78,7 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
 
     from raygpt.config.settings import dump, load_config
     from raygpt.data.tokenizer import load_tokenizer
-    from raygpt.model.export import parameter_shapes
+    from raygpt.model.registry import parameter_shapes
     from raygpt.parallel import checkpoint
     from raygpt.parallel.pieces import Piece, piece_stream
     from raygpt.storage import locate

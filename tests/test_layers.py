@@ -77,9 +77,9 @@ def test_no_module_is_too_long_to_read() -> None:
 
 
 def imports_of(path: Path, modules: set[str]) -> set[str]:
-    """Modules of raygpt that a module imports where it is loaded."""
+    """Modules of raygpt that a module imports anywhere, inside functions and for types as well."""
     found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

@@ -278,6 +278,9 @@ def _planned_memory(
         seq_len=config.seq_len,
         micro_batch_size=micro_batch,
         activation_checkpointing=options.activation_checkpointing,
+        grad_accum_steps=options.grad_accum,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        workers_per_host=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         gpu=True,
     )
     moments = needs(config, setup).device

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from raygpt.capacity.memory import Needs, Setup, needs
-from raygpt.capacity.micro_batch import micro_batch_choices
+from raygpt.capacity.micro_batch import accumulation, micro_batch_choices
 from raygpt.model.architecture import ModelConfig
 
 # What may be planned with: the rest is left to the system, other programs and what nobody can know beforehand.
@@ -70,7 +70,7 @@ def shortages(need: Needs, hardware: Hardware) -> list[Shortage]:
 
 def resized(setup: Setup, rows: int, local_rows: int) -> Setup:
     """The same with another micro-batch, and the accumulation that follows."""
-    return replace(setup, micro_batch_size=rows, grad_accum_steps=max(1, local_rows // rows))
+    return replace(setup, micro_batch_size=rows, grad_accum_steps=accumulation(local_rows, 1, rows))
 
 
 def slowdown(setup: Setup) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from raygpt.capacity.fit import Hardware
 from raygpt.capacity.forecast import GB, Forecast, forecast
 from raygpt.capacity.memory import Setup
+from raygpt.capacity.micro_batch import most_local_rows
 from raygpt.config import Config, Plan
 from raygpt.errors import UserError
 from raygpt.hardware import spec_named
@@ -40,7 +41,7 @@ def forecast_run(config: Config, model: ModelConfig, hardware: Hardware) -> Fore
         model,
         setup,
         replace(hardware, workers_per_host=on_host),
-        local_rows=max(1, config.train.global_batch_tokens // seq_len // workers),
+        local_rows=max(1, most_local_rows(config.train.global_batch_tokens // seq_len, workers)),
         micro_batch_size=config.train.micro_batch_size,
         run=f"{config.run.storage}/{config.run.name}",
     )

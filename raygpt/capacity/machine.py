@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import torch
@@ -41,7 +43,11 @@ def host_memory() -> int:
 def free_disk(run: Location) -> int:
     """Bytes that a run's checkpoints may take: what is free where its folder is or will be, and what they take now."""
     path = Path(run.path)
-    there = sum(file.stat().st_size for file in (path / "checkpoints").rglob("*") if file.is_file())
+    there = 0
+    for file in (path / "checkpoints").rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a worker that is being ended may still delete
+            found = file.stat()
+            there += found.st_size if stat.S_ISREG(found.st_mode) else 0
     while not path.exists() and path != path.parent:
         path = path.parent
     return shutil.disk_usage(path).free + there

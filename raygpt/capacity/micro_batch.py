@@ -6,6 +6,19 @@ CPU_MICRO_BATCH_TOKENS = 16_384  # larger ones gain nothing on a CPU and cost me
 EVALUATION_ROWS = 2  # rows of an evaluation's batch for each row of the micro-batch
 
 
+def most_local_rows(global_batch_rows: int, world_size: int) -> int:
+    """Rows of a step on the rank that has most."""
+    return -(-global_batch_rows // world_size)
+
+
+def accumulation(global_batch_rows: int, world_size: int, micro_batch_size: int) -> int:
+    """Micro-batches per step on the rank that has most rows.
+
+    Where all divides, global_batch_tokens = micro_batch_size x seq_len x world_size x this.
+    """
+    return -(-most_local_rows(global_batch_rows, world_size) // micro_batch_size)
+
+
 def micro_batch_choices(local_rows: int, limit: int = 64) -> list[int]:
     """What `micro_batch_size: auto` tries, largest first, at most `limit`: sizes that divide a rank's rows.
 

@@ -83,8 +83,9 @@ def check_places(config: Config) -> None:
 def print_deepspeed(config: Config) -> int:
     """Show what DeepSpeed would be started with. What follows from data, device or workers is worked out as far as
     the settings alone say it; the rest reads auto."""
+    from raygpt.capacity.micro_batch import accumulation
     from raygpt.parallel.zero_config import deepspeed_config
-    from raygpt.train.plan import accumulation, batch_rows
+    from raygpt.train.plan import batch_rows
 
     if config.train.strategy == "ddp":
         raise UserError("train.strategy=ddp uses no DeepSpeed: set it to zero1, zero2 or zero3.")

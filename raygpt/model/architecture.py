@@ -166,5 +166,9 @@ class Architecture(ABC):
     def shapes(self, config: Any) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every parameter as it lies in memory (padding included), a shared one once."""
         with device("meta"):
-            model = self.build(config)
-        return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+            return shapes_of(self.build(config))
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter, a shared one once."""
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from raygpt import storage
 from raygpt.errors import UserError
+from raygpt.model.architecture import shapes_of
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.model.registry import parameter_shapes
 from raygpt.model.tensorfile import Spec, header
 from raygpt.storage import Location
 
@@ -161,7 +161,8 @@ def _write_weights(
     dtype: torch.dtype,
     shard_bytes: float | None,
 ) -> None:
-    ours = parameter_shapes(config)
+    with torch.device("meta"):
+        ours = shapes_of(GPT(config, initialise=False))
     specs = [Spec(_their_name(name), dtype, _their_shape(name, shape, config)) for name, shape in ours.items()]
     zeros = [] if config.bias else [Spec(name, dtype, (width,)) for name, width in missing_biases(ours)]
     shards = _split([*specs, *zeros], shard_bytes)

@@ -21,14 +21,12 @@ from pyarrow import fs as pafs
 from torch import Tensor
 
 from raygpt.errors import UserError, one_line
-from raygpt.model import registry
-from raygpt.model.architecture import Architecture
+from raygpt.model.architecture import shapes_of
 from raygpt.model.export import CONV1D, INDEX, VOCABULARY, export_huggingface
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.model.registry import parameter_shapes
 from raygpt.storage import child, explain, list_folder, locate
 
-__all__ = ["export_huggingface", "family_of", "load_huggingface", "open_folder", "read_config", "read_weights"]
+__all__ = ["export_huggingface", "load_huggingface", "open_folder", "read_config", "read_weights"]
 
 MASKS = (".attn.bias", ".attn.masked_bias")
 # single file, index of several files; safetensors first: mapped, and data rather than code
@@ -80,17 +78,6 @@ def open_folder(folder_or_hub_id: str | os.PathLike[str], *, weights: bool = Tru
         yield Path(scratch)
 
 
-def family_of(folder: Path) -> Architecture:
-    """The family that reads the folder, whatever it holds. Raises UserError naming what can be read."""
-    path = folder / "config.json"
-    model_type = _read_json(path).get("model_type")
-    entry = registry.of_huggingface(model_type)
-    if entry is None:
-        known = ", ".join(name for one in registry.FAMILIES.values() for name in one.huggingface_types)
-        raise UserError(f"{path} says model_type {model_type!r}: choose a GPT-2 model (what can be read: {known}).")
-    return entry
-
-
 def read_weights(folder: Path, config: GPTConfig, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
     """(name, value) of every parameter of GPT(config), one at a time: our names and layout, padding rows zero.
 
@@ -111,7 +98,7 @@ def read_weights(folder: Path, config: GPTConfig, dtype: torch.dtype | None = No
 def read_config(folder: Path, *, dropout: float = 0.0, seq_len: int | None = None) -> GPTConfig:
     """Our config of a folder's config.json. Raises UserError where the model is not one we compute exactly."""
     path = folder / "config.json"
-    values = _read_json(path)
+    values = read_json(path)
     if values.get("model_type") != "gpt2":
         raise UserError(f"{path} says model_type {values.get('model_type')!r}: choose a GPT-2 model ('gpt2').")
     wanted = {
@@ -183,7 +170,7 @@ def _is_weights(name: str) -> bool:
     return name.endswith((".safetensors", ".index.json")) or re.fullmatch(r"pytorch_model.*\.bin", name) is not None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -207,7 +194,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _names_in(index: Path) -> list[str]:
     """Weight files that an index names. A path in place of a name could mean any file of the machine: UserError."""
-    named = _read_json(index).get("weight_map")
+    named = read_json(index).get("weight_map")
     parts = list(named.values()) if isinstance(named, dict) else []
     odd = [part for part in parts if not isinstance(part, str) or not re.fullmatch(r"\w[\w.-]*", part)]
     if odd or not parts:
@@ -253,7 +240,8 @@ def _our_name(theirs: str, config: GPTConfig) -> str | None:
 
 def _check(folder: Path, config: GPTConfig) -> None:
     """UserError unless the folder holds every weight of the model, each in its shape, and no others."""
-    shapes = parameter_shapes(config)
+    with torch.device("meta"):
+        shapes = shapes_of(GPT(config, initialise=False))
     missing, unknown, misfits = set(shapes), [], []
     for path in _weight_files(folder):
         for theirs, found in _read_tensors(path):

@@ -2,7 +2,7 @@
 
     step_00000100/
       model.safetensors      weights, fp32, vocabulary padded as inside the model
-      optimizer.safetensors  AdamW's moments by parameter name
+      optimizer.safetensors  the optimizer's state by parameter name
       model-00000.safetensors, optimizer-00000.safetensors  with several ranks: the tensors that one of them wrote
       zero-00000.safetensors with ZeRO instead of these: one rank's part of both (see pieces.py)
       state.json             step, data position, totals, scaler, W&B id, fingerprints

@@ -40,7 +40,9 @@ def to_torch(scaler: torch.amp.GradScaler, saved: dict[str, Any]) -> None:
 
 
 def of_deepspeed(scaler: Any) -> dict[str, Any]:
-    """State of DeepSpeed's DynamicLossScaler."""
+    """State of DeepSpeed's DynamicLossScaler, {} of a scale that never changes."""
+    if not scaler.dynamic:
+        return {}
     good = scaler.cur_iter - scaler.last_overflow_iter - 1
     if good > scaler.scale_window:  # it counts on, and looks at the remainder
         good = (good - 1) % scaler.scale_window + 1
@@ -50,7 +52,7 @@ def of_deepspeed(scaler: Any) -> dict[str, Any]:
 def to_deepspeed(scaler: Any, saved: dict[str, Any]) -> None:
     """Take up a state, of any form; nothing where there is none."""
     state = read(saved)
-    if not state:
+    if not state or not scaler.dynamic:
         return
     scaler.cur_scale = state["scale"]
     scaler.cur_iter, scaler.last_overflow_iter = state["good_steps"], -1

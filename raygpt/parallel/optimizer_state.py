@@ -58,7 +58,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
 def load_state(optimizer: torch.optim.Optimizer, items: Iterable[tuple[str, str, Tensor]], steps: int) -> None:
     """Take up state that comes one tensor at a time, (parameter, kind, value), and that `steps` updates were made.
 
-    Of two copies of a value there is only the one on its way. Raises KeyError for a parameter that is not trained.
+    Of two copies of a value there is only the one on its way. Raises KeyError for a parameter that is not
+    trained, and for trained ones that no state came of.
     """
     trained = {name: (parameter, group) for name, parameter, group in named_parameters(optimizer)}
     for name, kind, value in items:
@@ -68,6 +69,8 @@ def load_state(optimizer: torch.optim.Optimizer, items: Iterable[tuple[str, str,
             state[STEP] = counter(group, parameter, steps)
         # a CPU's `to` keeps the very tensor, which nobody else holds
         state[kind] = value.to(parameter.device, parameter.dtype)
+    if steps and (bare := [name for name, (parameter, _) in trained.items() if not optimizer.state.get(parameter)]):
+        raise KeyError(f"no optimizer state of {', '.join(bare[:3])} after {steps} steps")
 
 
 def counter(group: dict[str, Any], parameter: Tensor, steps: int) -> Tensor:

@@ -12,6 +12,7 @@ from raygpt import storage
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.errors import UserError
 from raygpt.model import registry
+from raygpt.model.architecture import Architecture, ModelConfig
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.lora import Adapters, merged
@@ -107,12 +108,27 @@ def fill_model(model: torch.nn.Module, weights: Iterator[tuple[str, torch.Tensor
         raise UserError(_ANOTHER)
 
 
-def _open_huggingface(uri: str, dropout: float, seq_len: int | None) -> WeightSource:
-    from raygpt.model.huggingface import family_of, open_folder
+def huggingface_shape(
+    uri: str, *, dropout: float = 0.0, seq_len: int | None = None
+) -> tuple[Architecture, ModelConfig]:
+    """(family, config) of a Hugging Face folder or id, without its weights. UserError for a model_type that no family
+    reads."""
+    from raygpt.model.huggingface import open_folder, read_json
 
     with open_folder(uri, weights=False) as folder:
-        entry = family_of(folder)
-        config = entry.read_config(folder, dropout=dropout, seq_len=seq_len)
+        path = folder / "config.json"
+        model_type = read_json(path).get("model_type")
+        entry = registry.of_huggingface(model_type)
+        if entry is None:
+            known = ", ".join(name for one in registry.FAMILIES.values() for name in one.huggingface_types)
+            raise UserError(f"{path} says model_type {model_type!r}: choose a GPT-2 model (what can be read: {known}).")
+        return entry, entry.read_config(folder, dropout=dropout, seq_len=seq_len)
+
+
+def _open_huggingface(uri: str, dropout: float, seq_len: int | None) -> WeightSource:
+    from raygpt.model.huggingface import open_folder
+
+    entry, config = huggingface_shape(uri, dropout=dropout, seq_len=seq_len)
 
     def items() -> Iterator[tuple[str, torch.Tensor]]:
         with open_folder(uri) as folder:

@@ -70,9 +70,11 @@ class ZeroEngine:
     ) -> None:
         deepspeed = import_deepspeed(device)
         self.precision_name = precision
+        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
         self.stage = config["zero_optimization"]["stage"]
         if precision == "fp16" and device.type == "cpu" and not deepspeed.get_accelerator().is_fp16_supported():
             raise UserError("train.precision=fp16 is not supported by DeepSpeed on this CPU: use bf16 or fp32.")
+        self._shapes = registry.parameter_shapes(model_config)
         model = self._empty_model(deepspeed, model_config, device, config, activation_checkpointing)
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=make_optimizer(model), config=config)
         self.model: LanguageModel = self.engine.module
@@ -138,10 +140,15 @@ class ZeroEngine:
     def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Set the weights from whole parameters that come one at a time; every rank keeps its part of each."""
         mine = {piece.name: piece for piece in self.pieces()}
+        left = dict(self._shapes)
         for name, value in weights:
+            if left.pop(name, None) != tuple(value.shape):
+                raise UserError(f"the weights do not fit the model ({name}): name the run or folder they belong to.")
             if name in mine:
                 piece = mine[name]
                 piece.values[WEIGHT].copy_(value.reshape(-1)[piece.start : piece.stop])
+        if left:
+            raise UserError(f"the weights lack {', '.join(sorted(left)[:3])}: name the run or folder they belong to.")
         self._publish()
 
     def restore(self, tensors: CheckpointTensors, optimizer_steps: int, scaler: dict[str, Any]) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raygpt.run.stop import DISPLACED, StopToken
+
 
 def pause(elapsed: float) -> float:
     """Seconds between two looks into the mailbox, `elapsed` after the start: a fifth of one, later up to one.
@@ -65,6 +67,11 @@ class Mailbox:
 
     def request_stop(self) -> None:
         self._control.request_stop.remote()
+
+    def follow(self, token: StopToken) -> None:
+        """Pass the wish to stop on to the workers, who then save. Not when another driver has the run: they would save
+        into what is its now, and end with this driver."""
+        token.listen(lambda: None if token.reason == DISPLACED else self.request_stop())
 
 
 class ControlLink:

@@ -11,6 +11,7 @@ from raygpt.errors import UserError
 from raygpt.model import registry
 from raygpt.model.architecture import Architecture, ModelConfig
 from raygpt.parallel import checkpoint
+from raygpt.parallel.weights import huggingface_shape
 
 HUB_OWNER = "openai-community/"  # where the four sizes lie now; their old short names still work
 # Sizes of weights: what a model started from some weights cannot have otherwise than they do.
@@ -39,7 +40,8 @@ def model_shape(
     given = {key: getattr(model, key) for key in (*SIZES, "seq_len") if getattr(model, key) is not None}
     if trained is not None:
         shape |= given
-    for key in SIZES:
+    # Hugging Face's weights are cut to a shorter context where they are read; a checkpoint keeps its own
+    for key in (*SIZES, "seq_len"):
         if trained is None and key in given and given[key] != shape.get(key):
             raise UserError(
                 f"model.{key}={given[key]} but the weights of model.init_from={model.init_from} have "
@@ -64,14 +66,11 @@ def _wanted(model: Model, family: Architecture) -> dict[str, Any]:
 
 
 def _shape_of_weights(init_from: str, seq_len: int | None, offline: bool) -> dict[str, Any]:
-    """Values of the shape of the weights that model.init_from names, their context cut to seq_len."""
+    """Values of the shape of the weights of model.init_from; those of Hugging Face are cut to a context of seq_len."""
     known = registry.FAMILIES[registry.FIRST].presets.get(init_from.removeprefix(HUB_OWNER))
     if offline and known is not None and "vocab_size" in known and not storage.exists(storage.locate(init_from)):
         return registry.model_config({**known, **({"seq_len": seq_len} if seq_len else {})}).to_dict()
     where = checkpoint.locate_checkpoint(init_from)
     if where is not None:
         return checkpoint.read_state(where).model
-    from raygpt.model.huggingface import family_of, open_folder
-
-    with open_folder(init_from, weights=False) as folder:
-        return family_of(folder).read_config(folder, seq_len=seq_len).to_dict()
+    return huggingface_shape(init_from, seq_len=seq_len)[1].to_dict()

@@ -62,16 +62,3 @@ def warmup(total: int, warmup_steps: int | None, warmup_fraction: float | None) 
     """Warm-up steps, no more than the run has."""
     steps = warmup_steps if warmup_steps is not None else round((warmup_fraction or 0.0) * total)
     return min(steps, total)
-
-
-def most_local_rows(global_batch_rows: int, world_size: int) -> int:
-    """Rows of a step on the rank that has most."""
-    return -(-global_batch_rows // world_size)
-
-
-def accumulation(global_batch_rows: int, world_size: int, micro_batch_size: int) -> int:
-    """Micro-batches per step on the rank that has most rows.
-
-    Where all divides, global_batch_tokens = micro_batch_size x seq_len x world_size x this.
-    """
-    return -(-most_local_rows(global_batch_rows, world_size) // micro_batch_size)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raygpt import hardware
-from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, micro_batch_choices
+from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, accumulation, micro_batch_choices, most_local_rows
 from raygpt.config import Config
 from raygpt.model import registry
 from raygpt.model.architecture import LanguageModel, ModelConfig
@@ -26,7 +26,7 @@ from raygpt.parallel.zero import ZeroEngine
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.storage import Location
 from raygpt.train.optim import check_name, make_optimizer
-from raygpt.train.plan import TrainPlan, accumulation, most_local_rows
+from raygpt.train.plan import TrainPlan
 from raygpt.train.replica import Replica
 from raygpt.train.step import StepFunction
 from raygpt.train.zero_step import ZeroStep
@@ -94,7 +94,11 @@ def build(
         if found is not None:
             replica.restore(once_per_node(world, lambda: checkpoint.open_tensors(found).state()), state)
     else:
-        weights = fresh_weights(config, model_config) if found is None else None
+        weights = None
+        if found is None:
+            reads = config.model.init_from != "random"
+            fresh = lambda: fresh_weights(config, model_config)  # noqa: E731
+            weights = once_per_node(world, fresh) if reads else fresh()
         rows = previous or (planned_rows if world.device.type == "cuda" else None)
         strategy = zero = Zero(model_config, weights, config, world, plan, precision, rows)
         if found is not None:
@@ -167,7 +171,6 @@ class Zero:
         rows = plan.order.global_batch_rows
         most = most_local_rows(rows, world.size)
         self.micro_batch_size = _micro_batch(config.train.micro_batch_size, most, plan, world, previous)
-        torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
         self.engine = ZeroEngine(
             model_config,
             world.device,

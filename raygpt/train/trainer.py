@@ -116,7 +116,7 @@ def _train(run: Run, job: Resolved, progress: Progress, planned_rows: int | None
     thread = threading.Thread(target=train, daemon=True, name="ray-train")
     end: dict[str, Any] = {}
     mailbox = Mailbox(control)
-    run.stop.listen(mailbox.request_stop)
+    mailbox.follow(run.stop)
     thread.start()
     began = time.monotonic()
     while thread.is_alive():

@@ -67,7 +67,8 @@ def compile_for_training(
     All in one graph is fastest. Under DDP it would hand over all gradients at once, when nothing is left to compute
     while they travel: `blocks` compiles each block by itself, and the loss, so that gradients leave block by block.
     (DDPOptimizer, torch's own cure, leaves one bucket where a graph holds a function with its own gradient, as the loss
-    here does, or activation checkpointing: pytorch/pytorch#104674. So it is switched off.)
+    here does, or activation checkpointing: pytorch/pytorch#104674. So it is switched off.) A model without
+    blocks `h` or a `chunked_loss` runs what it lacks uncompiled.
     """
     options = {"dynamic": False, "backend": backend, "mode": mode}
     if not blocks:
@@ -76,9 +77,10 @@ def compile_for_training(
     import torch._dynamo
 
     torch._dynamo.config.optimize_ddp = False
-    for block in model.h:
+    for block in getattr(model, "h", ()):
         block.compile(**options)
-    model.chunked_loss = torch.compile(model.chunked_loss, **options)  # type: ignore[call-overload]
+    if hasattr(model, "chunked_loss"):
+        model.chunked_loss = torch.compile(model.chunked_loss, **options)  # type: ignore[call-overload]
 
 
 def rehearse(model: nn.Module, precision: Precision, world: World, micro_batch_size: int, seq_len: int) -> None:

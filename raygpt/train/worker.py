@@ -16,7 +16,7 @@ import torch
 
 from raygpt import storage
 from raygpt.capacity.allocator import is_tight, return_freed_memory
-from raygpt.capacity.micro_batch import EVALUATION_ROWS
+from raygpt.capacity.micro_batch import EVALUATION_ROWS, accumulation
 from raygpt.config import Config
 from raygpt.config.settings import config_from_dict
 from raygpt.data.order import ORDER_VERSION
@@ -39,7 +39,7 @@ from raygpt.train import compile_cache
 from raygpt.train.evaluation import evaluate_tokens
 from raygpt.train.hooks import RunHooks
 from raygpt.train.loop import LoopOptions, train
-from raygpt.train.plan import TrainPlan, accumulation
+from raygpt.train.plan import TrainPlan
 from raygpt.train.strategy import build
 
 STREAMED_BYTES_PER_SECOND = 300e6  # to a disk of this decade, one hash of a core on the way

@@ -116,11 +116,11 @@ def train_classifier(config: Config, stream: Any) -> None:
     from types import SimpleNamespace
     from unittest.mock import patch
 
-    from raygpt.tune import finetune
+    from raygpt.classify import finetune
 
     with (
         patch.object(finetune, "_train", _Local(finetune._train)),
-        patch.object(finetune, "ray", SimpleNamespace(get=lambda it: it)),
+        patch.object(finetune, "ray", SimpleNamespace(get=lambda it: it, cancel=lambda *_, **__: None)),
     ):
         finetune.train_classifier(config, "", stream)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from raygpt.cli import Call
-from tests.before.make import FIGURES, HERE, RUNS, STEP, classifier_config, figures, training_config
+from tests.before.make import FIGURES, HERE, RUNS, STEP, classifier_config, figures, train_classifier, training_config
 from tests.golden.runs import machine
 from tests.train.gloo_pool import GlooPool
 from tests.train.running import records, run
@@ -36,11 +36,9 @@ def test_a_run_goes_on_from_the_earlier_commits_checkpoint(name: str, gloo: Gloo
     check(name, figures(rows, FIGURES["run"], STEP))
 
 
-def test_a_classification_run_goes_on_after_the_earlier_commits_last_epoch(ray_cluster: str, folder: Path) -> None:
-    from raygpt.jobs.finetune import run as finetune
-
+def test_a_classification_run_goes_on_after_the_earlier_commits_last_epoch(folder: Path) -> None:
     config = classifier_config(folder)
-    assert finetune(config, Call(frozenset(), "")) == 0
+    train_classifier(config, io.StringIO())
     rows = records(config)
     assert [row["step"] for row in rows] == [1, 2]
     check("classifier", figures(rows, FIGURES["classifier"], 1))

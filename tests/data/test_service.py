@@ -18,7 +18,6 @@ from raygpt.data.reader import TokenReader
 from raygpt.data.service import Group, Pace, round_steps, served_blocks, service_of, start_service
 from raygpt.data.stream import Batch, Source, batches, mapped_blocks
 from raygpt.errors import UserError
-from tests.data.test_cache import Relay, relay  # noqa: F401
 from tests.data.test_stream import write_shards
 
 STEPS = 3000
@@ -134,37 +133,6 @@ def test_the_manifest_is_not_read_again_by_the_readers(ray_cluster: object, sour
     (tmp_path / "manifest.json").unlink()
     _, [stream] = served(own)
     assert np.array_equal([next(stream).tokens for _ in range(30)], expected(own, 0, 30))
-
-
-def test_more_ranks_of_a_node_cost_s3_no_more_requests(
-    ray_cluster: object,
-    relay: Relay,  # noqa: F811
-    bucket: str,
-    tmp_path: Path,
-) -> None:
-    """A constant per node: nobody lists, nobody reads the manifest, each piece of a small corpus is fetched once."""
-    tokens = np.random.default_rng(0).integers(0, 60_000, 40_000).astype("<u2")
-    layout = TokenReader(write_shards(f"{bucket}/train", tokens)).layout
-    plan = Order(layout.fingerprint, 3, 8, 12, layout.tokens)
-    seen = {}
-    for world in (1, 4):
-        environment = {"AWS_ENDPOINT_URL": relay.endpoint, "XDG_CACHE_HOME": str(tmp_path / str(world))}
-        relay.taken()
-        group = Group(uuid.uuid4().hex, tuple(range(world)), 60)
-        service = start_service(f"test-{group.name}", world, runtime_env={"env_vars": environment})
-        ranks = [Source(layout, plan, rank, world, 10**8) for rank in range(world)]
-        streams = [batches(each, served_blocks(service, group, each, 0), 0, 60) for each in ranks]
-        got = [np.concatenate([next(stream).tokens for stream in streams]) for _ in range(60)]
-        seen[world] = relay.taken()
-        assert np.array_equal(got, expected(Source(layout, plan, 0, 1), 0, 60))
-    for requests in seen.values():
-        assert not [target for _, target in requests if "manifest.json" in target or "list-type" in target]
-        assert {method for method, _ in requests} == {"GET", "HEAD"}
-        # four shards, by at most four processes of read tasks that open them
-        assert (
-            sum(method == "GET" for method, _ in requests) <= 2 * len(layout.names) + 2
-        )  # that many may be asked again
-    assert len(seen[4]) <= len(seen[1]) + 4 * len(layout.names)
 
 
 def test_a_round_is_about_a_minute_whatever_a_step_takes() -> None:

@@ -43,11 +43,12 @@ def test_raw_text_is_prepared_once_and_every_trial_finds_its_shards(
     with pytest.raises(UserError):
         resolve(plan.config)  # what every trial said
     ready = with_shards(plan)
+    assert with_shards(plan).config == ready.config
     jobs = [resolve(ready.space.apply(ready.config, point)) for point in ready.space.grid()]
     assert len(jobs) == 2 and len({job.train_uri for job in jobs}) == 1
     made = Path(ready.config.run.storage) / "prepared"
     assert len(list(made.iterdir())) == 1 and jobs[0].train_uri.startswith(str(made))
-    assert jobs[0].train.tokens > 10 * jobs[0].val.tokens / 2 > 0
+    assert 8 * jobs[0].val.tokens < jobs[0].train.tokens < 10 * jobs[0].val.tokens
 
 
 def test_a_space_that_would_change_what_is_prepared_is_refused(raw_sweep: Callable[..., Config]) -> None:

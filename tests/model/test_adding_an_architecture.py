@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,27 +26,21 @@ TOY = {"model__preset": "toy-small", "model__n_layer": "none", "model__n_embd": 
 def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.model.toy_architecture import ToyFamily
 
+    monkeypatch.setenv("POOL_IMPORTS", "tests.model.toy_architecture")  # in the workers
     monkeypatch.setattr(registry, "FAMILIES", {**registry.FAMILIES, "toy": ToyFamily()})
 
 
-@pytest.fixture(scope="module")
-def pool() -> Iterator[GlooPool]:
-    pool = GlooPool("tests.model.toy_architecture")
-    yield pool
-    pool.close()
-
-
 def test_it_is_planned_trained_resumed_sampled_and_not_exported(
-    pool: GlooPool, make_shards: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gloo: GlooPool, make_shards: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = make_shards(3000)
     options = {**POOLED, **TOY, "scale__num_workers": "2", "train__checkpoint_every": "3"}
     shape = resolve(settings(shards, tmp_path, **options)).model
     assert shape.to_dict() == {"architecture": "toy", "vocab_size": shape.vocab_size, "seq_len": 16, "n_embd": 8}
     schedule = {"optim__schedule": "constant"}
-    whole = run(settings(shards, tmp_path / "once", **options, **schedule, train__max_steps="9"), pool=pool)[1]
+    whole = run(settings(shards, tmp_path / "once", **options, **schedule, train__max_steps="9"), pool=gloo)[1]
     for steps in ("6", "9"):  # stopped after six, then resumed
-        parts = run(settings(shards, tmp_path, **options, **schedule, train__max_steps=steps), pool=pool)[1]
+        parts = run(settings(shards, tmp_path, **options, **schedule, train__max_steps=steps), pool=gloo)[1]
     losses = [[record["train_loss"] for record in records if "train_loss" in record] for records in (whole, parts)]
     assert len(losses[0]) == 9 and losses[0] == losses[1] and losses[0][-1] < losses[0][0]
 

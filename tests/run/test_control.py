@@ -17,3 +17,16 @@ def test_a_mailbox_that_is_gone_costs_messages_and_not_the_run(ray_cluster: str)
     assert mailbox.take() == []
     mailbox.request_stop()
     assert not link.stop_requested()
+
+
+def test_workers_are_asked_to_save_and_stop_unless_the_run_is_another_s(ray_cluster: str) -> None:
+    import ray
+
+    from raygpt.run.control import Mailbox, make_control
+    from raygpt.run.stop import DISPLACED, SIGNAL, StopToken
+
+    for reason, asked in ((DISPLACED, False), (SIGNAL, True)):
+        control, token = make_control(), StopToken()
+        Mailbox(control).follow(token)
+        token.request(reason)
+        assert ray.get(control.exchange.remote([])) is asked

@@ -51,16 +51,19 @@ def test_a_signal_stops_any_work_and_is_the_exit_status(tmp_path: Path, number: 
     assert signal.getsignal(number) == before
 
 
-def test_the_budget_counts_from_the_start_whether_anything_trains_or_not(tmp_path: Path) -> None:
+def test_the_budget_counts_from_the_start_whether_anything_trains_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raygpt.run.stop.BUDGET_LOOK_SECONDS", 0.05)
     screen = io.StringIO()
     spending = {"track__price_per_hour": "3600", "track__max_cost_usd": "1.5"}
     outcome = run_job(config(tmp_path, **spending), wait, again="again", stream=screen)
     assert (outcome.outcome, outcome.exit_status) == ("budget", 0)
     assert "track.max_cost_usd is reached: stopped after step 3." in screen.getvalue()
-    # what an earlier attempt cost counts: this one is stopped at the first look
-    began = time.monotonic()
+    # what an earlier attempt cost counts: this one has nothing left
+    assert attempts(tmp_path)[0]["last_seen"] - attempts(tmp_path)[0]["started"] >= 1.5
     assert run_job(config(tmp_path, **spending), wait, stream=io.StringIO()).outcome == "budget"
-    assert time.monotonic() - began < 1.4
+    assert attempts(tmp_path)[1]["last_seen"] - attempts(tmp_path)[1]["started"] < 1.4
 
 
 def test_a_caller_in_this_process_stops_it(tmp_path: Path) -> None:

@@ -165,6 +165,39 @@ def test_of_two_that_start_at_one_moment_on_s3_one_has_the_run(bucket: str) -> N
     assert len(read_attempts(locate(f"{bucket}/r"))) == 2
 
 
+def test_the_heart_beats_in_the_lock_and_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raygpt.run.lock.HEARTBEAT_SECONDS", 0.05)
+    lock = RunLock(locate(tmp_path / "r"))
+    lock.acquire()
+
+    def seen() -> tuple[float, float]:
+        held = json.loads((tmp_path / "r" / LOCK).read_text())
+        return held["last_seen"], json.loads((tmp_path / "r" / ATTEMPTS).read_text())[-1]["last_seen"]
+
+    before, limit = seen(), time.monotonic() + 10
+    while any(now <= then for now, then in zip(seen(), before)):
+        assert time.monotonic() < limit, "no beat"
+        time.sleep(0.02)
+    lock.release("finished")
+
+
+def test_a_run_elsewhere_that_began_long_ago_and_still_beats_is_held(tmp_path: Path) -> None:
+    holder = RunLock(locate(tmp_path / "r"))
+    holder.acquire()
+    (tmp_path / "r" / ATTEMPTS).unlink()  # only the lock says so
+    for silent, refused in ((0, True), (120, False)):
+        now = time.time()
+        held = {"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0.0, "started": now - 9999}
+        (tmp_path / "r" / LOCK).write_text(json.dumps({**held, "last_seen": now - silent}))
+        lock = RunLock(locate(tmp_path / "r"))
+        if refused:
+            with pytest.raises(UserError, match="process 1 on elsewhere"):
+                lock.acquire()
+        else:
+            lock.acquire()
+            lock.release("finished")
+
+
 def test_a_holder_that_was_displaced_finds_out_and_leaves_the_lock_alone(tmp_path: Path) -> None:
     told: list[bool] = []
     first = RunLock(locate(tmp_path / "r"), on_lost=lambda: told.append(True))

@@ -29,12 +29,11 @@ ROOT = Path(__file__).resolve().parents[2]
 class GlooPool:
     """The warm process; `train` stands for Ray Train's part of a run."""
 
-    def __init__(self, *modules: str) -> None:
-        """`modules` are imported before the first fork: what they register is there in every rank."""
+    def __init__(self) -> None:
         # deepspeed looks for an accelerator where it is imported
         env = {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.train.gloo_pool", *modules],
+            [sys.executable, "-m", "tests.train.gloo_pool"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=env,
@@ -161,6 +160,4 @@ if __name__ == "__main__":
     # the pipes are for pickles alone: whatever is printed goes to the error stream
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    for module in sys.argv[1:]:
-        importlib.import_module(module)
     serve(sys.stdin.buffer, pipe)

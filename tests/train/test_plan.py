@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from raygpt.capacity.micro_batch import micro_batch_choices
+from raygpt.capacity.micro_batch import accumulation, micro_batch_choices
 from raygpt.data.order import Order
 from raygpt.errors import UserError
-from raygpt.train.plan import accumulation, batch_rows, total_steps, warmup
+from raygpt.train.plan import batch_rows, total_steps, warmup
 
 ORDER = Order("f", 1, 8, 12, 40_003)
 

@@ -23,7 +23,7 @@ def alone(gloo: GlooPool, data: str, tmp_path_factory: pytest.TempPathFactory) -
     return run(settings(data, tmp_path_factory.mktemp("alone"), scale__num_workers="1", **FIXED), pool=gloo)[1]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "zero3"])  # zero1: tests/drills/test_strategies.py
+@pytest.mark.parametrize("strategy", ["ddp"])  # ZeRO: tests/drills/test_strategies.py
 def test_three_workers_share_32_rows_and_train_as_one(
     gloo: GlooPool, data: str, alone: list[dict], tmp_path: Path, strategy: str
 ) -> None:
