@@ -1,5 +1,6 @@
 """Two trials on one logical GPU: Ray counts halves, and a third trial waits."""
 
+# ruff: noqa: F811 - fixtures of tests/tune are imported by name
 from __future__ import annotations
 
 import io
@@ -13,6 +14,7 @@ from raygpt.config import Config
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep
 from tests.conftest import start_ray
+from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 
 
 @pytest.fixture(scope="module")
