@@ -14,6 +14,8 @@ SHELL := bash
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 S3_SERVER := .cache/swift-venv/.installed
+# a small pretrained model; where the registry is out of reach its tests are skipped with a warning
+TEACHER := .cache/teacher/.fetched
 # how long every file and test took
 DURATIONS := --durations-file=.cache/ci/durations
 # of pip's report only what takes time
@@ -28,10 +30,10 @@ help:  ## what can be made
 quickstart: $(INSTALLED)  ## train a small GPT on this machine and show what came of it
 	$(BIN)/raygpt quickstart
 
-test: $(INSTALLED) $(S3_SERVER)  ## all tests but drills and GPU tests
+test: $(INSTALLED) $(S3_SERVER) $(TEACHER)  ## all tests but drills and GPU tests
 	$(BIN)/pytest tests -m 'not drill and not gpu and not long' -n 2 --dist loadgroup $(DURATIONS)-test.txt $(ARGS)
 
-drills: $(INSTALLED) $(S3_SERVER)  ## kills, faults and whole jobs (LONG=1: the long ones too)
+drills: $(INSTALLED) $(S3_SERVER) $(TEACHER)  ## kills, faults and whole jobs (LONG=1: the long ones too)
 	$(BIN)/pytest tests/drills $(if $(LONG),,-m 'not long') -n 2 --dist loadfile --no-loadscope-reorder \
 	  $(DURATIONS)-drills.txt $(ARGS) || [ $$? -eq 5 ]
 
@@ -70,3 +72,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(S3_SERVER): tests/s3_server.py
 	@$(BIN)/python tests/s3_server.py install
 	@touch $@
+
+$(TEACHER): tests/teacher_model.py
+	@$(BIN)/python tests/teacher_model.py && touch $@ || echo "  the teacher cannot be fetched: its tests will be skipped"

@@ -35,7 +35,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import s3_server
+from tests import s3_server, teacher_model
 
 if TYPE_CHECKING:
     from tests.train.gloo_pool import GlooPool
@@ -101,6 +101,16 @@ def shared_data() -> Path:
         warnings.warn(f"{SHARED_DATA} is absent: tests on real data are skipped", stacklevel=1)
         pytest.skip(f"real data is not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def teacher_gguf() -> Path:
+    """A real pretrained model: SmolLM2-135M-Instruct as a GGUF file (134.5M parameters, Llama architecture)."""
+    try:
+        return teacher_model.fetch()
+    except teacher_model.TeacherError as error:
+        warnings.warn(f"no teacher, so that tests with a real pretrained model are skipped: {error}", stacklevel=1)
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from raygpt.config.compare import Compare
 from raygpt.config.data import Data
+from raygpt.config.distill import Distill
 from raygpt.config.eval import Eval
 from raygpt.config.export import Export
+from raygpt.config.generate import Generate
 from raygpt.config.model import Model
 from raygpt.config.optim import Optim
 from raygpt.config.plan import Plan
@@ -18,7 +20,9 @@ from raygpt.config.run import Run
 from raygpt.config.sample import Sample
 from raygpt.config.scale import Scale
 from raygpt.config.section import Section
+from raygpt.config.serve import Serve
 from raygpt.config.task import Task
+from raygpt.config.teacher import Teacher
 from raygpt.config.track import Track
 from raygpt.config.train import Train
 from raygpt.config.tune import Tune
@@ -42,6 +46,12 @@ class Config(Section):
     compare: Compare = Field(default_factory=Compare, description="`raygpt evaluate --base … --tuned …`")
     task: Task = Field(default_factory=Task, description="classification of texts or pairs of texts")
     tune: Tune = Field(default_factory=Tune, description="`raygpt tune`: the search for hyperparameters")
+    teacher: Teacher = Field(
+        default_factory=Teacher, description="the model that writes, or that a student learns from"
+    )
+    serve: Serve = Field(default_factory=Serve, description="`raygpt serve`: the OpenAI protocol and a page")
+    generate: Generate = Field(default_factory=Generate, description="`raygpt generate`: synthetic text from a teacher")
+    distill: Distill = Field(default_factory=Distill, description="`raygpt distill`: a student learns from a teacher")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, as saved in config.yaml. Holds no credentials: none can be set here."""

@@ -1,0 +1,1 @@
+"""Synthetic text from a teacher, and students that learn from one."""

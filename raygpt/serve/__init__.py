@@ -1,0 +1,1 @@
+"""The OpenAI protocol over Ray Serve, and the engines behind it."""
