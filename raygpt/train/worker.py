@@ -40,7 +40,7 @@ from raygpt.train.evaluation import evaluate_tokens
 from raygpt.train.hooks import RunHooks
 from raygpt.train.loop import LoopOptions, train
 from raygpt.train.plan import TrainPlan
-from raygpt.train.strategy import build
+from raygpt.train.strategy import build, device_memory
 
 STREAMED_BYTES_PER_SECOND = 300e6  # to a disk of this decade, one hash of a core on the way
 
@@ -111,7 +111,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         if saved is not None:
             checkpoint.restore_rng(saved["rng"], world.device)
             rank_state = saved["loss"]
-    state.world_size, state.micro_batch_size = world.size, micro
+    state.world_size, state.micro_batch_size, state.device_memory = world.size, micro, device_memory(world)
     val_reader = TokenReader(assignment.val, int(config.data.cache_gb * 1e9))
     evaluation_rows = config.eval.batches * plan.order.global_batch_rows if config.eval.batches else None
 
