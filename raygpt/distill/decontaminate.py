@@ -30,8 +30,6 @@ from raygpt.data.documents import Reading, Unit, read_documents
 from raygpt.data.reader import TokenReader
 from raygpt.distill.words import Worded, worded, words_of
 from raygpt.errors import UserError, one_line
-from raygpt.evaluate.documents import document_bounds, shard_tokenizer
-from raygpt.evaluate.held_out import shard_folder
 from raygpt.evaluate.overlap import longest_overlaps
 
 SETTING = "generate.decontaminate"
@@ -117,6 +115,9 @@ def read_forbidden(uris: Sequence[str], words: int) -> Forbidden:
 
 
 def _texts(uri: str, words: int) -> Iterator[str]:
+    # imports torch, which tasks that only look for matches need not wait for
+    from raygpt.evaluate.held_out import shard_folder
+
     folder = shard_folder(uri)
     if folder is not None:
         yield from _shard_texts(folder)
@@ -130,6 +131,8 @@ def _texts(uri: str, words: int) -> Iterator[str]:
 
 
 def _shard_texts(folder: str) -> Iterator[str]:
+    from raygpt.evaluate.documents import document_bounds, shard_tokenizer
+
     reader = TokenReader(folder)
     tokenizer = shard_tokenizer(reader)
     for start, stop in document_bounds(reader, tokenizer.eot_id).tolist():
@@ -141,8 +144,8 @@ def row_texts(row: dict[str, Any], words: int) -> Iterator[str]:
     if isinstance(row.get("ctx"), str) and isinstance(row.get("endings"), list):
         context = _MARKS.sub(" ", row["ctx"])
         endings = [_MARKS.sub(" ", ending) for ending in row["endings"]]
-        right = str(row.get("label"))
-        right = int(right) if right.isdecimal() and int(right) < len(endings) else 0
+        label = str(row.get("label"))
+        right = int(label) if label.isdecimal() and int(label) < len(endings) else 0
         before = " ".join(words_of(context)[-(words - 1) :])
         yield f"{context} {endings[right]}"
         yield from (f"{before} {ending}" for number, ending in enumerate(endings) if number != right)

@@ -116,9 +116,9 @@ class NearDuplicates:
         documents, buckets, count = [], [], 0
         for column in bands.T:
             order = np.argsort(column, kind="stable")
-            same = column[order][1:] == column[order][:-1]
-            shared = np.concatenate([same, [False]]) | np.concatenate([[False], same])
-            begins = np.concatenate([[True], ~same])[: len(order)]
+            same = np.zeros(len(order) + 1, bool)  # as the one before
+            same[1:-1] = column[order][1:] == column[order][:-1]
+            shared, begins = same[1:] | same[:-1], ~same[:-1]
             documents.append(order[shared])
             buckets.append(count + np.cumsum(begins)[shared])
             count += len(order)
@@ -132,8 +132,8 @@ class NearDuplicates:
         documents, buckets = self._documents[order], self._buckets[order]
         staying: defaultdict[int, list[int]] = defaultdict(list)
         removed = []
-        edges = np.flatnonzero(np.diff(documents)) + 1
-        for mine, document in zip(np.split(buckets, edges), documents[np.concatenate([[0], edges])]):
+        edges = np.flatnonzero(np.diff(documents, prepend=-1))
+        for mine, document in zip(np.split(buckets, edges)[1:], documents[edges], strict=True):
             near = {other for bucket in mine.tolist() for other in staying.get(bucket, ())}
             pair = self._near(int(document), sorted(near, key=self._rank.__getitem__), shingles_of)
             if pair is not None:

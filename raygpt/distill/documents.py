@@ -131,9 +131,10 @@ def make_documents(
     manifests = making.write(output, facts.teacher)
     quality = making.quality(manifests, facts)
     storage.write_text(output / CARD, card.card(quality))
-    storage.write_text(output / QUALITY, json.dumps(quality, indent=2, ensure_ascii=False) + "\n")
+    written = json.dumps(quality, indent=2, ensure_ascii=False) + "\n"
+    storage.write_text(output / QUALITY, written)
     delete_unlisted(output, manifests)
-    return {**quality, "reused": False}
+    return {**json.loads(written), "reused": False}
 
 
 @dataclass
