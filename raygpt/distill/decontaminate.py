@@ -2,7 +2,9 @@
 
 Texts are compared by their words (raygpt.distill.words), exactly: a document is contaminated when `words` of its words
 in a row stand in one of these texts too, and the longest such run is reported. A text with fewer words cannot be
-found, and how many there are is said. What only means the same is not found either.
+found, and how many there are is said. What only means the same is not found either. Good text shares 8 words with
+HellaSwag or MRPC by chance ("the U.S. Centers for Disease Control and Prevention") in 0.1 % of web pages and 0.7 % of
+textbook sections, 10 words in none and 0.04 %, 13 words never; a tenth of MRPC's sentences are shorter than 13 words.
 
 HellaSwag's rows (`ctx`, `endings`) become the context with its right ending, and the others with the context's last
 words before them. Of other tables every text of a row counts by itself: both sentences of MRPC, question and choices.

@@ -206,6 +206,11 @@ def test_documents_may_hold_the_prompt(tmp_path: Path) -> None:
     assert texts_of(tmp_path, "train")[0].startswith("prompt of ")
 
 
+def test_half_a_surrogate_pair_does_not_end_the_making(tmp_path: Path) -> None:
+    make(stored(["a smile \ud83d", "another text"]), tmp_path, PLAIN)
+    assert "a smile \ufffd" in texts_of(tmp_path, "train") + texts_of(tmp_path, "val")
+
+
 def test_an_answer_that_the_limit_ended_becomes_whole_sentences(tmp_path: Path) -> None:
     texts = [f"{text}. And then there was" for text in random_texts(4)]
     make(stored(texts, finish="length"), tmp_path / "cut", replace(ALL, dedup="none"))
