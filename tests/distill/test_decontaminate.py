@@ -104,7 +104,7 @@ def test_validation_text_and_shards_are_found(tmp_path: Path, make_shards: Calla
 
 
 def test_real_text_is_clean(shared_data: Path) -> None:
-    """At 13 words not one document; at 8 up to 0.7 % by chance (benchmarks/quality.json): "the u s centers for disease control and prevention"."""
+    """At 13 words not one document; at 8 up to 0.7 % by chance (benchmarks/quality.json)."""
     texts = pq.read_table(shared_data / "pretrain_text/openwebtext_1k.parquet")["text"].to_pylist()[::5]
     uris = [str(shared_data / "hellaswag/hellaswag_val_5000.jsonl.gz"), str(shared_data / "mrpc/glue/validation.tsv")]
     counted = [worded(text) for text in texts]

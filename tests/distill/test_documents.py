@@ -277,6 +277,21 @@ def test_when_nothing_is_left_the_step_that_removed_most_is_named(
     assert "\n" not in str(error.value) and not files(tmp_path)
 
 
+def test_options_are_checked_before_a_teacher_is_paid(tmp_path: Path) -> None:
+    QualityOptions().check()
+    with pytest.raises(UserError, match="generate.language=xx"):
+        QualityOptions(language="xx").check()
+    with pytest.raises(UserError, match="generate.decontaminate: .* does not exist"):
+        QualityOptions(decontaminate=(str(tmp_path / "no.jsonl"),)).check()
+
+
+def test_answers_that_change_while_they_are_read_are_noticed(tmp_path: Path) -> None:
+    answers = list(stored(random_texts(20))())
+    passes = iter([answers, answers[::-1]])
+    with pytest.raises(RuntimeError, match="answers changed"):
+        make(lambda: iter(next(passes)), tmp_path, PLAIN)
+
+
 def test_every_pass_tells_how_far_it_is(tmp_path: Path) -> None:
     told: list[tuple[str, int]] = []
     texts = [f"{n} and some more words" for n in range(2_500)]
