@@ -1,0 +1,58 @@
+"""PURE. Words of a text as numbers, the same in every process: what duplicates and contamination are looked for by.
+
+A text is folded (Unicode NFKC, no upper case) and its words are runs of letters and digits; punctuation, white space
+and markup between them do not count, so that `don't`, `don 't` and `Don’t` are the same two words. Scripts written
+without spaces (kana, Chinese characters) count by the character.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+
+import numpy as np
+
+from raygpt.evaluate.overlap import window_hashes
+
+SHINGLE = 5  # words in a row that near duplicates are compared by
+_SINGLE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[^\W_{_SINGLE}]+|[{_SINGLE}]")
+# Numbers of words are remembered: about 150 MB when they are all forgotten.
+MAX_WORDS = 1_000_000
+
+
+def folded(text: str) -> str:
+    """The text in one form of its characters, without upper case."""
+    return (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold()
+
+
+def words_of(text: str) -> list[str]:
+    """The words in order; a text without any is one word of its own."""
+    text = folded(text)
+    return _WORD.findall(text) or [text]
+
+
+def numbered(words: list[str]) -> np.ndarray:
+    """(n,) int64, one number per word: 64 bits of its BLAKE2b, so that different words differ."""
+    if len(_numbers) > MAX_WORDS:
+        _numbers.clear()
+    return np.fromiter(map(_numbers.__getitem__, words), np.int64, len(words))
+
+
+def shingles(numbers: np.ndarray) -> np.ndarray:
+    """Sorted distinct uint64 hashes of every SHINGLE words in a row; of a shorter text the one hash of all its words.
+
+    Jaccard's index of two texts is that of these sets.
+    """
+    return np.unique(window_hashes(numbers, min(SHINGLE, len(numbers))))
+
+
+class _Numbers(dict[str, int]):
+    def __missing__(self, word: str) -> int:
+        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        number = self[word] = int.from_bytes(digest, "little", signed=True)
+        return number
+
+
+_numbers = _Numbers()
