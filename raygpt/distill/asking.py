@@ -19,6 +19,7 @@ from raygpt.run.stop import DISPLACED, StopToken
 
 GRACE_SECONDS = 30.0  # that a stop waits for answers under way, which are paid for
 LOOK_SECONDS = 0.2
+SAVE_SECONDS = 10.0  # between notes of what was used
 WINDOW_SECONDS = 60.0  # over which the speed is taken
 HOPELESS = 100  # questions refused before the first is answered
 
@@ -33,13 +34,16 @@ class Asker(Protocol):
 
 @dataclass
 class Tally:
-    """What has come of a call so far. `usd` is for tokens alone."""
+    """What has come of a call so far. Tokens are those of answers, wasted ones those of replies of no use; `usd` is for
+    both."""
 
     to_ask: int = 0
     answered: int = 0
     parked: int = 0
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    wasted_prompt_tokens: int = 0
+    wasted_answer_tokens: int = 0
     requests: int = 0
     usd: float = 0.0
     started: float = field(default_factory=time.monotonic)
@@ -106,7 +110,7 @@ class Ahead:
             self._fetching = None
 
 
-class Asking:
+class AskingLoop:
     """`run` asks everything. Afterwards `out_of_money` says whether the limit ended it."""
 
     def __init__(
@@ -120,10 +124,11 @@ class Asking:
         max_new_tokens: int,
         stop: StopToken,
         show: Callable[[Tally], None],
+        save: Callable[[Tally], None],
     ) -> None:
         self.asker, self.store, self.spend, self.tally = asker, store, spend, tally
         self.concurrency, self.max_new_tokens = concurrency, max_new_tokens
-        self.stop, self.show = stop, show
+        self.stop, self.show, self.save = stop, show, save
         self.out_of_money = False
         self._stopping = False
 
@@ -184,24 +189,30 @@ class Asking:
     def _count(self, outcome: Outcome) -> float:
         """Put an outcome into the tally; its cost in USD."""
         tally, result = self.tally, outcome.result
-        read, written = outcome.wasted_prompt_tokens, outcome.wasted_answer_tokens
+        read = written = 0
         if isinstance(result, Answer):
             tally.answered += 1
-            read, written = read + result.prompt_tokens, written + result.answer_tokens
+            read, written = result.prompt_tokens, result.answer_tokens
         else:
             tally.parked += 1
         tally.requests += outcome.attempts
         tally.prompt_tokens += read
         tally.answer_tokens += written
-        usd = self.spend.price.usd(read, written)
+        tally.wasted_prompt_tokens += outcome.wasted_prompt_tokens
+        tally.wasted_answer_tokens += outcome.wasted_answer_tokens
+        usd = self.spend.price.usd(read + outcome.wasted_prompt_tokens, written + outcome.wasted_answer_tokens)
         tally.usd += usd
         return usd
 
     async def _keep(self) -> None:
         """Bring answers to storage and show how far it has come, for as long as it is asked."""
+        saved = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             if self.store.is_due:
                 await asyncio.to_thread(self.store.flush)
+            if time.monotonic() - saved > SAVE_SECONDS:
+                await asyncio.to_thread(self.save, self.tally)
+                saved = time.monotonic()
             self.tally.look()
             self.show(self.tally)

@@ -15,7 +15,7 @@ import numpy as np
 TO_ASK, ANSWERED, PARKED, REPEATED = range(4)
 PARTITIONS = 256
 BLOCK = 16_384  # keys sorted out at a time
-_RECORD = np.dtype([("high", ">u8"), ("low", ">u8"), ("value", "<i8")])
+_RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("value", "<i8")])
 
 
 class Ledger:
@@ -76,7 +76,9 @@ class Ledger:
         for partition in range(PARTITIONS):
             asked = self._load("asked", partition)
             pairs = np.unique(_pairs(asked))
-            text = pairs.tobytes().hex()
+            raw = np.empty((pairs.size, 2), ">u8")  # as they are written
+            raw[:, 0], raw[:, 1] = pairs["high"], pairs["low"]
+            text = raw.tobytes().hex()
             yield from (text[at : at + 32] for at in range(0, len(text), 32))
 
     def _put(self, kind: str, keys: Sequence[str], values: Sequence[int]) -> None:
@@ -115,7 +117,7 @@ class Ledger:
 
 def _pairs(records: np.ndarray) -> np.ndarray:
     """Keys alone, which compare by both halves."""
-    pairs = np.empty(records.size, [("high", ">u8"), ("low", ">u8")])
+    pairs = np.empty(records.size, [("high", "<u8"), ("low", "<u8")])
     pairs["high"], pairs["low"] = records["high"], records["low"]
     return pairs
 

@@ -102,6 +102,14 @@ def read_keys(where: Location) -> Iterator[tuple[list[str], list[str]]]:
             yield keys.filter(pc.invert(parked)).to_pylist(), keys.filter(parked).to_pylist()
 
 
+def read_tokens(where: Location) -> tuple[int, int]:
+    """(prompt tokens, answer tokens) of a file's answers."""
+    with _opened(where) as file:
+        table = file.read(["prompt_tokens", "answer_tokens"], use_threads=False)
+    read, written = (pc.sum(column).as_py() or 0 for column in table.columns)
+    return read, written
+
+
 def merged(parts: Sequence[Location], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Rows of all files by key, each key once. Memory holds MERGE_ROWS of each file."""
     last = None

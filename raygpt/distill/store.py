@@ -5,6 +5,7 @@
     part-<level>-<number>.parquet   answers of a while, by key
     answers-<total>-<n>.parquet     all of them, by key, once everything is asked; then there is nothing else
     parked.parquet                  what could not be answered, with reasons
+    usage.json                      what asking took beside them, over all calls
 
 A part is there whole or not at all, and so is its own mark that it is done. A journal is made into parts now and then,
 and by the next start where its run was killed. S3 cannot append: there parts are written every FLUSH_SECONDS or
@@ -33,12 +34,13 @@ from raygpt.distill.parts import (
     is_part,
     merged,
     read_keys,
+    read_tokens,
     sort_key,
     write_part,
 )
 from raygpt.storage import Location
 
-GENERATION = "generation.json"
+GENERATION, USAGE = "generation.json", "usage.json"
 PARKED = "parked.parquet"
 JOURNAL_ANSWERS = 4096  # in a journal, some 10 MB, before it is made into a part
 FLUSH_ANSWERS, FLUSH_SECONDS = 1000, 5.0
@@ -72,6 +74,21 @@ class AnswerStore:
             path.unlink()
         for path in Path(self.folder.path).glob(".*.parquet.*"):
             path.unlink()
+
+    def read_usage(self) -> dict[str, Any]:
+        """What `write_usage` wrote last, {} for nothing."""
+        try:
+            return json.loads(storage.read_text(self.folder / USAGE))
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def write_usage(self, usage: dict[str, Any]) -> None:
+        storage.write_text(self.folder / USAGE, json.dumps(usage) + "\n")
+
+    def stored_tokens(self) -> tuple[int, int]:
+        """(prompt tokens, answer tokens) of all that is stored."""
+        pairs = [read_tokens(part) for part in self._parts()]
+        return sum(read for read, _ in pairs), sum(written for _, written in pairs)
 
     def known(self) -> Iterator[tuple[list[str], list[str]]]:
         """(keys answered, keys parked) of what is stored, some at a time; a key may come twice."""

@@ -58,6 +58,11 @@ class Template:
         return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     @property
+    def continues(self) -> bool:
+        """Whether an answer makes sense only behind its prompt."""
+        return self.name == "continue"
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """What a row must have, in alphabetical order."""
         found: set[str] = set()
