@@ -130,7 +130,7 @@ class AskingLoop:
         self.concurrency, self.max_new_tokens = concurrency, max_new_tokens
         self.stop, self.show, self.save = stop, show, save
         self.out_of_money = False
-        self._stopping = False
+        self._stopping = self._writing = False
 
     async def run(self, items: Iterator[tuple[str, Question]]) -> None:
         """Raises UserError where the teacher answers nothing any more; what was answered is in the store."""
@@ -178,13 +178,21 @@ class AskingLoop:
                 return
             finally:
                 self.spend.settle(reserved, cost)
-            self.store.add(outcome.result)
+            self.store.add(outcome.result, through=False)
+            if not self._writing:
+                self._writing = True
+                asyncio.get_running_loop().call_soon(self._write)
             if not self.tally.answered and self.tally.parked >= HOPELESS:
                 reason = getattr(outcome.result, "reason", "")
                 raise UserError(
                     f"the teacher refused the first {HOPELESS} prompts ({reason}): mend what it says, then ask them "
                     "again with --generate.retry_parked=true."
                 )
+
+    def _write(self) -> None:
+        """The answers of this turn of the loop to the journal, all at once."""
+        self._writing = False
+        self.store.write_through()
 
     def _count(self, outcome: Outcome) -> float:
         """Put an outcome into the tally; its cost in USD."""

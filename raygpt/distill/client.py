@@ -75,11 +75,12 @@ class Stopped(Exception):
 
 
 class _Again(Exception):
-    """Not answered, and worth asking again; `rest` is the endpoint's own fault."""
+    """Not answered, and worth asking again. `fault` says whose it may be: the endpoint's alone (gone, busy), which
+    counts no try, or anybody's; `lost`: it may have been answered without our seeing it."""
 
-    def __init__(self, why: str, *, rest: bool = False, after: float | None = None, lost: bool = False) -> None:
+    def __init__(self, why: str, fault: str = "any", *, after: float | None = None, lost: bool = False) -> None:
         super().__init__(why)
-        self.rest, self.after, self.lost = rest, after, lost
+        self.fault, self.after, self.lost = fault, after, lost
 
 
 class _Never(Exception):
@@ -105,7 +106,6 @@ class Client:
             connector=aiohttp.TCPConnector(limit=self.asking.concurrency, keepalive_timeout=60),
             timeout=aiohttp.ClientTimeout(total=self.asking.timeout_seconds, sock_connect=30),
             headers={"Content-Type": "application/json", **headers},
-            trust_env=True,
         )
         return self
 
@@ -146,10 +146,15 @@ class Client:
             except _Again as error:
                 lost += error.lost
                 last = endpoint
-                if error.rest:
+                if error.fault == "busy":
+                    endpoint.throttled(error.after)
+                    continue
+                if error.fault == "gone":
                     endpoint.failed(error.after)
                     self._check_alive(str(error))
                     continue
+                endpoint.stumbled()
+                self._check_alive(str(error))
                 tries += 1
                 if tries > self.asking.retries:
                     reason = f"no answer in {tries} tries, at last: {error}"
@@ -172,11 +177,11 @@ class Client:
             raise Stopped
         endpoint.under_way += 1
         try:
-            async with self._session.post(f"{endpoint.url}/{path}", data=data) as reply:
+            async with self._session.post(f"{endpoint.url}/{path}", data=data, proxy=endpoint.proxy) as reply:
                 status, text = reply.status, await reply.read()
                 after = retry_after(reply.headers.get("Retry-After"))
         except aiohttp.ClientConnectorError as error:
-            raise _Again(f"{endpoint.url} cannot be reached ({one_line(error, 120)})", rest=True) from error
+            raise _Again(f"{endpoint.url} cannot be reached ({one_line(error, 120)})", "gone") from error
         except TimeoutError as error:
             raise _Again(
                 f"no answer within generate.timeout_seconds={self.asking.timeout_seconds:g}", lost=True
@@ -200,15 +205,13 @@ class Client:
             if "insufficient_quota" in words:
                 raise UserError(f"{endpoint.url}: the account is used up: {words}.")
             self._heard = time.monotonic()
-            raise _Again(f"429: {words}", rest=True, after=after)
+            raise _Again(f"429: {words}", "busy", after=after)
         if status in (400, 413, 422):
             self._heard = time.monotonic()
             raise _Never(f"{status}: {words}")
         if status == 503:
-            raise _Again(f"503: {words}", rest=True, after=after)
-        if after is not None:
-            endpoint.failed(after)
-        raise _Again(f"{status}: {words}")
+            raise _Again(f"503: {words}", "gone", after=after)
+        raise _Again(f"{status}: {words}", after=after)
 
     def _check_alive(self, why: str) -> None:
         if time.monotonic() - self._heard > DOWN_SECONDS:

@@ -5,45 +5,74 @@ from __future__ import annotations
 import email.utils
 import random
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from raygpt.errors import UserError, one_line
 
 REST_SECONDS = 0.5  # after a first failure; twice as long after each further one
+STUMBLES = 5
+TRIAL_SECONDS = 0.25
 LONGEST_REST = 30.0
 LONGEST_RETRY_AFTER = 3600.0
 LOOK_SECONDS = 20.0
 
 
 class Endpoint:
-    """One base URL ending in /v1. It rests after a failure of its own, and longer the more there are in a row."""
+    """One base URL ending in /v1, and what is known of it.
+
+    Told to wait (429), it rests. Not to be reached, or with STUMBLES faults in a row, it rests longer each time, and
+    then gets one request at a time until one is answered.
+    """
 
     def __init__(self, url: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.url = url.rstrip("/")
         self._clock = clock
+        self.proxy = proxy_for(self.url)
         self.under_way = 0
         self.failures = 0
-        self.rests_until = 0.0
+        self._stumbles = self._throttles = 0
+        self._rests_until = 0.0
 
     @property
-    def rest(self) -> float:
-        """Seconds until it may be asked."""
-        return max(0.0, self.rests_until - self._clock())
+    def wait(self) -> float:
+        """Seconds until it may be asked; while it is being tried out, until one looks again."""
+        rest = self._rests_until - self._clock()
+        if rest <= 0 and self.failures and self.under_way:
+            return TRIAL_SECONDS
+        return max(0.0, rest)
 
     def answered(self) -> None:
-        self.failures = 0
-        self.rests_until = 0.0
+        self.failures = self._stumbles = self._throttles = 0
+        self._rests_until = 0.0
+
+    def throttled(self, retry_after: float | None) -> None:
+        """It is asked too much: to be left alone for as long as it says, else longer each time."""
+        if retry_after is None:
+            self._throttles += self._clock() >= self._rests_until
+            retry_after = min(LONGEST_REST, REST_SECONDS * 2 ** max(0, self._throttles - 1))
+        self._rest(retry_after)
 
     def failed(self, retry_after: float | None = None) -> None:
-        """It is not to be asked for `retry_after` seconds, or for a time that grows with its failures."""
-        if self.rest == 0:  # those that were under way when it failed first tell nothing new
+        """It is not there."""
+        if self._clock() >= self._rests_until:  # those under way when it failed first tell nothing new
             self.failures += 1
-        pause = min(LONGEST_REST, REST_SECONDS * 2 ** (self.failures - 1)) if retry_after is None else retry_after
-        self.rests_until = max(self.rests_until, self._clock() + min(pause, LONGEST_RETRY_AFTER))
+        longer = min(LONGEST_REST, REST_SECONDS * 2 ** min(10, max(0, self.failures - 1)))
+        self._rest(longer if retry_after is None else retry_after)
+
+    def stumbled(self) -> None:
+        """A request ended in a fault that may be the prompt's or the endpoint's."""
+        self._stumbles += 1
+        if self._stumbles >= STUMBLES:
+            self.failed()
+
+    def _rest(self, seconds: float) -> None:
+        self._rests_until = max(self._rests_until, self._clock() + min(seconds, LONGEST_RETRY_AFTER))
 
 
 class Endpoints:
@@ -53,17 +82,13 @@ class Endpoints:
         self.all = [Endpoint(url, clock) for url in urls]
 
     def choose(self, but: Endpoint | None = None) -> tuple[Endpoint, float]:
-        """(endpoint, seconds to wait for it); another than `but`, which has just failed, where there is one awake."""
-        awake = [each for each in self.all if each.rest == 0]
+        """(endpoint, seconds to wait for it); another than `but`, which has just failed, where there is one."""
+        awake = [each for each in self.all if each.wait == 0]
         other = [each for each in awake if each is not but] or awake
         if other:
             return min(other, key=lambda each: each.under_way), 0.0
-        soonest = min(self.all, key=lambda each: each.rest)
-        return soonest, soonest.rest
-
-    @property
-    def all_rest(self) -> bool:
-        return all(each.rest > 0 for each in self.all)
+        soonest = min(self.all, key=lambda each: each.wait)
+        return soonest, soonest.wait
 
 
 def backoff(attempt: int, base: float = 0.25, longest: float = 20.0) -> float:
@@ -86,6 +111,15 @@ def retry_after(value: str | None) -> float | None:
         return None
 
 
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for a URL. aiohttp's own `trust_env` asks anew for every request, in a
+    thread: two of them each."""
+    parts = urlsplit(url)
+    if parts.hostname is None or urllib.request.proxy_bypass(parts.hostname):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
+
+
 @dataclass(frozen=True)
 class Served:
     """What an endpoint says it has: its models with their contexts in tokens, None where it does not say."""
@@ -102,10 +136,10 @@ async def look(urls: Sequence[str], api_key: str | None) -> tuple[list[Served], 
     served, silent = [], []
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = aiohttp.ClientTimeout(total=LOOK_SECONDS)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout, trust_env=True) as session:
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
         for url in urls:
             try:
-                async with session.get(f"{url.rstrip('/')}/models") as reply:
+                async with session.get(f"{url.rstrip('/')}/models", proxy=proxy_for(url)) as reply:
                     if reply.status in (401, 403):
                         raise refused(url, reply.status, api_key is not None)
                     if reply.status != 200:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from raygpt.data.corpus import expand_sources
@@ -43,7 +44,7 @@ class Prompts:
     max_new_tokens: int = 512
     skip_bad_rows: bool = False
 
-    @property
+    @cached_property
     def crossed(self) -> list[dict[str, str]]:
         """The combinations of the options, those of the template where the settings have none."""
         lists = {**self.template.options, **self.options}
@@ -68,18 +69,14 @@ def open_prompts(sources: Sequence[str], prompts: Prompts) -> Prompts:
     Raises UserError for sources that are not there, and where nothing would be asked.
     """
     if sources:
-        return _with_units(prompts, expand_sources(sources, setting="generate.prompts"))
+        return replace(prompts, units=tuple(expand_sources(sources, setting="generate.prompts")))
     missing = [name for name in prompts.template.fields if name not in {**prompts.template.options, **prompts.options}]
     if missing:
         raise UserError(
             f"generate.prompts is not set and the template {prompts.template.name} needs {', '.join(missing)}: name "
             f"files with rows, or give generate.options a list for each."
         )
-    return _with_units(prompts, [NO_FILE])
-
-
-def _with_units(prompts: Prompts, units: Sequence[Unit]) -> Prompts:
-    return Prompts(**{**prompts.__dict__, "units": tuple(units)})
+    return replace(prompts, units=(NO_FILE,))
 
 
 def scan(prompts: Prompts, unit: Unit, max_rows: int | None) -> Iterator[Scan]:

@@ -95,13 +95,26 @@ class AnswerStore:
         for part in self._parts():
             yield from read_keys(part)
 
-    def add(self, result: Result) -> None:
-        """Keep an answer or a reason. Locally it is in the journal when this returns."""
+    def add(self, result: Result, through: bool = True) -> None:
+        """Keep an answer or a reason. Locally it is in the journal when this returns, or without `through` when
+        `write_through` does: answers that come in one moment share a write (one of each costs a fifth of the client's
+        speed)."""
         row = as_row(result)
         with self._lock:
             self._rows.append(row)
             if self.folder.is_local:
                 self._append(row)
+        if through:
+            self.write_through()
+
+    def write_through(self) -> None:
+        """Have what was added outlive this process, where the folder is local."""
+        with self._lock:
+            if self._journal is not None:
+                try:
+                    self._journal.flush()
+                except OSError as error:
+                    raise storage.explain(error, self.folder) from error
 
     @property
     def is_due(self) -> bool:
@@ -116,6 +129,7 @@ class AnswerStore:
         with self._lock:
             due = all_of_it or not self.folder.is_local or len(self._rows) >= JOURNAL_ANSWERS
             if self._journal is not None and not due:
+                self._journal.flush()
                 os.fsync(self._journal.fileno())
                 self._synced = time.monotonic()
                 return
@@ -191,7 +205,6 @@ class AnswerStore:
             if self._journal is None:
                 self._journal = open(self._journal_path, "a", encoding="utf-8")  # noqa: SIM115
             self._journal.write(json.dumps(row, ensure_ascii=True) + "\n")
-            self._journal.flush()
         except OSError as error:
             raise storage.explain(error, self.folder) from error
 

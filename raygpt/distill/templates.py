@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jinja2
@@ -62,12 +63,10 @@ class Template:
         """Whether an answer makes sense only behind its prompt."""
         return self.name == "continue"
 
-    @property
+    @cached_property
     def fields(self) -> tuple[str, ...]:
         """What a row must have, in alphabetical order."""
-        found: set[str] = set()
-        for text in (self.prompt, self.system or ""):
-            found |= meta.find_undeclared_variables(_ENVIRONMENT.parse(text))
+        found = _variables(self.prompt) | _variables(self.system or "")
         return tuple(sorted(found - set(self.optional)))
 
     def render(self, row: Mapping[str, Any]) -> Question:
@@ -126,13 +125,14 @@ def _messages(value: Any, system: str | None) -> tuple[tuple[str, str], ...]:
     return (("system", system), *messages) if system and messages[0][0] != "system" else messages
 
 
-_compiled_texts: dict[str, jinja2.Template] = {}
+@lru_cache(maxsize=64)
+def _variables(text: str) -> frozenset[str]:
+    return frozenset(meta.find_undeclared_variables(_ENVIRONMENT.parse(text)))
 
 
+@lru_cache(maxsize=64)
 def _compiled(text: str) -> jinja2.Template:
-    if text not in _compiled_texts:
-        _compiled_texts[text] = _ENVIRONMENT.from_string(text)
-    return _compiled_texts[text]
+    return _ENVIRONMENT.from_string(text)
 
 
 def _rewriting(name: str, request: str) -> Template:
