@@ -1,15 +1,15 @@
-"""Stored answers to documents: filtered, without duplicates and contamination, as token shards with a card.
+"""Stored answers to documents: filtered, without contamination and duplicates, as token shards with a card.
 
     output/train/, output/val/   token shards; all answers to one prompt are on one side
-    output/card.md               the data set's card
-    output/quality.json          its numbers
+    output/card.md               the data set's card, in the form of the Hugging Face hub
+    output/quality.json          its numbers: what each step removed, samples, speed and cost; written last
 
 What is kept depends on answers, options and tokenizer alone, whatever the number of cores; documents stand in the
-order of the answers. A kill leaves the old shards or the new ones: new shards get numbers of their own beside the old,
-and each manifest is replaced in one piece. What is there already is not made again.
+order of the answers. The steps, in order: empty answers, the filters, contamination, exact and near duplicates, the
+teacher's marks. A making that was killed leaves what was there, and what is there already is not made again.
 
-The answers are read three or four times and never held. In memory per million documents that pass the filters: 60 MB,
-and what raygpt.distill.dedup says.
+The answers are read three to five times and never held. In memory per million documents that pass the filters: about
+50 MB, and what raygpt.distill.dedup says.
 """
 
 from __future__ import annotations
@@ -17,44 +17,61 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from raygpt import storage
-from raygpt.data import shards
-from raygpt.data.shards import Manifest, ShardWriter, load_manifest
+from raygpt.data.shards import Manifest, load_manifest
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.distill import card
-from raygpt.distill.answers import Answer
+from raygpt.distill.answers import Answer, Question
+from raygpt.distill.decontaminate import Forbidden, read_forbidden
 from raygpt.distill.dedup import NearDuplicates, banding, exact_duplicates
-from raygpt.distill.examine import Draft, Examination, drafts, examine_all
-from raygpt.distill.filters import EMPTY, Rules
-from raygpt.distill.words import numbered, shingles, words_of
+from raygpt.distill.examine import (
+    CONTAMINATION,
+    Draft,
+    Examination,
+    chunks,
+    drafts,
+    examine,
+    in_order,
+    shingle_sets,
+)
+from raygpt.distill.filters import EMPTY, IN_ORDER, Rules
+from raygpt.distill.score import mark, score_question
+from raygpt.distill.sides import SIDES, delete_unlisted, write_sides
 from raygpt.errors import UserError
 from raygpt.storage import Location
 
 VERSION = 1
 QUALITY, CARD = "quality.json", "card.md"
-TRAIN, VAL = "train", "val"
-EXACT, NEAR = "exact duplicates", "near duplicates"
+EXACT, NEAR, SCORE = "exact duplicates", "near duplicates", "score"
 SAMPLES = 3
 SAMPLE_CHARACTERS = 200
-BATCH = 256  # documents tokenised at a time
-_SHARD = re.compile(r"shard-(\d+)\.bin")
+# What to set when a step took too much.
+_SETTINGS = {
+    EXACT: "generate.dedup",
+    NEAR: "generate.dedup_threshold",
+    SCORE: "generate.min_score",
+    CONTAMINATION: "generate.decontaminate_words",
+    EMPTY: "generate.max_new_tokens",
+}
 
 Answers = Callable[[], Iterator[Answer]]
+# Asks the teacher; answers may come in any order, and one that never came is missing.
+Scorer = Callable[[Callable[[], Iterator[Question]]], Iterable[Answer]]
+# What is being done, and how many answers are behind it.
+Progress = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
 class QualityOptions:
-    """Settings of the section `generate` that decide what is kept; as they are called there."""
+    """Settings of the section `generate` that decide what is kept, as they are called there."""
 
-    filters: tuple[str, ...] = ("length", "repetition", "language", "refusal")
+    filters: tuple[str, ...] = IN_ORDER
     min_characters: int = 50
     max_characters: int = 100_000
     language: str = "en"
@@ -83,30 +100,39 @@ def make_documents(
     options: QualityOptions,
     facts: card.Facts,
     text_of: Callable[[Answer], str] = answer_text,
+    scorer: Scorer | None = None,
+    on_progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write train/, val/, card.md and quality.json of `answers()`; gives what quality.json holds, with `reused`.
+    """Write train/, val/, card.md and quality.json of `answers()`; gives what quality.json holds, and `reused`.
 
-    `answers()` gives the same answers in the same order every time. `text_of` makes a document's text of an answer
-    (prompt and answer, say). Raises UserError where fewer than two documents are left, naming the step that removed
-    most.
+    `answers()` gives the same answers with distinct keys in the same order every time; what it raises ends the making.
+    `text_of` makes a document's text of an answer, of prompt and answer for instance. `scorer` has to be there when
+    `score` is a filter. Raises UserError for evaluation files that cannot be read, and where fewer than two documents
+    are left, naming the step that removed most.
     """
+    options.rules.check()
+    forbidden = read_forbidden(options.decontaminate, options.decontaminate_words) if options.decontaminate else None
+    making = _Making(answers, options, text_of, forbidden, tokenizer, on_progress)
     before = _written(output)
-    if before is not None and before["request"] == _request(answers, tokenizer, options, text_of):
+    if before is not None and scorer is None and before["request"] == making.request_alone():
         return {**before, "reused": True}
-    making = _Making(answers, options, text_of)
     making.examine()
     if options.dedup != "none":
         making.drop_exact()
     if options.dedup == "minhash":
         making.drop_near()
+    if SCORE in options.filters:
+        if scorer is None:
+            raise ValueError("generate.filters has score, but nobody to ask for marks was given")
+        making.drop_low(scorer)
     making.check_left()
-    sides = making.write(output, tokenizer)
-    request = _request(answers, tokenizer, options, text_of)
-    quality = making.quality(request, sides, facts)
+    if before is not None and before["kept"] == making.kept_sha256() and before["request"] == making.request:
+        return {**before, "reused": True}
+    manifests = making.write(output, facts.teacher)
+    quality = making.quality(manifests, facts)
     storage.write_text(output / CARD, card.card(quality))
     storage.write_text(output / QUALITY, json.dumps(quality, indent=2, ensure_ascii=False) + "\n")
-    for side, manifest in sides.items():
-        _delete_unlisted(output / side, manifest)
+    delete_unlisted(output, manifests)
     return {**quality, "reused": False}
 
 
@@ -123,208 +149,189 @@ class _Step:
 
 
 class _Making:
-    """Documents on their way. `at` are positions among the answers of those that are still in, with their keys, prompt
-    groups and hashes beside them."""
+    """Documents on their way. `at` (n,) are the positions among the answers of those that are still in; `keys` (n,),
+    `groups` (n,), `exact` (n, 2) and `bands` (n, bands) belong to them."""
 
-    def __init__(self, answers: Answers, options: QualityOptions, text_of: Callable[[Answer], str]) -> None:
+    def __init__(
+        self,
+        answers: Answers,
+        options: QualityOptions,
+        text_of: Callable[[Answer], str],
+        forbidden: Forbidden | None,
+        tokenizer: Tokenizer,
+        on_progress: Progress | None,
+    ) -> None:
         self.answers, self.options, self.text_of = answers, options, text_of
-        self.steps: dict[str, _Step] = {EMPTY: _Step(), **{name: _Step() for name in options.filters}}
+        self.forbidden, self.tokenizer, self.on_progress = forbidden, tokenizer, on_progress
+        self.banding = banding(options.dedup_threshold) if options.dedup == "minhash" else None
+        named = [EMPTY, *(name for name in IN_ORDER if name in options.filters)]
+        self.steps = {name: _Step() for name in [*named, *([CONTAMINATION] if forbidden else [])]}
+        self.found = [{"contaminated": 0, "longest": 0} for _ in (forbidden.sources if forbidden else ())]
         self.total = 0
-        self.bands = banding(options.dedup_threshold) if options.dedup == "minhash" else None
+        self.request = ""
 
-    def drafts(self) -> Iterator[Draft]:
-        return drafts(self.answers(), self.options.rules, self.text_of)
+    def drafts(self, doing: str) -> Iterator[Draft]:
+        for number, draft in enumerate(drafts(self.answers(), self.options.rules, self.text_of), start=1):
+            yield draft
+            if self.on_progress is not None and number % 1_000 == 0:
+                self.on_progress(doing, number)
+
+    def request_alone(self) -> str:
+        """`request` without making anything."""
+        for _ in self._digested(self.drafts("comparing")):
+            pass
+        return self.request
+
+    def _digested(self, made: Iterable[Draft]) -> Iterator[Draft]:
+        """The drafts; after the last, `request` is the sha256 (hex) of all that decides the result but marks."""
+        settings = asdict(self.options) | {"decontaminate": self.forbidden.sha256 if self.forbidden else ""}
+        digest = hashlib.sha256(json.dumps([VERSION, self.tokenizer.sha256, settings]).encode())
+        for draft in made:
+            digest.update(json.dumps([draft.key, draft.text, draft.document, draft.group]).encode())
+            yield draft
+        self.request = digest.hexdigest()
 
     def examine(self) -> None:
-        at, keys, groups, exact, bands = [], [], [], [], []
-        for found in examine_all(
-            self.drafts(), Examination(self.options.rules, self.options.dedup != "none", self.bands)
-        ):
-            for position, key in enumerate(found.keys):
-                if (said := found.objections.get(position)) is not None:
-                    self.steps[said.step].add(key, self.total + position, said.why)
-                    continue
-                at.append(self.total + position)
-                keys.append(key)
-                groups.append(found.groups[position])
-            exact.append(found.exact)
-            bands.append(found.bands)
-            self.total += len(found.keys)
-        self.at = np.array(at, np.int64)
-        self.keys = np.array(keys, "S")
-        self.groups = np.array(groups, np.uint64)
-        self.exact = np.concatenate(exact) if exact else np.empty((0, 2), np.uint64)
-        self.band_hashes = np.concatenate(bands) if bands else np.empty((0, 0), np.uint64)
+        wanted = Examination(self.options.rules, self.forbidden, self.options.dedup != "none", self.banding)
+        parts = []
+        for found in in_order(examine, chunks(self._digested(self.drafts("filtering"))), wanted):
+            for position, (key, said) in found.objections.items():
+                self.steps[said.step].add(key, self.total + position, said.why)
+            for match in found.matches.values():
+                source = self.found[match.source]
+                source["contaminated"] += 1
+                source["longest"] = max(source["longest"], match.words)
+            parts.append((found.at + self.total, found.keys, found.groups, found.exact, found.bands))
+            self.total += found.answers
+        if not self.total:
+            raise UserError("There is no answer to make documents of: see parked.jsonl for what became of the prompts.")
+        self.at, self.keys, self.groups, self.exact, self.bands = map(np.concatenate, zip(*parts, strict=True))
 
     def drop_exact(self) -> None:
         stays = exact_duplicates(self.exact, self.keys)
-        mine = np.arange(len(stays))
-        self._drop(EXACT, [(int(n), f"the same text as {_key(self.keys[stays[n]])}") for n in mine[stays != mine]])
+        copies = np.flatnonzero(stays != np.arange(len(stays))).tolist()
+        self._drop(EXACT, {n: f"the same text as {self._key(stays[n])}" for n in copies})
 
     def drop_near(self) -> None:
-        near = NearDuplicates(self.band_hashes, self.keys, self.options.dedup_threshold)
-        wanted = {int(self.at[n]): int(n) for n in near.candidates}
-        held = {
-            wanted[at]: shingles(numbered(words_of(draft.document)))
-            for at, draft in enumerate(self.drafts())
-            if at in wanted
-        }
+        near = NearDuplicates(self.bands, self.keys, self.options.dedup_threshold)
+        mine = dict(zip(self.at[near.candidates].tolist(), near.candidates.tolist()))
+        drafts = (draft for at, draft in enumerate(self.drafts("comparing documents")) if at in mine)
+        sets = [one for part in in_order(shingle_sets, chunks(drafts), None) for one in part]
+        held = dict(zip((mine[at] for at in sorted(mine)), sets, strict=True))
         pairs = near.find(held.__getitem__)
-        self._drop(
-            NEAR,
-            [(pair.removed, f"{pair.jaccard:.3f} of {_key(self.keys[pair.stays])}") for pair in pairs],
-        )
+        self._drop(NEAR, {pair.removed: f"{pair.jaccard:.3f} in common with {self._key(pair.stays)}" for pair in pairs})
 
-    def _drop(self, name: str, removed: list[tuple[int, str]]) -> None:
+    def drop_low(self, scorer: Scorer) -> None:
+        """By marks. What got none goes too: it is not known to be good."""
+        at = set(self.at.tolist())
+
+        def questions() -> Iterator[Question]:
+            made = enumerate(self.drafts("asking for marks"))
+            return (score_question(draft.document) for number, draft in made if number in at)
+
+        # the question's own key, for any generation: answers come in any order
+        marks = {answer.question.key(""): mark(answer.text) for answer in scorer(questions)}
+        low = {}
+        for n, question in enumerate(questions()):
+            given = marks.get(question.key(""))
+            if given is None or given < self.options.min_score:
+                low[n] = "no mark" if given is None else f"mark {given:g}"
+        self._drop(SCORE, low)
+
+    def _drop(self, name: str, removed: dict[int, str]) -> None:
         step = self.steps[name] = _Step()
+        for n, why in removed.items():
+            step.add(self._key(n), int(self.at[n]), why)
         stays = np.ones(len(self.at), bool)
-        for n, why in removed:
-            step.add(_key(self.keys[n]), int(self.at[n]), why)
-            stays[n] = False
+        stays[list(removed)] = False
         self.at, self.keys, self.groups = self.at[stays], self.keys[stays], self.groups[stays]
-        self.exact, self.band_hashes = self.exact[stays], self.band_hashes[stays]
+        self.exact, self.bands = self.exact[stays], self.bands[stays]
+
+    def _key(self, n: int) -> str:
+        return self.keys[n].decode()
 
     def check_left(self) -> None:
         if len(self.at) >= 2:
             return
-        left = "no document is" if not len(self.at) else "one document is"
-        if not self.total:
-            raise UserError("There is no answer to make documents of: see why the prompts were parked.")
         name, step = max(self.steps.items(), key=lambda item: item[1].removed)
-        why = f" ({step.samples[0][2]})" if step.samples else ""
+        why = f", such as: {step.samples[0][2]}" if step.samples else ""
         raise UserError(
-            f"Of {self.total:,} answers {left} left, and train/ and val/ need one each: {step.removed:,} went with the "
-            f"step {name}{why}; ask more prompts, or set {_SETTING.get(name, 'generate.filters')} otherwise."
+            f"Of {self.total:,} answers {'one' if len(self.at) else 'no'} document is left, and train/ and val/ need "
+            f"one each: the step {name} removed most ({step.removed:,}{why}); set "
+            f"{_SETTINGS.get(name, 'generate.filters')} otherwise, or ask more prompts."
         )
 
+    def kept_sha256(self) -> str:
+        return hashlib.sha256(self.at.tobytes()).hexdigest()
+
     def validation(self) -> np.ndarray:
-        """(left,) bool. By prompt, so that no side knows another answer to a prompt of the other; at least one each."""
-        val = self.groups < np.uint64(min(self.options.val_fraction * 2**64, 2**64 - 1))
+        """(left,) bool. By prompt, so that neither side holds another answer to a prompt of the other; one at least."""
+        val = self.groups < np.uint64(int(self.options.val_fraction * 2**64))
         if val.any() and not val.all():
             return val
         by = self.groups if len(np.unique(self.groups)) > 1 else np.argsort(np.argsort(self.keys))
         return by != by.max() if val.all() else by == by.min()
 
-    def write(self, output: Location, tokenizer: Tokenizer) -> dict[str, Manifest]:
+    def write(self, output: Location, teacher: str) -> dict[str, Manifest]:
         """Shards of both sides; fills in the samples' texts."""
         side = dict(zip(self.at.tolist(), self.validation().tolist()))
         wanted = {at for step in self.steps.values() for _, at, _ in step.samples}
         self.texts: dict[int, str] = {}
-        written = {name: _Side(output / name, tokenizer, self.options.shard_tokens) for name in (TRAIN, VAL)}
-        batch: list[tuple[str, str]] = []
-        for at, draft in enumerate(self.drafts()):
-            if at in wanted:
-                self.texts[at] = draft.document or draft.text
-            if at in side:
-                batch.append((VAL if side[at] else TRAIN, draft.document))
-            if len(batch) == BATCH:
-                _append(batch, written, tokenizer)
-                batch = []
-        _append(batch, written, tokenizer)
-        for one in written.values():
-            one.writer.close()
-        return {name: one.finish() for name, one in written.items()}
 
-    def quality(self, request: str, sides: dict[str, Manifest], facts: card.Facts) -> dict[str, Any]:
+        def documents() -> Iterator[tuple[bool, str]]:
+            for at, draft in enumerate(self.drafts("writing")):
+                if at in wanted:
+                    self.texts[at] = draft.document or draft.text
+                if at in side:
+                    yield side[at], draft.document
+
+        source = f"raygpt generate, {teacher}"
+        return write_sides(documents(), output, self.tokenizer, self.options.shard_tokens, source)
+
+    def quality(self, manifests: dict[str, Manifest], facts: card.Facts) -> dict[str, Any]:
+        """What quality.json holds."""
         left = self.total
         steps = []
         for name, step in self.steps.items():
             left -= step.removed
-            samples = [{"key": key, "why": why, "text": self._sample(at)} for key, at, why in step.samples]
+            samples = [{"key": key, "why": why, "text": _shown(self.texts[at])} for key, at, why in step.samples]
             steps.append({"step": name, "removed": step.removed, "kept": left, "samples": samples})
-        manifests = list(sides.values())
+        both = list(manifests.values())
         return {
             "version": VERSION,
-            "request": request,
+            "request": self.request,
+            "kept": self.kept_sha256(),
             "answers": self.total,
-            "documents": sum(manifest.documents for manifest in manifests),
-            "tokens": sum(manifest.tokens for manifest in manifests),
-            "bytes": sum(manifest.bytes for manifest in manifests),
-            "tokenizer": manifests[0].tokenizer.name,
+            "documents": sum(manifest.documents for manifest in both),
+            "tokens": sum(manifest.tokens for manifest in both),
+            "bytes": sum(manifest.bytes for manifest in both),
+            "tokenizer": both[0].tokenizer.name,
             **{
                 side: {"documents": manifest.documents, "tokens": manifest.tokens, "fingerprint": manifest.fingerprint}
-                for side, manifest in sides.items()
+                for side, manifest in manifests.items()
             },
             "steps": steps,
             "options": asdict(self.options),
+            "near_duplicates": {**asdict(self.banding), "missed": self.banding.missed} if self.banding else None,
+            "decontaminated": [
+                {"source": source.uri, "texts": source.texts, "too_short": source.short, **found}
+                for source, found in zip(self.forbidden.sources, self.found, strict=True)
+            ]
+            if self.forbidden
+            else [],
             "generation": facts.figures(),
         }
 
-    def _sample(self, at: int) -> str:
-        text = self.texts.get(at, "")
-        return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + "…"
 
-
-_SETTING = {EXACT: "generate.dedup", NEAR: "generate.dedup_threshold"}
-
-
-def _key(key: Any) -> str:
-    return key.decode() if isinstance(key, bytes) else str(key)
-
-
-class _Side:
-    """One side's shards, beside those that a manifest there lists already."""
-
-    def __init__(self, folder: Location, tokenizer: Tokenizer, shard_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        before = _manifest(folder)
-        numbers = (
-            [int(match[1]) for shard in before.shards if (match := _SHARD.fullmatch(shard.name))] if before else []
-        )
-        self.writer = ShardWriter(folder, tokenizer.dtype, shard_tokens, max(numbers, default=-1) + 1)
-        self.documents = self.bytes = 0
-
-    def finish(self) -> Manifest:
-        info = self.tokenizer.info
-        return self.writer.finish(info, self.tokenizer.to_json(), self.documents, self.bytes, ("raygpt generate",))
-
-
-def _append(batch: list[tuple[str, str]], written: dict[str, _Side], tokenizer: Tokenizer) -> None:
-    for name, side in written.items():
-        texts = [text for where, text in batch if where == name]
-        if not texts:
-            continue
-        flat, lengths = tokenizer.encode_flat(texts)
-        side.writer.append(np.insert(flat, np.cumsum(lengths), tokenizer.eot_id))
-        side.documents += len(texts)
-        side.bytes += sum(len(text.encode("utf-8")) for text in texts)
-
-
-def _request(answers: Answers, tokenizer: Tokenizer, options: QualityOptions, text_of: Callable[[Answer], str]) -> str:
-    """sha256 (hex) of all that decides the result."""
-    digest = hashlib.sha256(json.dumps([VERSION, tokenizer.sha256, asdict(options)]).encode())
-    for draft in drafts(answers(), options.rules, text_of):
-        digest.update(json.dumps([draft.key, draft.text, draft.document]).encode())
-    return digest.hexdigest()
+def _shown(text: str) -> str:
+    return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS] + "…"
 
 
 def _written(output: Location) -> dict[str, Any] | None:
-    """What quality.json says, where it and both sides are whole."""
+    """What quality.json says, where it is of this version and both sides are as it says."""
     try:
         quality = json.loads(storage.read_text(output / QUALITY))
-        for side in (TRAIN, VAL):
-            if load_manifest(output / side).fingerprint != quality[side]["fingerprint"]:
-                return None
-        return quality if quality["version"] == VERSION else None
+        whole = all(load_manifest(output / side).fingerprint == quality[side]["fingerprint"] for side in SIDES)
+        return quality if whole and quality["version"] == VERSION else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, UserError):
         return None
-
-
-def _manifest(folder: Location) -> Manifest | None:
-    try:
-        return shards.read_manifest(folder)
-    except UserError:
-        return None
-
-
-def _delete_unlisted(folder: Location, manifest: Manifest) -> None:
-    """Shards of what was there before, and of a making that was killed."""
-    listed = {shard.name for shard in manifest.shards}
-    for entry in storage.list_folder(folder):
-        if _SHARD.fullmatch(entry.base_name) and entry.base_name not in listed:
-            storage.delete(folder / entry.base_name)
-
-
-def counts(quality: dict[str, Any]) -> Counter[str]:
-    """Removed documents by step."""
-    return Counter({step["step"]: step["removed"] for step in quality["steps"]})

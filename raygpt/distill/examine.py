@@ -12,18 +12,21 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from raygpt.distill.answers import Answer, Question
+from raygpt.distill.decontaminate import Forbidden, Match
 from raygpt.distill.dedup import Banding, band_hashes, exact_hash
 from raygpt.distill.filters import LENGTH, Objection, Rules, objection, whole_sentences
-from raygpt.distill.words import numbered, shingles, words_of
+from raygpt.distill.words import shingles, worded
 
+CONTAMINATION = "contamination"
 # Text of one task: about a second of a core. Ray's own cost is a millisecond.
-CHUNK_CHARACTERS = 2**20
-CHUNK_ANSWERS = 2_000
+CHUNK_CHARACTERS = 2 * 2**20
+CHUNK_ANSWERS = 5_000
 
 
 @dataclass(frozen=True)
@@ -38,21 +41,28 @@ class Draft:
 
 @dataclass(frozen=True)
 class Examination:
-    """What is looked at: filters, whether exact hashes are wanted, the bands of near duplicates."""
+    """What is looked at: filters, texts not to be learned from, exact hashes, the bands of near duplicates."""
 
     rules: Rules
-    exact: bool
-    bands: Banding | None
+    forbidden: Forbidden | None = None
+    exact: bool = True
+    bands: Banding | None = None
 
 
 @dataclass(frozen=True)
 class Examined:
-    """A chunk's `drafts` (without text) and what was found: `objections` by position in the chunk; of the others, in
-    order, `exact` (kept, 2) and `bands` (kept, bands) uint64."""
+    """What was found in a chunk of `answers`: `objections` by position in it, with `matches` of the contaminated.
 
-    keys: list[str]
-    groups: list[int]
-    objections: dict[int, Objection]
+    Of the others, in order: `at` (kept,) positions, `keys` (kept,) bytes, `groups` (kept,) uint64, `exact` (kept, 2)
+    uint64 and `bands` (kept, bands) uint64.
+    """
+
+    answers: int
+    objections: dict[int, tuple[str, Objection]]  # position -> key, objection
+    matches: dict[int, Match]
+    at: np.ndarray
+    keys: np.ndarray
+    groups: np.ndarray
     exact: np.ndarray
     bands: np.ndarray
 
@@ -72,33 +82,48 @@ def prompt_group(question: Question) -> int:
 
 
 def examine(chunk: list[Draft], examination: Examination) -> Examined:
-    found: dict[int, Objection] = {}
-    exact, bands = [], []
+    """Judge a chunk, and hash what stays."""
+    found: dict[int, tuple[str, Objection]] = {}
+    staying = []
     for position, draft in enumerate(chunk):
-        said = objection(draft.text, examination.rules)
+        of_document = lru_cache(1)(lambda text=draft.document: worded(text))
+        of_text = of_document if draft.text == draft.document else lambda text=draft.text: worded(text)
+        said = objection(draft.text, of_text, examination.rules)
         if said is not None:
-            found[position] = said
-            continue
-        if examination.exact:
-            exact.append(exact_hash(draft.document))
-        if examination.bands is not None:
-            bands.append(band_hashes(shingles(numbered(words_of(draft.document))), examination.bands))
-    width = examination.bands.bands if examination.bands is not None else 0
+            found[position] = draft.key, said
+        else:
+            staying.append((position, of_document))
+    matches = {}
+    if examination.forbidden is not None:
+        looked = examination.forbidden.matches([counted() for _, counted in staying])
+        matches = {position: match for (position, _), match in zip(staying, looked, strict=True) if match is not None}
+        for position, match in matches.items():
+            uri = examination.forbidden.sources[match.source].uri
+            why = f"{match.words} words in a row of {uri}: {match.shown!r}"
+            found[position] = chunk[position].key, Objection(CONTAMINATION, why)
+        staying = [(position, counted) for position, counted in staying if position not in matches]
+    kept = [chunk[position] for position, _ in staying]
+    exact = [exact_hash(draft.document) for draft in kept] if examination.exact else []
+    plan = examination.bands
+    bands = [band_hashes(shingles(counted().numbers), plan) for _, counted in staying] if plan is not None else []
     return Examined(
-        [draft.key for draft in chunk],
-        [draft.group for draft in chunk],
+        len(chunk),
         found,
-        np.array(exact, np.uint64).reshape(len(exact), 2),
-        np.array(bands, np.uint64).reshape(len(bands), width),
+        matches,
+        np.array([position for position, _ in staying], np.int64),
+        np.array([draft.key.encode() for draft in kept], "S"),
+        np.array([draft.group for draft in kept], np.uint64),
+        np.array(exact, np.uint64).reshape(len(kept), 2 if examination.exact else 0),
+        np.array(bands, np.uint64).reshape(len(kept), plan.bands if plan is not None else 0),
     )
 
 
-def examine_all(made: Iterable[Draft], examination: Examination) -> Iterator[Examined]:
-    """Chunk after chunk in order; by tasks where Ray runs and has a core to give, else right here."""
-    return in_order(examine, _chunks(made), examination)
+def shingle_sets(chunk: list[Draft], shared: None) -> list[np.ndarray]:
+    return [shingles(worded(draft.document).numbers) for draft in chunk]
 
 
-def _chunks(made: Iterable[Draft]) -> Iterator[list[Draft]]:
+def chunks(made: Iterable[Draft]) -> Iterator[list[Draft]]:
+    """Drafts by CHUNK_CHARACTERS."""
     chunk: list[Draft] = []
     held = 0
     for draft in made:
@@ -111,21 +136,24 @@ def _chunks(made: Iterable[Draft]) -> Iterator[list[Draft]]:
         yield chunk
 
 
-def in_order(work: Callable[[Any, Any], Any], chunks: Iterable[Any], shared: Any) -> Iterator[Any]:
-    """work(chunk, shared) of chunk after chunk. `shared` travels once to every node."""
+def in_order(work: Callable[[Any, Any], Any], parts: Iterable[Any], shared: Any) -> Iterator[Any]:
+    """work(part, shared) of part after part: by tasks where Ray runs and has a core to give, else right here.
+
+    `shared` travels once to every node.
+    """
     import ray
 
+    # a teacher that is still up keeps its cores: only what is free is asked for
     cores = int(ray.available_resources().get("CPU", 0)) if ray.is_initialized() else 0
     if cores < 1:
-        for chunk in chunks:
-            yield work(chunk, shared)
+        for part in parts:
+            yield work(part, shared)
         return
-    # a teacher that is still up keeps its cores: only what is free is asked for
     task = ray.remote(num_cpus=1)(work)
     at_hand = ray.put(shared)
     running: deque[Any] = deque()
-    for chunk in chunks:
-        running.append(task.remote(chunk, at_hand))
+    for part in parts:
+        running.append(task.remote(part, at_hand))
         if len(running) >= 2 * cores:
             yield ray.get(running.popleft())
     while running:

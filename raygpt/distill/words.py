@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +21,14 @@ _SINGLE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[^\W_{_SINGLE}]+|[{_SINGLE}]")
 # Numbers of words are remembered: about 150 MB when they are all forgotten.
 MAX_WORDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Worded:
+    """A text's `words` and their `numbers` (n,) int64: 64 bits of a word's BLAKE2b, so that different words differ."""
+
+    words: list[str]
+    numbers: np.ndarray
 
 
 def folded(text: str) -> str:
@@ -33,11 +42,11 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text) or [text]
 
 
-def numbered(words: list[str]) -> np.ndarray:
-    """(n,) int64, one number per word: 64 bits of its BLAKE2b, so that different words differ."""
+def worded(text: str) -> Worded:
+    words = words_of(text)
     if len(_numbers) > MAX_WORDS:
         _numbers.clear()
-    return np.fromiter(map(_numbers.__getitem__, words), np.int64, len(words))
+    return Worded(words, np.fromiter(map(_numbers.__getitem__, words), np.int64, len(words)))
 
 
 def shingles(numbers: np.ndarray) -> np.ndarray:
