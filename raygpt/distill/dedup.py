@@ -131,7 +131,9 @@ class NearDuplicates:
         order = np.argsort(self._rank[self._documents], kind="stable")
         documents, buckets = self._documents[order], self._buckets[order]
         staying: defaultdict[int, list[int]] = defaultdict(list)
-        removed = []
+        removed: list[Pair] = []
+        if not len(documents):
+            return removed
         edges = np.flatnonzero(np.diff(documents)) + 1
         for mine, document in zip(np.split(buckets, edges), documents[np.concatenate([[0], edges])]):
             near = {other for bucket in mine.tolist() for other in staying.get(bucket, ())}

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from raygpt.data.documents import Unit
 from raygpt.distill import prompts as prompts_of
 from raygpt.distill.answers import Answer, Parked, Question
 from raygpt.distill.asking import Asker, AskingLoop, Tally
-from raygpt.distill.ledger import ANSWERED, PARKED, REPEATED, TO_ASK, Ledger
+from raygpt.distill.ledger import ANSWERED, BLOCK, PARKED, REPEATED, TO_ASK, Ledger
 from raygpt.distill.limits import Spend, TokenPrice
 from raygpt.distill.parts import as_row
 from raygpt.distill.prompts import Prompts, Scan
@@ -36,6 +37,7 @@ from raygpt.run.stop import StopToken
 from raygpt.storage import Location
 
 ANSWERS, PARKED_FILE = "answers", "parked.jsonl"
+ROW_BITS = 40  # of a row's number beside its unit's
 
 Kept = TypeVar("Kept", Answer, Parked)
 ScanUnits = Callable[[Prompts], Iterator[tuple[Unit, Scan]]]
@@ -70,45 +72,37 @@ class Usage:
 
 
 class Generation:
-    """One generation of answers to `prompts`, below `output`. `work` is a local folder for what is sorted on disk.
+    """Answers of one name to `questions`, below `output`. `work` is a local folder for what is sorted on disk.
 
-    `settle` first, then `ask` as long as `counts.to_ask`, then `finish`; `answers` and `parked` are of these prompts
-    alone, in the order of their keys.
+    `add` all keys and `settle`, then `ask` as long as `counts.to_ask`, then `finish`; `answers` and `parked` are of
+    these questions alone, in the order of their keys. `questions()` gives the same in the same order every time.
     """
 
-    def __init__(self, prompts: Prompts, output: Location, about: Mapping[str, Any], work: Path) -> None:
-        self.prompts, self.output, self.about = prompts, output, dict(about)
-        self.store = AnswerStore(output / ANSWERS / prompts.generation)
+    def __init__(
+        self,
+        name: str,
+        questions: Callable[[], Iterator[Question]],
+        output: Location,
+        about: Mapping[str, Any],
+        work: Path,
+        max_new_tokens: int,
+    ) -> None:
+        self.name, self.questions, self.about, self.max_new_tokens = name, questions, dict(about), max_new_tokens
+        self.store = AnswerStore(output / ANSWERS / name)
         self.counts = Counts()
         self.usage = Usage()
-        self._ledger = Ledger(work / "questions")
-        self._ids = Ledger(work / "ids")
+        self._ledger = Ledger(work)
         self._states: np.ndarray = np.empty(0, np.uint8)
 
-    def scan(self, scans: ScanUnits | None = None) -> Counts:
-        """Read all prompts. Raises UserError with file and line for what cannot be asked."""
-        bad: list[tuple[Unit, int, str]] = []
-        units = list(self.prompts.units)
-        number_of = {unit: number for number, unit in enumerate(units)}
-        for unit, found in (scans or scan_here)(self.prompts):
-            self._ledger.add(found.keys)
-            packed = number_of[unit] << 40
-            self._ids.add(found.ids, [packed | number for number in found.id_rows])
-            self.counts.rows += found.rows
-            self.counts.bad_rows += len(found.bad)
-            bad += [(unit, *each) for each in found.bad[: prompts_of.SHOWN_PROBLEMS - len(bad)]]
-        if bad and not self.prompts.skip_bad_rows:
-            raise prompts_of.bad_rows(bad, self.counts.bad_rows)
-        self._check_ids(units)
-        return self.counts
+    def add(self, keys: Sequence[str]) -> None:
+        """The next keys of `questions`."""
+        self._ledger.add(keys)
 
-    def _check_ids(self, units: list[Unit]) -> None:
-        repeats = self._ids.repeats()
-        if (first := next(repeats, None)) is None:
-            return
-        low = (1 << 40) - 1
-        places = [(units[packed >> 40], packed & low) for packed in first]
-        raise prompts_of.same_id(self.prompts, places[0], places[1], 1 + sum(1 for _ in repeats))
+    def add_all(self) -> None:
+        """The keys of all questions."""
+        keys = (question.key(self.name) for question in self.questions())
+        while block := list(itertools.islice(keys, BLOCK)):
+            self.add(block)
 
     def settle(self, write: bool = True) -> Counts:
         """Set what is stored against the prompts. Without `write` nothing is touched, and what a killed run left in
@@ -129,9 +123,9 @@ class Generation:
     def to_ask(self, retry_parked: bool) -> Iterator[tuple[str, Question]]:
         """(key, question) of what is not stored; with `retry_parked` of what was parked, and nothing else."""
         wanted = PARKED if retry_parked else TO_ASK
-        for state, question in zip(self._states, prompts_of.questions(self.prompts)):
+        for state, question in zip(self._states, self.questions()):
             if state == wanted:
-                yield question.key(self.prompts.generation), question
+                yield question.key(self.name), question
 
     def spent(self, price: TokenPrice) -> float:
         """USD for tokens up to now, all calls together."""
@@ -163,7 +157,7 @@ class Generation:
                     spend,
                     tally,
                     concurrency=max(1, min(concurrency, tally.to_ask)),
-                    max_new_tokens=self.prompts.max_new_tokens,
+                    max_new_tokens=self.max_new_tokens,
                     stop=stop or StopToken(),
                     show=show,
                     save=self._save_usage,
@@ -189,8 +183,8 @@ class Generation:
         )
 
     def finish(self) -> dict[str, int]:
-        """Bring the answers into their last files and write parked.jsonl; answered, parked, prompt_tokens and
-        answer_tokens of these prompts, all calls together."""
+        """Bring the answers into their last files; answered, parked, prompt_tokens and answer_tokens of these
+        questions, all calls together."""
         self.usage = Usage(**self.store.read_usage())
         self.store.finish()
         found = dict.fromkeys(("answered", "parked", "prompt_tokens", "answer_tokens"), 0)
@@ -198,7 +192,7 @@ class Generation:
             found["answered"] += 1
             found["prompt_tokens"] += answer.prompt_tokens
             found["answer_tokens"] += answer.answer_tokens
-        found["parked"] = self._write_parked()
+        found["parked"] = sum(1 for _ in self.parked())
         return found
 
     def answers(self) -> Iterator[Answer]:
@@ -207,17 +201,35 @@ class Generation:
     def parked(self) -> Iterator[Parked]:
         return _common(self._ledger.keys(), self.store.parked())
 
-    def _write_parked(self) -> int:
-        lines = []
-        for parked in self.parked():
-            row = {name: value for name, value in as_row(parked).items() if value is not None}
-            lines.append(json.dumps({"reason": row.pop("reason"), **row}, ensure_ascii=False) + "\n")
-        where = self.output / PARKED_FILE
-        if lines:
-            storage.write_text(where, "".join(lines))
-        else:
-            storage.delete(where)
-        return len(lines)
+
+def write_parked(parked: Iterable[Parked], where: Location) -> None:
+    """parked.jsonl: a line with the reason and what was asked; no file where nothing was parked."""
+    lines = []
+    for each in parked:
+        row = {name: value for name, value in as_row(each).items() if value is not None}
+        lines.append(json.dumps({"reason": row.pop("reason"), **row}, ensure_ascii=False) + "\n")
+    if lines:
+        storage.write_text(where, "".join(lines))
+    else:
+        storage.delete(where)
+
+
+def scan_prompts(prompts: Prompts, generation: Generation, work: Path, scans: ScanUnits | None = None) -> None:
+    """Read all prompts into the generation. Raises UserError with file and line for what cannot be asked."""
+    ids, bad, counts = Ledger(work), [], generation.counts
+    number_of = {unit: number for number, unit in enumerate(prompts.units)}
+    for unit, found in (scans or scan_here)(prompts):
+        generation.add(found.keys)
+        ids.add(found.ids, [number_of[unit] << ROW_BITS | row for row in found.id_rows])
+        counts.rows += found.rows
+        counts.bad_rows += len(found.bad)
+        bad += [(unit, *each) for each in found.bad[: max(0, prompts_of.SHOWN_PROBLEMS - len(bad))]]
+    if bad and not prompts.skip_bad_rows:
+        raise prompts_of.bad_rows(bad, counts.bad_rows)
+    repeats = ids.repeats()
+    if (packed := next(repeats, None)) is not None:
+        first, second = ((prompts.units[each >> ROW_BITS], each & (2**ROW_BITS - 1)) for each in packed)
+        raise prompts_of.same_id(prompts, first, second, 1 + sum(1 for _ in repeats))
 
 
 def scan_here(prompts: Prompts) -> Iterator[tuple[Unit, Scan]]:

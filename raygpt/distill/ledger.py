@@ -1,7 +1,7 @@
 """Which of many questions are to be asked: those whose key is neither stored nor asked further up already.
 
-Keys are sorted out by their first byte into 256 files of a local folder, and settled file by file: memory holds one of
-them (24 bytes for each of N / 256 questions) however many there are. What comes out is a byte per question in a
+Keys are sorted out by their first digits into 64 files of a local folder, and settled file by file: memory holds one of
+them (24 bytes for each of N / 64 questions) however many there are. What comes out is a byte per question in a
 memory-mapped file.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 TO_ASK, ANSWERED, PARKED, REPEATED = range(4)
-PARTITIONS = 256
+PARTITIONS = 64
 BLOCK = 16_384  # keys sorted out at a time
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("value", "<i8")])
 
@@ -97,7 +97,7 @@ class Ledger:
             if not blocks:
                 continue
             records = np.concatenate(blocks)
-            partitions = (records["high"] >> np.uint64(56)).astype(np.int64)
+            partitions = (records["high"] >> np.uint64(58)).astype(np.int64)
             order = np.argsort(partitions, kind="stable")
             records, partitions = records[order], partitions[order]
             bounds = np.searchsorted(partitions, np.arange(PARTITIONS + 1))

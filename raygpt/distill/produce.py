@@ -13,15 +13,15 @@ from typing import Any
 
 from raygpt import storage
 from raygpt.data.tokenizer import Tokenizer
-from raygpt.distill.answers import Answer, generation_name
+from raygpt.distill.answers import Answer, Question, generation_name
 from raygpt.distill.asking import Tally
 from raygpt.distill.card import Facts, table
-from raygpt.distill.client import Asking, Client
+from raygpt.distill.client import Asking, Client, Stopped
 from raygpt.distill.documents import QualityOptions, make_documents
 from raygpt.distill.endpoints import choose_model, look
-from raygpt.distill.generation import ANSWERS, Counts, Generation
+from raygpt.distill.generation import ANSWERS, PARKED_FILE, Counts, Generation, scan_prompts, write_parked
 from raygpt.distill.limits import Spend, TokenPrice
-from raygpt.distill.prompts import Prompts, open_prompts
+from raygpt.distill.prompts import Prompts, open_prompts, questions
 from raygpt.distill.templates import Template
 from raygpt.errors import UserError
 from raygpt.run.frame import COMPLETE, FAILED, FINISHED, SPENT, STOPPED, Outcome, Run, run_location
@@ -29,6 +29,9 @@ from raygpt.run.lock import RunLock
 from raygpt.storage import Location
 from raygpt.track.meter import Meter
 from raygpt.track.progress import human_count, human_duration
+
+# A mark is a digit or two; its question's version stands for the wording.
+MARKS, MARK_TOKENS = "marks-1", 8
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ def find_teacher(production: Production) -> Teacher:
 
 
 def open_generation(production: Production, teacher: Teacher, work: Path) -> Generation:
-    """The generation that these settings ask for. Raises UserError for prompts that are not there."""
+    """The generation that these settings ask for, with all its prompts read. Raises UserError for what cannot be asked,
+    with file and line."""
     asking, template = production.asking, production.template
     sampling = {**asking.sampling, "seed": production.seed}
     name = generation_name(teacher.model, sampling, template.version)
@@ -106,7 +110,10 @@ def open_generation(production: Production, teacher: Teacher, work: Path) -> Gen
         ),
     )
     about = {"generation": name, "model": teacher.model, "sampling": sampling, "template": template.version}
-    return Generation(prompts, production.output, about, work)
+    asked = partial(questions, prompts)
+    generation = Generation(name, asked, production.output, about, work / "questions", asking.max_new_tokens)
+    scan_prompts(prompts, generation, work / "ids")
+    return generation
 
 
 def check_only(production: Production) -> str:
@@ -114,9 +121,8 @@ def check_only(production: Production) -> str:
     with tempfile.TemporaryDirectory(prefix="raygpt-") as folder:
         teacher = find_teacher(production)
         generation = open_generation(production, teacher, Path(folder))
-        generation.scan()
         counts = generation.settle(write=False)
-        return f"{described(counts)}; generation {generation.prompts.generation} of {teacher.model}; nothing was asked."
+        return f"{described(counts)}; generation {generation.name} of {teacher.model}; nothing was asked."
 
 
 def described(counts: Counts) -> str:
@@ -132,78 +138,136 @@ def described(counts: Counts) -> str:
 def produce(production: Production, run: Run, printed: dict[str, Any]) -> Outcome:
     """The work of the run; `printed` gets the figures of the last line."""
     with tempfile.TemporaryDirectory(prefix="raygpt-") as folder, _held(production.output, run):
-        teacher = find_teacher(production)
-        generation = open_generation(production, teacher, Path(folder))
-        counts = generation.scan()
-        generation.settle()
+        return _Producing(production, run, Path(folder)).work(printed)
+
+
+class _Producing:
+    """One run: its teacher, its generation, what came of it."""
+
+    def __init__(self, production: Production, run: Run, work: Path) -> None:
+        self.production, self.run, self.folder = production, run, work
+        self.teacher = find_teacher(production)
+        self.generation = open_generation(production, self.teacher, work)
+        self.price = production.price or TokenPrice()
+        self.tally = Tally()
+        self.marks_usd = 0.0
+
+    def work(self, printed: dict[str, Any]) -> Outcome:
+        production, run, generation = self.production, self.run, self.generation
+        counts = generation.settle()
         run.say(f"{described(counts)}.")
         _say_which(generation, production.output, run.say)
-        wanted = counts.parked if production.retry_parked else counts.to_ask
-        if wanted and teacher.problem:
-            raise UserError(teacher.problem)
-        if production.retry_parked and not wanted:
+        if production.retry_parked and not counts.parked:
             run.say("Nothing is parked: nothing was asked.")
-        price = production.price or TokenPrice()
-        tally, out_of_money = Tally(), False
-        if wanted:
-            spend = Spend(price, production.max_cost_usd, generation.spent(price))
-            asking = replace(production.asking, model=teacher.model)
-            with _meter(run) as meter:
-                tally, out_of_money = generation.ask(
-                    lambda: Client(asking, production.api_key),
-                    spend,
-                    concurrency=asking.concurrency,
-                    retry_parked=production.retry_parked,
-                    stop=run.stop,
-                    show=partial(_show, meter, production, run),
-                )
+        out_of_money = False
+        if counts.parked if production.retry_parked else counts.to_ask:
+            self.tally, out_of_money = self.ask(generation, production.asking, production.retry_parked)
         run.check_held()
         totals = generation.finish()
-        figures = _figures(production, generation, run, tally, totals)
-        printed.update(figures)
+        write_parked(generation.parked(), production.output / PARKED_FILE)
+        printed.update(self.figures(totals))
         if run.stop.requested:
-            return Outcome(STOPPED, figures, closing=_closing(figures, "go on"))
+            return Outcome(STOPPED, dict(printed), closing=_closing(printed, "go on"))
         if not totals["answered"]:
-            reason = next((parked.reason for parked in generation.parked()), "nothing could be asked")
-            return Outcome(FAILED, figures, closing=f"No prompt was answered ({reason}): see parked.jsonl.")
-        figures |= _documents(production, generation, teacher, figures, totals, run.say)
-        printed.update(figures)
+            reason = next((parked.reason for parked in generation.parked()), "nothing was asked")
+            return Outcome(FAILED, dict(printed), closing=f"No prompt was answered ({reason}): see {PARKED_FILE}.")
+        try:
+            made = self.documents(totals)
+        except Stopped:
+            return Outcome(STOPPED, dict(printed), closing=_closing(printed, "go on"))
+        printed.update(self.figures(totals) | made)
         if out_of_money:
-            return Outcome(SPENT, figures, closing=_closing(figures, "limit"))
-        return Outcome(FINISHED if tally.done else COMPLETE, figures, closing=_closing(figures, "end"))
+            return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"))
+        return Outcome(FINISHED if self.tally.done else COMPLETE, dict(printed), closing=_closing(printed, "end"))
 
+    def ask(self, generation: Generation, asking: Asking, retry_parked: bool = False) -> tuple[Tally, bool]:
+        """Ask what a generation lacks, under the limits of the run; what came of it, and whether the money ended it."""
+        if self.teacher.problem:
+            raise UserError(self.teacher.problem)
+        production, run = self.production, self.run
+        spent = self.generation.spent(self.price) + self.marks_usd
+        asking = replace(asking, model=self.teacher.model)
+        with _meter(run) as meter:
+            return generation.ask(
+                lambda: Client(asking, production.api_key),
+                Spend(self.price, production.max_cost_usd, spent),
+                concurrency=asking.concurrency,
+                retry_parked=retry_parked,
+                stop=run.stop,
+                show=partial(_show, meter, production, run),
+            )
 
-def _documents(
-    production: Production,
-    generation: Generation,
-    teacher: Teacher,
-    figures: dict[str, Any],
-    totals: dict[str, int],
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    facts = Facts(
-        teacher=teacher.model,
-        template=production.template.version,
-        sampling=generation.about["sampling"],
-        generation=generation.prompts.generation,
-        prompts=figures["prompts"],
-        parked=totals["parked"],
-        prompt_tokens=totals["prompt_tokens"],
-        answer_tokens=totals["answer_tokens"],
-        seconds=generation.usage.seconds,
-        cost_usd=figures["total_cost_usd"],
-        command=production.command,
-    )
-    made = make_documents(
-        generation.answers,
-        production.output,
-        tokenizer=production.tokenizer,
-        options=production.quality,
-        facts=facts,
-        text_of=prompt_and_answer if production.with_prompt else answer_alone,
-    )
-    say(table(made))
-    return {"documents": made["documents"], "document_tokens": made["tokens"]}
+    def documents(self, totals: dict[str, int]) -> dict[str, Any]:
+        production, generation = self.production, self.generation
+        figures = self.figures(totals)
+        facts = Facts(
+            teacher=self.teacher.model,
+            template=production.template.version,
+            sampling=generation.about["sampling"],
+            generation=generation.name,
+            prompts=figures["prompts"],
+            parked=totals["parked"],
+            prompt_tokens=totals["prompt_tokens"],
+            answer_tokens=totals["answer_tokens"],
+            seconds=generation.usage.seconds,
+            cost_usd=figures["total_cost_usd"],
+            command=production.command,
+        )
+        made = make_documents(
+            generation.answers,
+            production.output,
+            tokenizer=production.tokenizer,
+            options=production.quality,
+            facts=facts,
+            text_of=prompt_and_answer if production.with_prompt else answer_alone,
+            scorer=self.marks if "score" in production.quality.filters else None,
+        )
+        self.run.say(table(made))
+        return {"documents": made["documents"], "document_tokens": made["tokens"]}
+
+    def marks(self, questions: Callable[[], Iterator[Question]]) -> Iterator[Answer]:
+        """The teacher's marks of texts: a generation of its own, as little paid for twice as the answers."""
+        asking = replace(self.production.asking, temperature=0.0, max_new_tokens=MARK_TOKENS, stop=())
+        name = generation_name(self.teacher.model, asking.sampling, MARKS)
+        about = {"generation": name, "model": self.teacher.model, "sampling": asking.sampling, "template": MARKS}
+        work = self.folder / "marks"
+        marks = Generation(name, questions, self.production.output, about, work, MARK_TOKENS)
+        marks.add_all()
+        if marks.settle().to_ask:
+            self.run.say(f"{marks.counts.to_ask:,} texts to mark.")
+            tally, _ = self.ask(marks, asking)
+            self.marks_usd = tally.usd
+            if self.run.stop.requested:
+                raise Stopped
+        marks.finish()
+        return marks.answers()
+
+    def figures(self, totals: dict[str, int]) -> dict[str, Any]:
+        """What the last line and summary.json say. Tokens, requests and cost_usd are of this call, total_cost_usd of
+        all; teacher_tokens are what the teacher wrote."""
+        run, price, counts, tally = self.run, self.production.price, self.generation.counts, self.tally
+        by_time, total_by_time = 0.0, run.cost_usd()
+        if total_by_time:
+            by_time = total_by_time * (1 - run.lock.earlier_seconds / run.lock.wall_seconds)
+        known = price is not None or total_by_time is not None
+        total = (self.generation.spent(price) + self.marks_usd if price else 0.0) + (total_by_time or 0.0)
+        return {
+            "prompts": counts.total,
+            "answered": totals["answered"],
+            "parked": totals["parked"],
+            "documents": 0,
+            "teacher_tokens": tally.answer_tokens + tally.wasted_answer_tokens,
+            "prompt_tokens": tally.prompt_tokens + tally.wasted_prompt_tokens,
+            "reused_answers": counts.answered,
+            "cost_usd": round(tally.usd + self.marks_usd + by_time, 6) if known else None,
+            "total_cost_usd": round(total, 6) if known else None,
+            "requests": tally.requests,
+            "rows": counts.rows,
+            "rows_left_out": counts.bad_rows,
+            "repeated_prompts": counts.repeated,
+            "generation": self.generation.name,
+            "answers": self.generation.store.folder.uri,
+        }
 
 
 def answer_alone(answer: Answer) -> str:
@@ -216,37 +280,6 @@ def prompt_and_answer(answer: Answer) -> str:
         return answer.question.prompt + answer.text
     asked = "\n\n".join(content for role, content in answer.question.messages if role != "system")
     return f"{asked}\n\n{answer.text}"
-
-
-def _figures(
-    production: Production, generation: Generation, run: Run, tally: Tally, totals: dict[str, int]
-) -> dict[str, Any]:
-    """What the last line and summary.json say. Tokens, requests and cost_usd are of this call, total_cost_usd of all;
-    teacher_tokens are what the teacher wrote."""
-    price, counts = production.price, generation.counts
-    hours = (
-        None if run.cost_usd() is None else (run.lock.wall_seconds - run.lock.earlier_seconds) / run.lock.wall_seconds
-    )
-    by_time = 0.0 if hours is None else (run.cost_usd() or 0.0) * hours
-    known = price is not None or hours is not None
-    total = generation.spent(price) if price is not None else 0.0
-    return {
-        "prompts": counts.total,
-        "answered": totals["answered"],
-        "parked": totals["parked"],
-        "documents": 0,
-        "teacher_tokens": tally.answer_tokens + tally.wasted_answer_tokens,
-        "prompt_tokens": tally.prompt_tokens + tally.wasted_prompt_tokens,
-        "reused_answers": counts.answered,
-        "cost_usd": round(tally.usd + by_time, 6) if known else None,
-        "total_cost_usd": round(total + (run.cost_usd() or 0.0), 6) if known else None,
-        "requests": tally.requests,
-        "rows": counts.rows,
-        "rows_left_out": counts.bad_rows,
-        "repeated_prompts": counts.repeated,
-        "generation": generation.prompts.generation,
-        "answers": generation.store.folder.uri,
-    }
 
 
 def _closing(figures: dict[str, Any], how: str) -> str:
@@ -287,7 +320,7 @@ def _show(meter: Meter, production: Production, run: Run, tally: Tally) -> None:
 
 def _say_which(generation: Generation, output: Location, say: Callable[[str], None]) -> None:
     """Tell this generation apart from those that are kept beside it."""
-    name = generation.prompts.generation
+    name = generation.name
     others = [entry.base_name for entry in storage.list_folder(output / ANSWERS) if entry.base_name != name]
     others = [other for other in others if storage.exists(output / ANSWERS / other / "generation.json")]
     kept = f"; {len(others)} of other settings ({', '.join(others[:3])}) kept beside it" if others else ""
