@@ -45,16 +45,26 @@ def summary(report: Forecast) -> str:
 
 
 def _cluster(config: Config, run: Location) -> tuple[Config, Hardware]:
-    """Hardware of the machines that workers run on, seen from one of them, and the config with workers per machine."""
-    use_gpu = wants_gpu(config.scale)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    ask = ray.remote(probe).options(num_cpus=0, num_gpus=1 if use_gpu else 0)
+    """Hardware of the machines that workers run on, seen from one of them, and the config with workers per machine.
+
+    Raises UserError where no node has what a worker asks for: it would be waited for.
+    """
+    use_gpu, cpus = wants_gpu(config.scale), config.scale.cpus_per_worker
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # a head node without CPUs runs no worker: it is neither asked nor counted
+    able = [node for node in nodes if node.get("CPU", 0) >= cpus and (not use_gpu or node.get("GPU", 0) >= 1)]
+    if not able:
+        raise UserError(
+            f"scale.cpus_per_worker={cpus:g} is more than any node of the cluster has"
+            f"{' beside a GPU' * use_gpu}: lower it or add a node."
+        )
+    ask = ray.remote(probe).options(num_cpus=cpus, num_gpus=1 if use_gpu else 0)
     hardware: Hardware = ray.get(ask.remote(None, use_gpu))  # type: ignore[call-arg]
     if run.is_local:
         hardware = replace(hardware, disk=free_disk(run))
     if config.plan.gpus_per_host is None:
-        share = math.ceil(config.scale.worker_range[0] / len(nodes))
+        share = math.ceil(config.scale.worker_range[0] / len(able))
         if use_gpu:
-            share = int(max(node["Resources"].get("GPU", 0) for node in nodes)) or 1
+            share = int(max(node.get("GPU", 0) for node in able)) or 1
         config = config.model_copy(update={"plan": config.plan.model_copy(update={"gpus_per_host": share})})
     return config, hardware
