@@ -1,4 +1,4 @@
-"""What the driver sees of a sweep while it runs: the live table, Weights & Biases, and the budget.
+"""What the driver sees of a sweep while it runs, and how it ends one: live table, Weights & Biases, the wish to stop.
 
 Tune pickles callbacks and stoppers with the experiment and unpickles them in the next driver. Those here hold terminals
 and connections, so what travels is a reference: the next driver's own instance takes their place.
@@ -7,7 +7,9 @@ and connections, so what travels is a reference: the next driver's own instance 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +20,11 @@ from ray import tune
 from ray.tune.stopper import Stopper
 
 from raygpt import storage
+from raygpt.run.stop import DISPLACED, StopToken
 from raygpt.storage import Location
 from raygpt.track.progress import human_duration
 from raygpt.track.trackers import WANDB_FINISH_SECONDS, WANDB_INIT_SECONDS, choose_wandb_mode, public_config
+from raygpt.tune.nested import Trainings
 from raygpt.tune.trial import FAILURES
 
 ROWS = 12
@@ -30,7 +34,10 @@ _TUNE_KEYS = ("pid", "timestamp", "iterations_since_restore", "time_since_restor
 
 
 class Watch(tune.Callback):
-    """Callback of one sweep: prints the table and hands records to W&B."""
+    """Callback of one sweep: prints the table, hands records to W&B, and ends Tune's loop when `stop` is requested.
+
+    `trainings` has trials that are training jobs.
+    """
 
     current: Watch | None = None
 
@@ -48,11 +55,15 @@ class Watch(tune.Callback):
         spent_seconds: float = 0.0,
         price_per_hour: float | None = None,
         runs: WandbRuns | None = None,
+        stop: StopToken | None = None,
+        trainings: Trainings | None = None,
     ) -> None:
         self.title, self.keys, self.metric, self.mode, self.stream = title, list(keys), metric, mode, stream
         self.total, self.show_every, self.price, self.runs = total, show_every, price_per_hour, runs
+        self.stop, self.trainings = stop or StopToken(), trainings
         self._clock, self._began = clock, clock() - spent_seconds
         self._shown_at, self._lines = -1e9, 0
+        self._saving: set[str] | None = None  # trials whose checkpoint was on its way when the stop was asked for
         self._live = bool(getattr(stream, "isatty", lambda: False)())
         Watch.current = self
 
@@ -63,6 +74,25 @@ class Watch(tune.Callback):
     def seconds(self) -> float:
         """Seconds of this sweep so far, earlier drivers' included."""
         return self._clock() - self._began
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if self.trainings is not None:
+            self.trainings.begin(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Called by Tune's loop several times a second."""
+        if self.trainings is not None:
+            self.trainings.wait_for_ended(trial.trial_id for trial in trials if trial.status == "RUNNING")
+        if not self.stop.requested:
+            return
+        # a result is known before its checkpoint is: Tune would train that epoch again
+        saving = {trial.trial_id for trial in trials if trial.is_saving}
+        self._saving = saving if self._saving is None else self._saving & saving
+        if self._saving:
+            return
+        if self.trainings is not None and self.stop.reason != DISPLACED:
+            self.trainings.stop()
+        _stop_tune()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -102,6 +132,15 @@ class Watch(tune.Callback):
 
     def _print(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
+
+
+def _stop_tune() -> None:
+    """Have Tune leave its loop with its trials as they are, to go on later. It would take Ctrl-C for that and not say
+    so afterwards; it listens to SIGUSR1 as well, in the main thread."""
+    if callable(signal.getsignal(signal.SIGUSR1)):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    else:
+        raise KeyboardInterrupt
 
 
 def _current_watch() -> tune.Callback:
@@ -173,12 +212,13 @@ def figure(value: Any) -> str:
 
 
 class SweepBudget(Stopper):
-    """Stops everything once `max_seconds` of the sweep are spent, earlier drivers' time included."""
+    """Ends the search once `max_seconds` of the sweep are spent, earlier drivers' time included."""
 
     current: SweepBudget | None = None
 
     def __init__(self, max_seconds: float | None, elapsed: Callable[[], float]) -> None:
         self.max_seconds, self.elapsed = max_seconds, elapsed
+        self.trainings: Trainings | None = None
         SweepBudget.current = self
 
     def __reduce__(self) -> tuple:
@@ -192,6 +232,8 @@ class SweepBudget(Stopper):
         return False
 
     def stop_all(self) -> bool:
+        if self.spent and self.trainings is not None:
+            self.trainings.stop()
         return self.spent
 
 
