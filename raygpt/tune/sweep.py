@@ -33,7 +33,8 @@ from raygpt.tune.schedulers import make_scheduler, parameter_space
 from raygpt.tune.search import ListSearch, make_search
 from raygpt.tune.snapshot import mend_snapshots
 from raygpt.tune.trial import classify_trainable
-from raygpt.tune.watch import SweepBudget, WandbRuns, Watch
+from raygpt.tune.wandb_runs import WandbRuns
+from raygpt.tune.watch import SweepBudget, Watch
 
 SEARCH, FINALS = "search", "finals"
 # Tune's snapshot of a sweep may lie a second or more behind, and after a kill a trial goes on from the checkpoint named
@@ -246,7 +247,7 @@ def run_phase(phase: Phase, plan: SweepPlan, run: Run, *, final: bool = False) -
             ),
         )
     grid = tuner.fit()
-    for note in runs.notes[1:]:
+    for note in runs.notes:
         print(note, file=stream, flush=True)
     return read_trials(grid, folder, plan.metric, plan.mode, phase.longest)
 

@@ -6,31 +6,21 @@ and connections, so what travels is a reference: the next driver's own instance 
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
 from ray import tune
 from ray.tune.stopper import Stopper
 
-from raygpt import storage
 from raygpt.run.stop import DISPLACED, StopToken
-from raygpt.storage import Location
 from raygpt.track.progress import human_duration
-from raygpt.track.trackers import WANDB_FINISH_SECONDS, WANDB_INIT_SECONDS, choose_wandb_mode, public_config
 from raygpt.tune.nested import Trainings
-from raygpt.tune.trial import FAILURES
+from raygpt.tune.wandb_runs import WandbRuns
 
 ROWS = 12
-OFFLINE_INIT_SECONDS = 120.0  # no server to wait for, only a share of a busy machine
-# Of Tune's results these are its own and no figures of the training.
-_TUNE_KEYS = ("pid", "timestamp", "iterations_since_restore", "time_since_restore", "time_this_iter_s", "done")
 
 
 class Watch(tune.Callback):
@@ -239,114 +229,3 @@ class SweepBudget(Stopper):
 
 def _current_budget() -> SweepBudget:
     return SweepBudget.current or SweepBudget(None, lambda: 0.0)
-
-
-class WandbRuns:
-    """One W&B run per trial, grouped by sweep. Trouble is told once in `notes` and never stops the sweep.
-
-    Offline runs are kept in `folder`/wandb; where that is not local, they are written aside and copied at the end.
-    """
-
-    def __init__(self, folder: Location, setting: str, project: str, config: Mapping[str, Any], job_type: str) -> None:
-        self.mode, note = choose_wandb_mode(setting)
-        self.notes = [note]
-        self.folder, self.project, self.config, self.job_type = folder, project, config, job_type
-        self._runs: dict[str, Any] = {}
-        self._given_up = self.mode == "disabled"
-        self._local = Path(folder.path)
-        if not folder.is_local and not self._given_up:
-            self._local = Path(tempfile.mkdtemp(prefix="raygpt-wandb-"))
-
-    def log(self, trial: Any, result: Mapping[str, Any]) -> None:
-        """Log one epoch of a trial; its first call opens the run and logs what earlier drivers saw."""
-        if self._given_up:
-            return
-        try:
-            if trial.trial_id not in self._runs:
-                self._runs[trial.trial_id] = self._open(trial)
-                for row in _earlier(trial, int(result["training_iteration"])):
-                    self._runs[trial.trial_id].log(_figures(row))
-            self._runs[trial.trial_id].log(_figures(result))
-        except Exception as error:
-            self._give_up(error)
-
-    def finish(self, trial: Any, status: str) -> None:
-        """Close a trial's run with its last figures as summary."""
-        run = self._runs.pop(trial.trial_id, None)
-        if run is None:
-            return
-        try:
-            mark = self.folder / FAILURES / f"{trial.trial_id}.json"
-            reason = json.loads(storage.read_text(mark))["reason"] if storage.exists(mark) else None
-            run.summary.update({**_figures(trial.last_result or {}), "status": reason or status})
-            run.finish(exit_code=0 if status == "finished" else 1)
-        except Exception as error:
-            self._give_up(error)
-
-    def close(self) -> None:
-        """Close the runs that are still open and wait until W&B has written everything."""
-        if self._given_up:
-            return
-        import wandb
-
-        try:
-            for run in self._runs.values():
-                run.finish()
-            self._runs = {}
-            wandb.teardown()
-            if not self.folder.is_local:
-                storage.upload_folder(self._local / "wandb", self.folder / "wandb")
-                shutil.rmtree(self._local, ignore_errors=True)
-        except Exception as error:
-            self._give_up(error)
-
-    def _open(self, trial: Any) -> Any:
-        import wandb
-
-        self._local.mkdir(parents=True, exist_ok=True)
-        run = wandb.init(
-            project=self.project,
-            group=self.folder.name,
-            job_type=self.job_type,
-            name=f"{self.folder.name}-{trial.trial_id}",
-            id=f"{self.folder.name}-{trial.trial_id}",
-            resume="allow" if self.mode == "online" else None,
-            config={**public_config(self.config), "params": dict(trial.config)},
-            dir=str(self._local),
-            mode=self.mode,  # type: ignore[arg-type]
-            reinit="create_new",
-            settings=wandb.Settings(
-                init_timeout=WANDB_INIT_SECONDS if self.mode == "online" else OFFLINE_INIT_SECONDS,
-                finish_timeout=WANDB_FINISH_SECONDS,
-                console="off",
-                silent=True,
-                save_code=False,
-            ),
-        )
-        run.define_metric("epoch")
-        run.define_metric("*", step_metric="epoch")
-        return run
-
-    def _give_up(self, error: BaseException) -> None:
-        self._given_up = True
-        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
-        self.notes.append(f"W&B: {reason}; the sweep goes on without it.")
-
-
-def _earlier(trial: Any, iteration: int) -> list[dict[str, Any]]:
-    """Results of a trial before `iteration` that another driver saw."""
-    where = Location(trial.storage.storage_filesystem, f"{trial.storage.trial_fs_path}/result.json", "")
-    try:
-        rows = [json.loads(line) for line in storage.read_text(where).splitlines() if line.strip()]
-    except (OSError, ValueError):
-        return []
-    byiteration = {int(row["training_iteration"]): row for row in rows if int(row["training_iteration"]) < iteration}
-    return [byiteration[number] for number in sorted(byiteration)]
-
-
-def _figures(result: Mapping[str, Any]) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in result.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and name not in _TUNE_KEYS
-    }
