@@ -168,7 +168,7 @@ def test_a_killed_sweep_of_fine_tuning_jobs_goes_on_in_their_own_runs(
     # in the middle of the second trial
     broken.wait_for(r"(?s)1/3 trials done.*running\s+[2-6] ", 300)
     broken.kill()
-    go_on(config, folder)
+    raygpt("tune", "--config", str(Path(config.run.storage) / "sweep.yaml"), f"--run.name={folder.name}")
     summary = json.loads((folder / "summary.json").read_text())
     trials = {trial["params"]["optim.lr"]: trial for trial in json.loads((folder / "sweep.json").read_text())}
     assert sorted(trials) == rates and set(summary["states"]) <= {"finished", "stopped early"}
