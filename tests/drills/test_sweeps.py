@@ -172,7 +172,8 @@ def test_a_killed_sweep_of_fine_tuning_jobs_goes_on_in_their_own_runs(
     summary = json.loads((folder / "summary.json").read_text())
     trials = {trial["params"]["optim.lr"]: trial for trial in json.loads((folder / "sweep.json").read_text())}
     assert sorted(trials) == rates and set(summary["states"]) <= {"finished", "stopped early"}
-    assert summary["states"]["finished"] >= 1 and summary["epochs"] <= 3 * 8
+    # of the last evaluations before the kill Tune's snapshot may not know: they are told again
+    assert summary["states"]["finished"] >= 1 and summary["epochs"] <= 3 * 8 + 2
     for trial in trials.values():
         assert [row["step"] for row in trial["history"]] == [50 * n for n in range(1, len(trial["history"]) + 1)]
     # the same job on its own
