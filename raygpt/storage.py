@@ -14,11 +14,13 @@ import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import pyarrow.fs as pafs
-
 from raygpt.errors import UserError, one_line
+
+if TYPE_CHECKING:  # 0.07 s of every start, `raygpt --help` included: each function imports it for itself
+    import pyarrow.fs as pafs
 
 # Attempts per request, with the SDK's exponential backoff between them: rides out 5xx, resets and
 # time-outs of about 40 s. Refused credentials and missing buckets are not tried again.
@@ -49,6 +51,8 @@ class Location:
 
     @property
     def is_local(self) -> bool:
+        import pyarrow.fs as pafs
+
         return isinstance(self.fs, pafs.LocalFileSystem)
 
 
@@ -59,6 +63,8 @@ def locate(uri: str | os.PathLike[str] | Location) -> Location:
     """
     if isinstance(uri, Location):
         return uri
+    import pyarrow.fs as pafs
+
     text = os.fspath(uri)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme in ("", "file"):
@@ -80,39 +86,45 @@ def region() -> str | None:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
 
 
-class _S3(pafs.S3FileSystem):
-    """pyarrow's S3 with our patience. pyarrow leaves the retry strategy out of its own pickles, so a task or a
-    Ray Train upload would fall back to three attempts; this one is rebuilt from endpoint, region and attempts,
-    with the credentials of the machine it arrives on."""
-
-    def __init__(self, endpoint: str | None, region: str | None, attempts: int) -> None:
-        options: dict[str, str] = {}
-        if endpoint:
-            parts = urlsplit(endpoint)
-            options.update(endpoint_override=parts.netloc, scheme=parts.scheme)
-        if region:
-            options["region"] = region
-        super().__init__(
-            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-            connect_timeout=10,
-            # a small file is one PUT instead of the three requests of a multipart upload
-            allow_delayed_open=True,
-            **options,
-        )
-        self._made_of = (endpoint, region, attempts)
-
-    def __reduce__(self) -> tuple:
-        return _s3_here, self._made_of
-
-
-def _s3_here(endpoint: str | None, region: str | None, attempts: int = S3_ATTEMPTS) -> _S3:
+def _s3_here(endpoint: str | None, region: str | None, attempts: int = S3_ATTEMPTS) -> pafs.S3FileSystem:
     return _s3(os.getpid(), endpoint, region, attempts)
 
 
 @lru_cache(maxsize=8)
-def _s3(pid: int, endpoint: str | None, region: str | None, attempts: int) -> _S3:
+def _s3(pid: int, endpoint: str | None, region: str | None, attempts: int) -> pafs.S3FileSystem:
     # keyed by pid: the SDK's threads do not survive a fork
-    return _S3(endpoint, region, attempts)
+    return _patient_s3()(endpoint, region, attempts)
+
+
+@lru_cache(maxsize=1)
+def _patient_s3() -> type[pafs.S3FileSystem]:
+    import pyarrow.fs as pafs
+
+    class PatientS3(pafs.S3FileSystem):
+        """pyarrow's S3 with our patience. pyarrow leaves the retry strategy out of its own pickles, so a task or a
+        Ray Train upload would fall back to three attempts; this one is rebuilt from endpoint, region and attempts,
+        with the credentials of the machine it arrives on."""
+
+        def __init__(self, endpoint: str | None, region: str | None, attempts: int) -> None:
+            options: dict[str, str] = {}
+            if endpoint:
+                parts = urlsplit(endpoint)
+                options.update(endpoint_override=parts.netloc, scheme=parts.scheme)
+            if region:
+                options["region"] = region
+            super().__init__(
+                retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+                connect_timeout=10,
+                # a small file is one PUT instead of the three requests of a multipart upload
+                allow_delayed_open=True,
+                **options,
+            )
+            self._made_of = (endpoint, region, attempts)
+
+        def __reduce__(self) -> tuple:
+            return _s3_here, self._made_of
+
+    return PatientS3
 
 
 def info(where: Location) -> pafs.FileInfo:
@@ -124,10 +136,14 @@ def info(where: Location) -> pafs.FileInfo:
 
 
 def exists(where: Location) -> bool:
+    import pyarrow.fs as pafs
+
     return info(where).type != pafs.FileType.NotFound
 
 
 def is_file(where: Location) -> bool:
+    import pyarrow.fs as pafs
+
     return info(where).type == pafs.FileType.File
 
 
@@ -198,6 +214,8 @@ def upload_folder(folder: Path, where: Location) -> None:
 
 def list_folder(where: Location, recursive: bool = False) -> list[pafs.FileInfo]:
     """Entries of a folder sorted by path; empty where the folder does not exist."""
+    import pyarrow.fs as pafs
+
     selector = pafs.FileSelector(where.path, recursive=recursive, allow_not_found=True)
     try:
         entries = where.fs.get_file_info(selector)
@@ -214,6 +232,8 @@ def child(where: Location, entry: pafs.FileInfo) -> Location:
 
 def delete(where: Location) -> None:
     """Delete a file or a folder with all in it; nothing happens where there is none."""
+    import pyarrow.fs as pafs
+
     kind = info(where).type
     if kind == pafs.FileType.File:
         where.fs.delete_file(where.path)
@@ -242,8 +262,8 @@ def check_readable(where: Location, setting: str) -> None:
 
 
 def _at_start(where: Location) -> Location:
-    if isinstance(where.fs, _S3):
-        endpoint, region, _ = where.fs._made_of
+    if made_of := getattr(where.fs, "_made_of", None):  # only ours has it
+        endpoint, region, _ = made_of
         return Location(_s3_here(endpoint, region, S3_ATTEMPTS_AT_START), where.path, where.uri)
     return where
 

@@ -55,6 +55,13 @@ def test_without_a_job_all_are_listed(capsys: pytest.CaptureFixture[str]) -> Non
     assert printed(capsys, "--version") == f"raygpt {__version__}\n"
 
 
+def test_help_loads_no_large_library() -> None:
+    large = ("numpy", "pyarrow", "torch", "ray", "transformers", "boto3", "wandb")
+    code = f"import sys; from raygpt.cli import main; main(['--help']); print([m for m in {large} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout[-500:] + done.stderr[-500:]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -59,7 +59,9 @@ def check_fit(config: Config, model: ModelConfig, run: Location) -> Forecast | N
     if config.plan.check == "off":
         return None
     use_gpu = wants_gpu(config.scale)
-    hardware, share = survey(run, use_gpu=use_gpu, workers=config.scale.worker_range[0])
+    hardware, share = survey(
+        run, use_gpu=use_gpu, cpus=config.scale.cpus_per_worker, workers=config.scale.worker_range[0]
+    )
     if config.plan.gpus_per_host is None:
         config = config.model_copy(update={"plan": config.plan.model_copy(update={"gpus_per_host": share})})
     report = forecast_run(config, model, hardware)

@@ -33,14 +33,24 @@ def summary(report: Forecast) -> str:
     )
 
 
-def survey(run: Location, *, use_gpu: bool, workers: int) -> tuple[Hardware, int]:
-    """(a machine of the connected cluster, how many of so many workers share one); checkpoints go to `run`."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    ask = ray.remote(probe).options(num_cpus=0, num_gpus=1 if use_gpu else 0)
+def survey(run: Location, *, use_gpu: bool, cpus: float, workers: int) -> tuple[Hardware, int]:
+    """(a machine that workers run on, seen from it, how many of so many workers share one); checkpoints go to `run`.
+
+    `cpus` are a worker's. Raises UserError where no node has what a worker asks for: it would be waited for.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # a head node without CPUs runs no worker: it is neither asked nor counted
+    able = [node for node in nodes if node.get("CPU", 0) >= cpus and (not use_gpu or node.get("GPU", 0) >= 1)]
+    if not able:
+        raise UserError(
+            f"scale.cpus_per_worker={cpus:g} is more than any node of the cluster has"
+            f"{' beside a GPU' * use_gpu}: lower it or add a node."
+        )
+    ask = ray.remote(probe).options(num_cpus=cpus, num_gpus=1 if use_gpu else 0)
     hardware: Hardware = ray.get(ask.remote(None, use_gpu))  # type: ignore[call-arg]
     if run.is_local:
         hardware = replace(hardware, disk=free_disk(run))
-    share = math.ceil(workers / len(nodes))
+    share = math.ceil(workers / len(able))
     if use_gpu:
-        share = int(max(node["Resources"].get("GPU", 0) for node in nodes)) or 1
+        share = int(max(node.get("GPU", 0) for node in able)) or 1
     return hardware, share

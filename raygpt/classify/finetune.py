@@ -93,23 +93,25 @@ def _work(run: Run, task: Task) -> Outcome:
                     f"accuracy {record['accuracy']:.4f} | f1 {record['f1']:.4f} | loss {record['loss']:.4f} | "
                     f"{record['epoch_seconds']:.1f}s"
                 )
-            if summary:
-                cost = run.cost_usd()
-                summary |= {"outcome": FINISHED, "wall_seconds": run.lock.wall_seconds, "restarts": run.lock.restarts}
-                summary |= {} if cost is None else {"cost_usd": cost}
+            finished = bool(summary)
+            cost = run.cost_usd()
+            summary = summary or {"epochs": done}
+            summary |= {"wall_seconds": run.lock.wall_seconds, "restarts": run.lock.restarts}
+            summary |= {} if cost is None else {"cost_usd": cost}
         finally:
             trackers.close(summary)
-    if not summary:
-        return Outcome(STOPPED, closing=f"after epoch {done} of {config.train.epochs:g}, which is kept.")
+    if not finished:
+        return Outcome(STOPPED, summary, closing=f"after epoch {done} of {config.train.epochs:g}, which is kept.")
     return Outcome(FINISHED, summary, closing=_sentence(summary, run.folder))
 
 
 def _closed_epochs(folder: Location) -> int:
     """Epochs whose best one is exported and scored, 0 for none; a killed run may have trained further."""
     try:
-        return int(json.loads(storage.read_text(folder / SUMMARY))["epochs"])
+        found = json.loads(storage.read_text(folder / SUMMARY))
     except FileNotFoundError:
         return 0
+    return int(found["epochs"]) if found.get("outcome", FINISHED) == FINISHED else 0
 
 
 def _earlier_epochs(run: Run, shared: Shared) -> tuple[int, list[dict[str, Any]]]:

@@ -70,7 +70,7 @@ def check_before_data(config: Config) -> tuple[int, int]:
 def check_places(config: Config) -> None:
     """Fail early, in one sentence, where storage or data cannot be reached or W&B cannot be used."""
     from raygpt.run.frame import run_location
-    from raygpt.track.trackers import choose_wandb_mode
+    from raygpt.track.wandb_run import choose_wandb_mode
 
     storage.check_writable(run_location(config), "run.storage")
     for key in ("train", "val"):

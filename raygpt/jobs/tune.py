@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def run(config: Config, call: Call) -> int:
     from raygpt.jobs.prepare import raw_preparation
     from raygpt.run.frame import run_location
-    from raygpt.track.trackers import choose_wandb_mode
+    from raygpt.track.wandb_run import choose_wandb_mode
 
     try:
         import optuna  # noqa: F401

@@ -37,7 +37,8 @@ def run_location(config: Config) -> Location:
 @dataclass
 class Outcome:
     """How a run ended: finished, early, stopped, budget (both go on later), complete (nothing to do) or failed (its
-    parts did). `closing` are the last words."""
+    parts did). `summary` are its figures, none where those that are there stay; the frame adds the outcome and who
+    stopped it. `closing` are the last words."""
 
     outcome: str
     summary: dict[str, Any] = field(default_factory=dict)
@@ -123,11 +124,10 @@ def run_job(
     stream: TextIO | None = None,
     stop: StopToken | None = None,
     stopping: str = "finishing this step and saving a checkpoint",
-    budget: bool = True,
     report: Callable[[Location], object] | None = None,
 ) -> Outcome:
     """Run `work` with the run's folder held, and close the run. `stop` lets a caller in the same process end it;
-    without `budget` the work sees to track.max_cost_usd itself; `report` draws the page of a summary just written.
+    `report` draws the page of a summary just written.
 
     Raises UserError for what the user can mend, the work's own error when it failed for good.
     """
@@ -137,7 +137,7 @@ def run_job(
     lock.acquire()
     run = Run(folder, config, lock, token, again, stream, lambda text: print(text, file=stream, flush=True))
     ended = FAILED
-    cost = Cost(config.track.price_per_hour, config.track.max_cost_usd if budget else None)
+    cost = Cost(config.track.price_per_hour, config.track.max_cost_usd)
     try:
         storage.write_text(folder / CONFIG, dump(config))
         with Signals(token, lambda text: run.say(text), stopping), Budget(token, lambda: lock.wall_seconds, cost):
@@ -145,7 +145,10 @@ def run_job(
         run.check_held()
         ended = outcome.outcome = run.named(outcome.outcome)
         outcome.signal = outcome.signal or token.signal
+        if ended in (STOPPED, SPENT):
+            outcome.summary |= {"outcome": ended, "stopped_by": token.stopped_by}
         if outcome.summary:
+            outcome.summary.setdefault("outcome", ended)
             storage.write_text(folder / SUMMARY, json.dumps(outcome.summary, indent=2) + "\n")
             if report is not None:
                 report(folder)

@@ -76,6 +76,11 @@ def _attempt(item: dict) -> Attempt:
     return Attempt(**{key: value for key, value in item.items() if key in Attempt.__dataclass_fields__})
 
 
+def is_held(run: Location) -> bool:
+    """Whether a live driver has the run, as its history says."""
+    return any(attempt.is_live for attempt in read_attempts(run))
+
+
 class RunLock:
     """Holds a run folder for this process from `acquire` to `release`.
 

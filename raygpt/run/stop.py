@@ -16,6 +16,7 @@ import psutil
 from raygpt.track.cost import Cost
 
 SIGNAL, BUDGET, DISPLACED, ASKED = "signal", "budget", "displaced", "asked"
+SCHEDULER, SWEEP = "scheduler", "sweep"  # a trial's: its sweep has no more use for it, or ends itself
 BUDGET_LOOK_SECONDS = 1.0
 
 
@@ -31,6 +32,11 @@ class StopToken:
     @property
     def requested(self) -> bool:
         return self.reason is not None
+
+    @property
+    def stopped_by(self) -> str | None:
+        """Who asked, as a summary says it: the signal's name or the reason."""
+        return signal.Signals(self.signal).name if self.signal else self.reason
 
     def request(self, reason: str = ASKED, number: int = 0) -> None:
         """Ask for a stop; the first reason stays."""

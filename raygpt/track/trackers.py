@@ -6,24 +6,20 @@ trouble with them is told once and never stops training.
 
 from __future__ import annotations
 
-import netrc
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from raygpt.errors import UserError, one_line
 from raygpt.storage import Location, upload_folder
 from raygpt.track.jsonl import MetricsLog
 from raygpt.track.record import Record
-
-# Seconds to wait for W&B's server: at the start before going offline, at the end before giving up.
-WANDB_INIT_SECONDS = 30.0
-WANDB_FINISH_SECONDS = 60.0
+from raygpt.track.wandb_run import WandbRun
 
 SECRET_NAME = re.compile(r"(^|_)(api_?key|secret|secret_key|access_key|password|passwd|credentials?|auth|token)$", re.I)
 
@@ -61,24 +57,38 @@ class Trackers:
             # of this attempt alone: what lies in local_dir may be of a run with the same name elsewhere
             local_dir.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(dir=local_dir))
-        self._wandb_run: Any = None
+        self._wandb: WandbRun | None = None
         self._board: Any = None
         if tensorboard:
             self._start_tensorboard()
             for record in self.metrics.restored:
                 self._log_tensorboard(record)
         if wandb != "off":
-            mode = self._start_wandb(wandb, wandb_project, run_name, public_config(config))
+            self._wandb = WandbRun(
+                wandb,
+                self._folder,
+                run_location,
+                partial(self._give_up, "W&B"),
+                step="step",
+                project=wandb_project,
+                name=run_name,
+                id=wandb_id,
+                config=public_config(config),
+            )
+            self.wandb_id = self._wandb.id
+            if self._wandb.note:
+                self.notes.append(self._wandb.note)
             # the server joins the parts of an online run; offline parts replace each other when they are sent
-            for record in self.metrics.restored if mode == "offline" else []:
-                self._log_wandb(record)
+            for record in self.metrics.restored if self._wandb.mode == "offline" else []:
+                self._wandb.log(_numbers(record))
         self.metrics.restored = []
 
     def log(self, record: Record) -> None:
         """Log one record. Raises UserError only when metrics.jsonl cannot be written."""
         self.metrics.append(record)
         self._log_tensorboard(record)
-        self._log_wandb(record)
+        if self._wandb is not None:
+            self._wandb.log(_numbers(record))
 
     def flush(self, wait: bool = False) -> None:
         """Bring everything logged so far to where it is kept, without holding training up; with `wait`, the records
@@ -97,21 +107,17 @@ class Trackers:
         """Finish all trackers; `summary` becomes W&B's run summary. Raises UserError when metrics.jsonl was not
         written. May be called twice."""
         board, self._board = self._board, None
-        run, self._wandb_run = self._wandb_run, None
+        run, self._wandb = self._wandb, None
+        used = run is not None and run.is_open
         if board is not None:
             try:
                 board.close()
             except Exception as error:
                 self._give_up("TensorBoard", error)
-        if run is not None:
-            try:
-                run.summary.update(dict(summary or {}))
-                run.finish(exit_code=exit_code)
-                _wait_for_wandb()
-            except Exception as error:
-                self._give_up("W&B", error)
+        if run is not None and used:
+            run.finish(summary, exit_code, wait=True)
         if not self._run_location.is_local:
-            copied = [self._copy(name) for name, used in (("tensorboard", board), ("wandb", run)) if used is not None]
+            copied = [self._copy(name) for name, kept in (("tensorboard", board), ("wandb", used)) if kept]
             if all(copied):
                 shutil.rmtree(self._folder, ignore_errors=True)
         self.metrics.close()
@@ -126,16 +132,6 @@ class Trackers:
             self._board = None
             self._give_up("TensorBoard", error)
 
-    def _log_wandb(self, record: Record) -> None:
-        if self._wandb_run is None:
-            return
-        try:
-            # `step` is a metric like others (see define_metric): W&B's own step refuses to go back on a resume
-            self._wandb_run.log(_numbers(record))
-        except Exception as error:
-            self._wandb_run = None
-            self._give_up("W&B", error)
-
     def _start_tensorboard(self) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
@@ -144,62 +140,6 @@ class Trackers:
             self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=0)
         except Exception as error:
             self._give_up("TensorBoard", error)
-
-    def _start_wandb(self, setting: str, project: str, name: str, config: dict[str, Any]) -> str:
-        """Start the run; returns its mode, `disabled` where there is none."""
-        try:
-            mode, note = choose_wandb_mode(setting)
-        except UserError as error:
-            mode, note = "offline", f"{error} Logging offline"
-        if mode == "disabled":
-            self.notes.append(note)
-            return mode
-        try:
-            self._wandb_run = self._init_wandb(mode, project, name, config)
-        except Exception as error:
-            if mode == "offline":
-                self._give_up("W&B", error)
-                return "disabled"
-            mode, note = "offline", f"W&B: the server did not answer ({one_line(error)}), logging offline"
-            try:
-                self._wandb_run = self._init_wandb(mode, project, name, config)
-            except Exception as again:
-                self._give_up("W&B", again)
-                return "disabled"
-        self.wandb_id = self._wandb_run.id
-        if mode == "offline":
-            kept = self._run_location / f"wandb/{Path(self._wandb_run.dir).parent.name}"
-            fetch = "" if self._run_location.is_local else " after copying it here"
-            self.notes.append(f"{note}; send it later{fetch} with: wandb sync {kept.uri}")
-        else:
-            self.notes.append(f"{note}: {self._wandb_run.url}")
-        return mode
-
-    def _init_wandb(self, mode: str, project: str, name: str, config: dict[str, Any]) -> Any:
-        import wandb
-
-        self._folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(
-            init_timeout=WANDB_INIT_SECONDS,
-            finish_timeout=WANDB_FINISH_SECONDS,
-            console="off",  # a Ray worker's output is Ray's
-            silent=True,  # what matters of W&B's own messages is in `notes`
-            save_code=False,
-        )
-        run = wandb.init(
-            project=project,
-            name=name,
-            id=self.wandb_id,
-            # offline there is no server to ask: parts with one id are joined by `wandb sync`
-            resume="allow" if mode == "online" else None,
-            config=config,
-            dir=str(self._folder),
-            mode=mode,  # type: ignore[arg-type]
-            settings=settings,
-        )
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-        return run
 
     def _copy(self, name: str) -> bool:
         """Copy the files of one tracker from the local folder to the run's; whether that succeeded."""
@@ -213,54 +153,6 @@ class Trackers:
 
     def _give_up(self, tracker: str, error: BaseException) -> None:
         self.notes.append(f"{tracker}: {one_line(error)}; training goes on without it, metrics.jsonl has every record.")
-
-
-def _wait_for_wandb() -> None:
-    """Wait until W&B's own process has written everything: an offline `finish` returns before that, and a Ray
-    worker may be ended without W&B's exit hook."""
-    import wandb
-
-    wandb.teardown()
-
-
-def choose_wandb_mode(setting: str, environ: Mapping[str, str] | None = None) -> tuple[str, str]:
-    """W&B's mode (online, offline or disabled) for `track.wandb`, and a note saying why.
-
-    WANDB_MODE decides for `auto`. Raises UserError for `online` without a key.
-    """
-    environ = os.environ if environ is None else environ
-    has_key = _has_wandb_key(environ)
-    if setting == "off":
-        return "disabled", "W&B: off (track.wandb=off)"
-    if setting == "offline":
-        return "offline", "W&B: logging offline (track.wandb=offline)"
-    if setting == "auto":
-        wished = environ.get("WANDB_MODE", "")
-        if wished in ("disabled", "offline"):
-            return wished, f"W&B: {'off' if wished == 'disabled' else 'logging offline'} (WANDB_MODE={wished})"
-        return ("online", "W&B") if has_key else ("offline", "W&B: no key found, logging offline")
-    if not has_key:
-        raise UserError(
-            "track.wandb=online needs a W&B key on the machine of rank 0: set WANDB_API_KEY or run `wandb login`, or "
-            "use track.wandb=offline."
-        )
-    return "online", "W&B"
-
-
-def _has_wandb_key(environ: Mapping[str, str]) -> bool:
-    """Whether W&B would find a key without asking: in the environment or in the netrc file."""
-    if environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    home = Path(environ.get("HOME") or Path.home())
-    for path in [Path(environ["NETRC"])] if environ.get("NETRC") else [home / ".netrc", home / "_netrc"]:
-        try:
-            found = netrc.netrc(str(path)).authenticators(host)
-        except (OSError, netrc.NetrcParseError):
-            continue
-        if found and found[2]:
-            return True
-    return False
 
 
 def public_config(config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> dict[str, Any]:

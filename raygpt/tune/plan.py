@@ -11,7 +11,6 @@ from raygpt.config.checks import classifier, strategy
 from raygpt.config.settings import config_with
 from raygpt.data.sources import is_prepared, needs_preparing
 from raygpt.errors import UserError
-from raygpt.track.cost import Cost
 from raygpt.tune.space import Space, decode, encode_value, read_space
 
 # What trials of each kind report, the usual metric first.
@@ -36,7 +35,6 @@ class SweepPlan:
     mode: str
     longest: int
     task: Task | None
-    max_seconds: float | None
 
     def describe(self) -> str:
         tune = self.config.tune
@@ -78,10 +76,8 @@ def make_plan(config: Config) -> SweepPlan:
         longest = 10**6
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    paid = Cost(config.track.price_per_hour, config.track.max_cost_usd).seconds_left(0.0)
-    limits = [limit for limit in (tune.max_seconds, paid) if limit is not None]
     mode = "min" if "loss" in metric else "max"
-    return SweepPlan(config, space, kind, metric, mode, longest, task, min(limits, default=None))
+    return SweepPlan(config, space, kind, metric, mode, longest, task)
 
 
 def _scheduler_problems(config: Config, space: Space, kind: str) -> list[str]:

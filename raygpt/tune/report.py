@@ -41,8 +41,8 @@ def write_outcome(
     verdict: Verdict | None,
     wall_seconds: float,
     search_seconds: float,
-) -> list[str]:
-    """Write everything about a finished sweep; returns the sentences that the job ends with."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Write everything about a sweep but its summary.json; returns that and the sentences that the job ends with."""
     storage.write_text(folder / "sweep.json", json.dumps([trial.to_dict() for trial in trials], indent=1) + "\n")
     ranked = best_first(trials, plan.mode)
     study = record_study(folder, plan.space, plan.mode, trials)
@@ -53,10 +53,9 @@ def write_outcome(
     if ranked:
         chosen = verdict.winner.params if verdict else ranked[0].params
         storage.write_text(folder / "best.yaml", best_config(plan, chosen, folder))
-    storage.write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     page = render(plan, folder, trials, verdict, summary)
     storage.write_text(folder / "report.html", page)
-    return closing_words(plan, folder, trials, verdict, summary)
+    return summary, closing_words(plan, folder, trials, verdict, summary)
 
 
 def summarise(

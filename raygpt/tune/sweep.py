@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -24,16 +23,18 @@ from raygpt import storage
 from raygpt.classify.shared import Shared, make_shared
 from raygpt.errors import UserError
 from raygpt.run.frame import FINISHED, STOPPED, Outcome, Run, check_start, check_unchanged, run_job
-from raygpt.storage import Location
+from raygpt.run.stop import BUDGET
 from raygpt.tune import finals
+from raygpt.tune.nested import Trainings, nested_trainable, resources
 from raygpt.tune.plan import POPULATION, SweepPlan
-from raygpt.tune.report import write_outcome
-from raygpt.tune.results import UNFINISHED, TrialRecord, best_first, read_trials
+from raygpt.tune.report import summarise, write_outcome
+from raygpt.tune.results import RUNS, UNFINISHED, TrialRecord, best_first, read_trials
 from raygpt.tune.schedulers import make_scheduler, parameter_space
 from raygpt.tune.search import ListSearch, make_search
 from raygpt.tune.snapshot import mend_snapshots
 from raygpt.tune.trial import classify_trainable
-from raygpt.tune.watch import SweepBudget, WandbRuns, Watch
+from raygpt.tune.wandb_runs import WandbRuns
+from raygpt.tune.watch import SweepBudget, Watch
 
 SEARCH, FINALS = "search", "finals"
 # Tune's snapshot of a sweep may lie a second or more behind, and after a kill a trial goes on from the checkpoint named
@@ -55,6 +56,7 @@ class Phase:
     longest: int | None  # epochs of a trial that was not stopped early; None where trials have runs of their own
     keep_checkpoints: int = 2
     parameters: dict[str, Any] | None = None  # Tune's parameter space, where no searcher proposes
+    trainings: Trainings | None = None  # where trials are training jobs
 
 
 def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> Outcome:
@@ -63,6 +65,7 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> Outc
     `again` is the command that does so. A sweep of which no trial came to anything has failed.
     """
     stream = stream or sys.stdout
+    prepare_environment()  # whoever started Ray: a stop is this run's to hear of, not Tune's
     if check_start(plan.config, lambda folder: storage.exists(folder / SEARCH), "sweep to go on with"):
         check_unchanged(plan.config, "sweep")
     return run_job(
@@ -71,28 +74,26 @@ def run_sweep(plan: SweepPlan, again: str, stream: TextIO | None = None) -> Outc
         again=again,
         stream=stream,
         stopping="saving the sweep",
-        budget=False,  # what has been searched when the money is spent is worth its final runs
     )
 
 
 def _search(plan: SweepPlan, run: Run) -> Outcome:
     config, folder = plan.config, run.folder
-    run.stop.listen(_stop_tune)
     run.say(plan.describe())
-    budget = SweepBudget(plan.max_seconds, lambda: run.lock.wall_seconds)
+    budget = SweepBudget(config.tune.max_seconds, lambda: run.lock.wall_seconds)
     shared = None
     if plan.task is not None:
         reinit = plan.space.largest("task.reinit_layers", config.task.reinit_layers)
         shared = make_shared(config, plan.task, run.say, metric=plan.metric, reinit_layers=int(reinit))
     began = time.monotonic()
-    trials = run_phase(search_phase(plan, shared, folder), plan, run)
+    trials = run_phase(search_phase(plan, shared, run), plan, run)
     search_seconds = time.monotonic() - began
-    if not budget.spent and _interrupted(run, trials):
-        return Outcome(STOPPED, signal=run.stop.signal or signal.SIGINT, closing="in the search; epochs are kept.")
+    if run.stop.requested or (not budget.spent and _is_open(trials)):
+        return _stopped(plan, run, trials, search_seconds, "in the search; epochs are kept.")
     if budget.spent and not best_first(trials, plan.mode):
         raise UserError(
-            f"the time or money of sweep {folder.uri} was spent before any trial had a result: raise tune.max_seconds "
-            "or track.max_cost_usd, and the same command goes on."
+            f"the time of sweep {folder.uri} was spent before any trial had a result: raise tune.max_seconds, and the "
+            "same command goes on."
         )
     if not best_first(trials, plan.mode):
         reasons = sorted({trial.error or trial.status for trial in trials})
@@ -105,41 +106,43 @@ def _search(plan: SweepPlan, run: Run) -> Outcome:
         budget.max_seconds = None
         jobs = finals.final_jobs(plan, trials)
         done = run_phase(final_phase(plan, shared, jobs), plan, run, final=True)
-        if _interrupted(run, done):
-            return Outcome(STOPPED, signal=run.stop.signal or signal.SIGINT, closing="in the final runs.")
+        if run.stop.requested or _is_open(done):
+            return _stopped(plan, run, trials, search_seconds, "in the final runs.")
         verdict = finals.judge(plan, folder, shared.task, jobs, done)
     run.check_held()
-    for line in write_outcome(plan, folder, trials, verdict, run.lock.wall_seconds, search_seconds):
-        run.say(line)
-    return Outcome(FINISHED)
+    summary, lines = write_outcome(plan, folder, trials, verdict, run.lock.wall_seconds, search_seconds)
+    return Outcome(FINISHED, summary, closing="\n".join(lines))
 
 
-def _stop_tune() -> None:
-    """Tune would take Ctrl-C for itself and not say so afterwards; it listens to SIGUSR1 as well, so it gets that."""
-    if callable(signal.getsignal(signal.SIGUSR1)):
-        os.kill(os.getpid(), signal.SIGUSR1)
+def _is_open(trials: list[TrialRecord]) -> bool:
+    """Whether Tune was told to stop by somebody else."""
+    return any(trial.status == UNFINISHED for trial in trials)
+
+
+def _stopped(plan: SweepPlan, run: Run, trials: list[TrialRecord], search_seconds: float, closing: str) -> Outcome:
+    """A stopped sweep goes on later. What the money was spent on is written up: it may be all that there will be."""
+    run.check_held()
+    if run.stop.reason == BUDGET and best_first(trials, plan.mode):
+        summary, lines = write_outcome(plan, run.folder, trials, None, run.lock.wall_seconds, search_seconds)
+        for line in lines:
+            run.say(line)
     else:
-        raise KeyboardInterrupt
+        summary = summarise(plan, trials, None, run.lock.wall_seconds)
+    return Outcome(STOPPED, summary, closing=closing)
 
 
-def _interrupted(run: Run, trials: list[TrialRecord]) -> bool:
-    """Whether somebody stopped the sweep."""
-    return run.stop.requested or any(trial.status == UNFINISHED for trial in trials)
-
-
-def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Phase:
+def search_phase(plan: SweepPlan, shared: Shared | None, run: Run) -> Phase:
     """The search's experiment."""
-    config = plan.config
+    config, folder = plan.config, run.folder
     metric = f"best_{plan.metric}"
     settings = config.tune
     search, count = make_search(config, plan.space, metric, plan.mode)
     scheduler = make_scheduler(settings, plan.space, plan.longest, config.run.seed)
     if shared is None:
-        from raygpt.tune.nested import nested_trainable, resources
-
+        trainings = Trainings(folder / RUNS, run.say)
         return Phase(
             SEARCH,
-            nested_trainable(plan, folder),
+            nested_trainable(plan, folder, trainings),
             resources(),
             search,
             count,
@@ -147,6 +150,7 @@ def search_phase(plan: SweepPlan, shared: Shared | None, folder: Location) -> Ph
             _nested_slots(plan),
             None,
             NESTED_CHECKPOINTS,
+            trainings=trainings,
         )
     keep = 4 if settings.scheduler in POPULATION else 2
     return Phase(
@@ -182,6 +186,8 @@ def final_phase(plan: SweepPlan, shared: Shared, jobs: list[dict[str, Any]]) -> 
 def run_phase(phase: Phase, plan: SweepPlan, run: Run, *, final: bool = False) -> list[TrialRecord]:
     """Run an experiment, or the rest of it, and return its trials. Finished trials are not run again."""
     config, folder, stream = plan.config, run.folder, run.stream
+    if run.stop.requested:
+        return []
     _check_resources(phase.resources)
     home = folder / phase.name
     if mended := mend_snapshots(home):
@@ -199,7 +205,11 @@ def run_phase(phase: Phase, plan: SweepPlan, run: Run, *, final: bool = False) -
         spent_seconds=run.lock.wall_seconds,
         price_per_hour=config.track.price_per_hour,
         runs=runs,
+        stop=run.stop,
+        trainings=phase.trainings,
     )
+    assert SweepBudget.current is not None
+    SweepBudget.current.trainings = phase.trainings
     trainable = tune.with_resources(phase.trainable, phase.resources)
     if tune.Tuner.can_restore(home.path, storage_filesystem=home.fs):
         tuner = tune.Tuner.restore(
@@ -237,7 +247,7 @@ def run_phase(phase: Phase, plan: SweepPlan, run: Run, *, final: bool = False) -
             ),
         )
     grid = tuner.fit()
-    for note in runs.notes[1:]:
+    for note in runs.notes:
         print(note, file=stream, flush=True)
     return read_trials(grid, folder, plan.metric, plan.mode, phase.longest)
 
@@ -245,7 +255,7 @@ def run_phase(phase: Phase, plan: SweepPlan, run: Run, *, final: bool = False) -
 def prepare_environment() -> None:
     """Tune's switches, to be set before Ray starts: quiet, snapshots every second, no loggers of its own but JSON."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see _stop_tune
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # see watch.py: a stop is the run's to ask for
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("TUNE_WARN_SLOW_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "60")

@@ -78,3 +78,34 @@ def test_a_lost_node_costs_no_trial(sweep_config: Callable[..., Config]) -> None
         check_same(curves, summary, 4)
     finally:
         cluster.shutdown()
+
+
+@pytest.mark.timeout(120)
+def test_the_memory_plan_is_of_a_node_that_workers_run_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The head node has no CPUs for workers, as a small one beside large ones has none."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from raygpt.capacity import preflight
+    from raygpt.capacity.fit import Hardware
+    from raygpt.errors import UserError
+    from raygpt.storage import locate
+    from tests.train.running import settings
+
+    def named(_: object, __: bool) -> Hardware:
+        return Hardware(host_memory=1, gpu=ray.get_runtime_context().get_node_id())
+
+    ray.shutdown()
+    head = {"num_cpus": 0, "object_store_memory": 150_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        node = cluster.add_node(num_cpus=2, object_store_memory=150_000_000)
+        ray.init(address=cluster.address, log_to_driver=False)
+        monkeypatch.setattr(preflight, "probe", named)
+        config, hardware = preflight._cluster(settings("x", tmp_path, scale__num_workers="2"), locate(tmp_path))
+        assert hardware.gpu == node.node_id and config.plan.gpus_per_host == 2
+        with pytest.raises(UserError, match="scale.cpus_per_worker=3 is more than any node of the cluster has"):
+            preflight._cluster(settings("x", tmp_path, scale__cpus_per_worker="3"), locate(tmp_path))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()

@@ -1,18 +1,37 @@
 """Kills and key presses on the real program: nothing is lost but steps, nothing is damaged, nothing is left behind."""
 
+# ruff: noqa: F811 - fixtures of tests/tune are imported by name
 from __future__ import annotations
 
+import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from raygpt.config import Config
 from raygpt.parallel import checkpoint
 from raygpt.storage import locate
 from raygpt.track.jsonl import read_metrics
+from raygpt.tune.plan import make_plan
+from raygpt.tune.sweep import run_sweep
 from tests.drills.program import Program, raygpt
+from tests.run.stopping import (
+    JOBS,
+    TRAININGS,
+    WAYS,
+    an_hour_passes,
+    make_job,
+    stops_and_goes_on,
+    trainings_saved,
+)
+from tests.run.test_jobs import IN_MAKE_TEST
+from tests.train.gloo_pool import GlooPool
+from tests.train.running import Screen
+from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 
 SMALL = {
     "model.preset": "nano",
@@ -124,3 +143,36 @@ def test_a_run_in_use_is_refused_while_it_lives(shards: str, tmp_path: Path) -> 
     assert f"in use by process {first.pid}" in second.output and "Traceback" not in second.output
     first.signal(signal.SIGTERM)
     first.finish()
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        # trainings are asked to stop over one wire whoever wishes it, and each of these takes a minute
+        pytest.param(name, way, marks=[pytest.mark.long] * (name == "tune of trainings" and way != "SIGTERM"))
+        for name in JOBS
+        for way in WAYS
+        if (name, way) not in IN_MAKE_TEST
+    ],
+)
+def test_every_job_stopped_in_every_way_saves_says_why_and_goes_on(
+    name: str,
+    way: str,
+    ray_cluster: str,
+    gloo: GlooPool,
+    sweep_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stops_and_goes_on(make_job(name, tmp_path, gloo, sweep_config), way, monkeypatch)
+
+
+def test_trials_that_train_when_the_search_s_time_is_over_save_and_are_no_failures(
+    ray_cluster: str, shards: str, sweep_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = sweep_config({**TRAININGS, "data.train": shards, "data.val": shards, "tune.max_seconds": 3600.0})
+    screen = Screen({" 1 epochs": lambda: an_hour_passes(monkeypatch)})
+    assert run_sweep(make_plan(config), "", screen).outcome == "finished", screen.getvalue()
+    folder = Path(config.run.storage) / "sweep"
+    assert json.loads((folder / "summary.json").read_text())["states"] == {"stopped early": 1}
+    assert trainings_saved(folder) > 0

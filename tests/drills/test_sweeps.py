@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,8 @@ from raygpt.classify.training import EncodedTask, Recipe, Training
 from raygpt.config import Config
 from raygpt.config.settings import config_with
 from raygpt.data.tokenizer import byte_tokenizer
+from raygpt.parallel import checkpoint
+from raygpt.storage import locate
 from tests.drills.program import Program, raygpt
 from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 from tests.tune.test_sweep import check_scheduler
@@ -164,11 +168,12 @@ def test_a_killed_sweep_of_fine_tuning_jobs_goes_on_in_their_own_runs(
     # in the middle of the second trial
     broken.wait_for(r"(?s)1/3 trials done.*running\s+[2-6] ", 300)
     broken.kill()
-    go_on(config, folder)
+    raygpt("tune", "--config", str(Path(config.run.storage) / "sweep.yaml"), f"--run.name={folder.name}")
     summary = json.loads((folder / "summary.json").read_text())
     trials = {trial["params"]["optim.lr"]: trial for trial in json.loads((folder / "sweep.json").read_text())}
     assert sorted(trials) == rates and set(summary["states"]) <= {"finished", "stopped early"}
-    assert summary["states"]["finished"] >= 1 and summary["epochs"] <= 3 * 8
+    # of the last evaluations before the kill Tune's snapshot may not know: they are told again
+    assert summary["states"]["finished"] >= 1 and summary["epochs"] <= 3 * 8 + 2
     for trial in trials.values():
         assert [row["step"] for row in trial["history"]] == [50 * n for n in range(1, len(trial["history"]) + 1)]
     # the same job on its own
@@ -191,25 +196,72 @@ NESTED: dict[str, Any] = {
 def test_a_training_job_that_asha_stops_trains_no_further(
     ray_cluster: str, sweep_config: Callable[..., Config], make_shards: Callable[..., str]
 ) -> None:
+    """And lets go of its workers, checkpoint and summary written, before the next one trains."""
     shards, steps = make_shards(40_000), 6000
     config = sweep_config({
         **NESTED, "data.train": shards, "data.val": shards, "tune.space": {"optim.lr": {"grid": [1e-2, 1e-5, 1e-6]}},
         "tune.scheduler": "asha", "tune.reduction_factor": 3, "tune.concurrent": 1, "train.max_steps": steps,
         "train.log_every": 50, "eval.every": 500, "eval.batches": 1,
     })  # fmt: skip
-    raygpt("tune", "--config", str(Path(config.run.storage) / "sweep.yaml"))
+    with Watcher() as seen:
+        raygpt("tune", "--config", str(Path(config.run.storage) / "sweep.yaml"))
     folder = Path(config.run.storage) / "sweep"
     trials = {trial["params"]["optim.lr"]: trial for trial in json.loads((folder / "sweep.json").read_text())}
     assert [trials[lr]["status"] for lr in (1e-2, 1e-5, 1e-6)] == ["finished", "stopped early", "stopped early"]
     assert json.loads((folder / "summary.json").read_text())["states"] == {"finished": 1, "stopped early": 2}
-    ends = []
+    ends, firsts, summaries = [], [], []
     for lr in (1e-2, 1e-5, 1e-6):
         run = folder / "runs" / trials[lr]["id"]
         records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         ends.append(records[-1]["step"])
-        summary = json.loads((run / "summary.json").read_text()) if (run / "summary.json").exists() else {}
-        assert summary.get("outcome", "stopped") == ("finished" if lr == 1e-2 else "stopped")
+        firsts.append(records[0]["time"] - records[0]["step"] * records[0]["step_seconds"])
+        summaries.append(json.loads((run / "summary.json").read_text()))
+        newest = checkpoint.complete_checkpoints(locate(run))[0]
+        assert checkpoint.step_of(newest.name) == ends[-1] and checkpoint.verify(newest) is None
+        assert json.loads((run / "attempts.json").read_text())[-1]["outcome"] == summaries[-1]["outcome"]
     assert ends[0] == steps and all(500 <= end < steps for end in ends[1:]), ends
+    assert [summary["outcome"] for summary in summaries] == ["finished", "stopped", "stopped"]
+    assert [summary.get("stopped_by") for summary in summaries] == [None, "scheduler", "scheduler"]
+    # a worker process and a placement group per trial, each gone when the next trial begins its first step
+    for kind, spans in (("workers", seen.workers), ("placement groups", seen.groups)):
+        assert len(spans) == 3, (kind, spans)
+        for (_, last), first_step in zip(sorted(spans.values()), firsts[1:]):
+            assert last < first_step, (kind, last, first_step)
+
+
+class Watcher:
+    """Looks which training workers and which of their placement groups there are, and when each was seen first and
+    last, in seconds since 1970 UTC."""
+
+    def __init__(self) -> None:
+        self.workers: dict[Any, tuple[float, float]] = {}
+        self.groups: dict[Any, tuple[float, float]] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import ray
+
+        while not self._ended.wait(0.05):
+            for process in _workers(os.getpid()):
+                if "RayTrainWorker" in _title(process):
+                    self._see(self.workers, process.pid)
+            for name, group in ray.util.placement_group_table().items():
+                # a trial's own has a tenth of a CPU, a worker group's a whole one
+                if group["state"] == "CREATED" and any(bundle.get("CPU") == 1 for bundle in group["bundles"].values()):
+                    self._see(self.groups, name)
+
+    def _see(self, kind: dict[Any, tuple[float, float]], name: Any) -> None:
+        now = time.time()
+        kind[name] = (kind.get(name, (now, now))[0], now)
 
 
 def test_pretraining_on_raw_text_is_swept_over_shards_made_once(

@@ -46,7 +46,8 @@ def test_a_signal_stops_any_work_and_is_the_exit_status(tmp_path: Path, number: 
     assert (outcome.outcome, outcome.exit_status) == (STOPPED, status)
     assert "Stopping: finishing this step" in screen.getvalue()
     assert "Stopped after step 3. To go on: raygpt pretrain …" in screen.getvalue()
-    assert json.loads((tmp_path / "r" / "summary.json").read_text()) == {"steps": 3}
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary == {"steps": 3, "outcome": STOPPED, "stopped_by": signal.Signals(number).name}
     assert attempts(tmp_path)[-1]["outcome"] == STOPPED and not (tmp_path / "r" / LOCK).exists()
     assert signal.getsignal(number) == before
 
@@ -60,6 +61,7 @@ def test_the_budget_counts_from_the_start_whether_anything_trains_or_not(
     outcome = run_job(config(tmp_path, **spending), wait, again="again", stream=screen)
     assert (outcome.outcome, outcome.exit_status) == ("budget", 0)
     assert "track.max_cost_usd is reached: stopped after step 3." in screen.getvalue()
+    assert json.loads((tmp_path / "r" / "summary.json").read_text())["stopped_by"] == "budget"
     # what an earlier attempt cost counts: this one has nothing left
     assert attempts(tmp_path)[0]["last_seen"] - attempts(tmp_path)[0]["started"] >= 1.5
     assert run_job(config(tmp_path, **spending), wait, stream=io.StringIO()).outcome == "budget"

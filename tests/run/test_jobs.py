@@ -23,7 +23,34 @@ from raygpt.train.trainer import run_training
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import run_sweep
 from tests.before.make import HERE, classifier_config, training_config
+from tests.run.stopping import make_job, stops_and_goes_on
+from tests.train.gloo_pool import GlooPool
 from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
+
+# One way of stopping a job; tests/drills/test_stopping.py has the rest.
+ON_THE_POOL = [("pretrain", "budget"), ("finetune", "SIGINT")]
+ON_RAY = [("classify", "SIGTERM"), ("tune", "SIGINT")]
+IN_MAKE_TEST = ON_THE_POOL + ON_RAY
+
+
+@pytest.mark.parametrize(("name", "way"), ON_THE_POOL)
+def test_a_stopped_training_saves_says_why_and_goes_on(
+    name: str, way: str, gloo: GlooPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stops_and_goes_on(make_job(name, tmp_path, gloo, None), way, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "way"), ON_RAY)
+def test_a_stopped_search_or_classifier_does_the_same(
+    name: str,
+    way: str,
+    ray_cluster: str,
+    gloo: GlooPool,
+    sweep_config: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stops_and_goes_on(make_job(name, tmp_path, gloo, sweep_config), way, monkeypatch)
 
 
 def train(config: Config) -> object:

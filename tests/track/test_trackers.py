@@ -17,7 +17,8 @@ from raygpt.errors import UserError
 from raygpt.storage import Location, locate
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.record import make_record
-from raygpt.track.trackers import Trackers, choose_wandb_mode, public_config
+from raygpt.track.trackers import Trackers, public_config
+from raygpt.track.wandb_run import choose_wandb_mode
 
 
 def log_steps(trackers: Trackers, first: int, last: int) -> None:

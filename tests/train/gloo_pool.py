@@ -59,7 +59,9 @@ class GlooPool:
             with patch.object(trainer, "wants_gpu", lambda _: False):
                 assignment = trainer._trainer(run.config, job, run.lock, None, "", *more)
         assert self.process.stdin is not None and self.process.stdout is not None
-        pickle.dump((run.config.scale.worker_range[1], dict(os.environ), assignment), self.process.stdin)
+        wish = Path(tempfile.mkdtemp()) / "stop"  # a file where the driver wishes that the ranks stop
+        run.stop.listen(wish.touch)
+        pickle.dump((run.config.scale.worker_range[1], dict(os.environ), assignment, wish), self.process.stdin)
         self.process.stdin.flush()
         end = {}
         while (event := pickle.load(self.process.stdout))[0] != "done":
@@ -74,10 +76,10 @@ class GlooPool:
 
 
 class Wire:
-    """`ControlLink` with a pipe to the driver in place of an actor. Nobody asks these ranks to stop."""
+    """`ControlLink` with a pipe to the driver in place of an actor, and a file for its wish to stop."""
 
-    def __init__(self, pipe: BinaryIO) -> None:
-        self.pipe = pipe
+    def __init__(self, pipe: BinaryIO, wish: Path) -> None:
+        self.pipe, self.wish = pipe, wish
         self.started = False
 
     def send(self, kind: str, value: Any) -> None:
@@ -86,7 +88,7 @@ class Wire:
         self.pipe.flush()
 
     def stop_requested(self) -> bool:
-        return False
+        return self.wish.exists()
 
     def close(self) -> None:
         pass
@@ -103,7 +105,7 @@ def serve(jobs: BinaryIO, events: BinaryIO) -> None:
     assert deepspeed and torch.get_num_threads() == 1 and threading.active_count() == 1, "not fit for forking"
     while True:
         try:
-            size, environment, assignment = pickle.load(jobs)
+            size, environment, assignment, wish = pickle.load(jobs)
         except EOFError:
             return
         with tempfile.TemporaryDirectory() as meeting:
@@ -116,7 +118,7 @@ def serve(jobs: BinaryIO, events: BinaryIO) -> None:
                         os.environ.update(environment)
                         for name in environment.get("POOL_IMPORTS", "").split():  # what a test adds to a registry
                             importlib.import_module(name)
-                        rank_main(worker, ray.train, events, rank, size, Path(meeting) / "store", assignment)
+                        rank_main(worker, ray.train, events, rank, size, Path(meeting) / "store", assignment, wish)
                         status = 0
                     except BaseException:
                         pickle.dump(("failed", f"rank {rank}: {traceback.format_exc()}"), events)
@@ -135,7 +137,7 @@ def serve(jobs: BinaryIO, events: BinaryIO) -> None:
 
 
 def rank_main(
-    worker: Any, ray_train: Any, events: BinaryIO, rank: int, size: int, meeting: Path, assignment: Any
+    worker: Any, ray_train: Any, events: BinaryIO, rank: int, size: int, meeting: Path, assignment: Any, wish: Path
 ) -> None:
     """One rank's whole life."""
     import torch
@@ -150,7 +152,7 @@ def rank_main(
 
     ray_train.report = report
     ray_train.torch.get_device = lambda: torch.device("cpu")
-    worker.ControlLink = lambda _: Wire(events)
+    worker.ControlLink = lambda _: Wire(events, wish)
     worker.train_worker(assignment)
     for thread in stores:
         thread.join()

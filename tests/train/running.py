@@ -63,12 +63,16 @@ def settings(train: str, storage: Path | str, **changes: str) -> Config:
 
 
 def run(
-    config: Config, on: dict[str, Callable[[], None]] | None = None, pool: GlooPool | None = None
+    config: Config,
+    on: dict[str, Callable[[], None]] | None = None,
+    pool: GlooPool | None = None,
+    screen: Screen | None = None,
+    again: str = "raygpt pretrain …",
 ) -> tuple[Outcome, list[dict], str]:
     """(outcome, records, what was printed) of a run under Ray Train, or on ranks of `pool`; `on` as in Screen."""
-    screen = Screen(on)
+    screen = screen or Screen(on)
     start = run_training if pool is None else pool.run_training
-    outcome = start(config, resolve(config), "raygpt pretrain …", screen)
+    outcome = start(config, resolve(config), again, screen)
     return outcome, records(config), screen.getvalue()
 
 

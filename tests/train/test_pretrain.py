@@ -159,21 +159,6 @@ def test_a_run_killed_after_its_last_checkpoint_gets_its_summary_and_report(
         assert after[key] == before[key]
 
 
-def test_a_budget_stops_the_run_with_a_checkpoint(ray_cluster: object, shards: str, tmp_path: Path) -> None:
-    config = settings(
-        shards,
-        tmp_path,
-        track__price_per_hour="3600",
-        track__max_cost_usd="0.2",
-        train__max_steps="100000",
-        data__backend="mmap",
-    )
-    outcome, rows, text = run(config)
-    assert outcome.outcome == "budget" and "track.max_cost_usd is reached" in text
-    assert checkpoint.complete_checkpoints(locate(tmp_path / "r"))[0].name == f"step_{rows[-1]['step']:08d}"
-    assert rows[-1]["cost_usd"] >= 0.2
-
-
 def test_a_diverging_run_stops_in_one_sentence_and_saves_nothing_bad(
     gloo: GlooPool, shards: str, tmp_path: Path
 ) -> None:

@@ -91,11 +91,6 @@ def test_schedulers_refuse_what_they_cannot_do(sweep_config: Callable[..., Confi
     assert "task.reinit_layers cannot change within a trial" in text
 
 
-def test_a_budget_in_dollars_is_one_in_seconds(sweep_config: Callable[..., Config]) -> None:
-    plan = make_plan(sweep_config({"track.price_per_hour": 6.0, "track.max_cost_usd": 0.5, "tune.max_seconds": 400}))
-    assert plan.max_seconds == pytest.approx(300)
-
-
 def test_a_random_sweep_is_the_same_for_the_same_seed(sweep_config: Callable[..., Config]) -> None:
     change = {"tune.search": "random", "tune.trials": 5, "tune.space": {"optim.lr": {"uniform": [0.1, 0.2]}}}
     plan = make_plan(sweep_config(change))
