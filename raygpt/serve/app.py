@@ -1,0 +1,314 @@
+"""The OpenAI protocol as an ASGI app over one engine. It knows nothing of Ray: any ASGI server runs it.
+
+Every answer is pumped out of the engine by a task of its own, so that a client who reads slowly holds no slot. A client
+who goes away, before the first piece or between two, ends its answers in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from raygpt.errors import UserError
+from raygpt.serve.admission import BodyReader, Gate, check_host, check_key
+from raygpt.serve.page import page
+from raygpt.serve.protocol import Ask, Limits, ProtocolError, Reader, parse_json, read_chat, read_completion
+from raygpt.serve.replies import Answer, Reply
+from raygpt.serve.requests import Delta, Engine, EngineDied
+
+SEND_SECONDS = 60.0  # a reader who takes nothing for so long is cut off
+LARGE_BODY = 16_384  # bytes: from here on reading and tokenizing get a thread, so that others' tokens go on
+
+log = logging.getLogger("raygpt.serve")
+
+
+@dataclass(frozen=True)
+class AppSettings:
+    """`key` is the fingerprint of the key that clients send, None for none; `local` says that only this machine is
+    served; `slots` how many sequences the engine decodes together."""
+
+    max_concurrent: int = 256
+    max_tokens: int = 4096
+    max_body_bytes: int = 4_000_000
+    key: str | None = None
+    page: bool = True
+    local: bool = True
+    slots: int = 8
+
+
+class Service:
+    """One engine with its gate."""
+
+    def __init__(self, engine: Engine, settings: AppSettings, on_death: Callable[[], None] | None = None) -> None:
+        self.engine, self.settings = engine, settings
+        self.gate = Gate(settings.max_concurrent, settings.slots)
+        self.bodies = BodyReader(settings.max_body_bytes)
+        self.limits = Limits(settings.max_tokens, settings.max_concurrent)
+        self.started = int(time.time())
+        self._on_death = on_death or (lambda: None)
+
+    def check_client(self, request: Request) -> None:
+        if self.settings.local:
+            check_host(request)
+        check_key(request, self.settings.key)
+
+    async def read(self, request: Request, reader: Reader) -> Ask:
+        """The request made plain. Raises ProtocolError."""
+        body = await self.bodies.read(request)
+        if len(body) < LARGE_BODY:
+            return reader(parse_json(body), self.engine, self.limits)
+        return await asyncio.to_thread(lambda: reader(parse_json(body), self.engine, self.limits))
+
+    async def deltas(self, ask: Ask) -> AsyncGenerator[tuple[int, Delta], None]:
+        """(index of the answer, piece) as they come; closing it ends what is still being written."""
+        self.gate.enter(len(ask.requests))
+        pieces: asyncio.Queue[tuple[int, Delta | BaseException]] = asyncio.Queue()
+        began = time.monotonic()
+        pumps = [asyncio.create_task(self._pump(index, ask, pieces)) for index in range(len(ask.requests))]
+        for pump in pumps:  # a task that is ended before its first step runs no `finally` of its own
+            pump.add_done_callback(lambda _: self.gate.leave(time.monotonic() - began))
+        try:
+            open_answers = len(pumps)
+            while open_answers:
+                index, piece = await pieces.get()
+                if isinstance(piece, BaseException):
+                    raise self._as_protocol(piece)
+                yield index, piece
+                open_answers -= piece.finish is not None
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _pump(self, index: int, ask: Ask, pieces: asyncio.Queue[tuple[int, Delta | BaseException]]) -> None:
+        """Every piece of one answer, or what went wrong with it. A queue holds max_tokens pieces at most."""
+        try:
+            async with contextlib.aclosing(self.engine.generate(ask.requests[index])) as answer:  # type: ignore[type-var]
+                finished = False
+                async for delta in answer:
+                    finished = delta.finish is not None
+                    pieces.put_nowait((index, delta))
+                if not finished:
+                    raise RuntimeError("the engine ended an answer without a reason")
+        except Exception as error:
+            pieces.put_nowait((index, error))
+
+    def _as_protocol(self, error: BaseException) -> ProtocolError:
+        if isinstance(error, ProtocolError):
+            return error
+        if isinstance(error, UserError):
+            return ProtocolError(str(error))
+        if isinstance(error, EngineDied):
+            self._on_death()
+            return engine_died()
+        # the type alone: a message may hold what somebody has written
+        log.error("an answer failed: %s", type(error).__name__, exc_info=error)
+        return ProtocolError("the server failed at this request", status=500, kind="server_error")
+
+
+def engine_died() -> ProtocolError:
+    return ProtocolError(
+        "the model is being started anew: come again later",
+        status=503,
+        kind="service_unavailable_error",
+        code="engine_died",
+        retry_after=5,
+    )
+
+
+def build_app(engine: Engine, settings: AppSettings, on_death: Callable[[], None] | None = None) -> FastAPI:
+    """The app; `on_death` is called each time that a request finds the engine dead."""
+    service = Service(engine, settings, on_death)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.service = service
+
+    async def answer(request: Request, reader: Reader) -> Response:
+        service.check_client(request)
+        ask = await service.read(request, reader)
+        work = _streamed(service, ask) if ask.stream else _whole(service, ask)
+        return await _unless_gone(request, work)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await answer(request, read_completion)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await answer(request, read_chat)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        service.check_client(request)
+        return JSONResponse({"object": "list", "data": [_model(service)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(request: Request, name: str) -> Response:
+        service.check_client(request)
+        if name != engine.name:
+            raise ProtocolError(
+                f"the model {name[:200]!r} is not served here: the one that is is {engine.name!r}",
+                status=404,
+                param="model",
+                code="model_not_found",
+            )
+        return JSONResponse(_model(service))
+
+    @app.get("/health")
+    async def health() -> Response:
+        try:
+            engine.check()
+        except EngineDied:
+            service._on_death()
+            raise engine_died() from None
+        stats = engine.stats()
+        return JSONResponse({"status": "ok", "model": engine.name, "active": stats.active, "waiting": stats.waiting})
+
+    if settings.page:
+
+        @app.get("/")
+        async def index() -> Response:
+            text, policy = page(engine.name, needs_key=settings.key is not None)
+            return HTMLResponse(text, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+
+    @app.exception_handler(ProtocolError)
+    async def refused(request: Request, error: ProtocolError) -> Response:
+        return _error(error)
+
+    @app.exception_handler(HTTPException)
+    async def unknown(request: Request, error: HTTPException) -> Response:
+        what = {404: "there is nothing at", 405: "this method is not for"}.get(error.status_code)
+        text = f"{what} {request.url.path[:200]}" if what else str(error.detail)
+        return _error(ProtocolError(text, status=error.status_code))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _error(service._as_protocol(error))
+
+    return app
+
+
+async def _whole(service: Service, ask: Ask) -> Response:
+    answers = [Answer() for _ in ask.requests]
+    async with contextlib.aclosing(service.deltas(ask)) as deltas:
+        async for index, delta in deltas:
+            answers[index].add(delta)
+    return JSONResponse(Reply(ask).whole(answers))
+
+
+async def _streamed(service: Service, ask: Ask) -> Response:
+    """The stream, once its first piece is there: until then what goes wrong still has a status of its own."""
+    deltas = service.deltas(ask)
+    try:
+        first = await anext(deltas)
+    except BaseException:
+        await deltas.aclose()
+        raise
+    return EventStream(_events(ask, first, deltas), deltas)
+
+
+async def _events(
+    ask: Ask, first: tuple[int, Delta], deltas: AsyncGenerator[tuple[int, Delta], None]
+) -> AsyncGenerator[bytes, None]:
+    """The pieces as server-sent events. An error becomes the last one."""
+    reply = Reply(ask)
+    try:
+        for opening in reply.first():
+            yield _event(opening)
+        if (chunk := reply.piece(*first)) is not None:
+            yield _event(chunk)
+        async for index, delta in deltas:
+            if (chunk := reply.piece(index, delta)) is not None:
+                yield _event(chunk)
+        if (closing := reply.last()) is not None:
+            yield _event(closing)
+        yield b"data: [DONE]\n\n"
+    except ProtocolError as error:
+        yield _event(error.body())
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends events as they come, and closes their `source` at the end: also when the reader goes away, or takes nothing
+    for SEND_SECONDS."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], source: AsyncGenerator[Any, None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events, self._source = events, source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(self._send(send))
+        leaving = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done() and not sending.cancelled():
+                error = sending.exception()
+                if error is not None and not isinstance(error, OSError):
+                    raise error
+        finally:
+            for task in (sending, leaving):
+                task.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await self._events.aclose()
+            await self._source.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for event in self._events:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _gone(receive: Receive) -> None:
+    """Until the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless_gone(request: Request, work: Awaitable[Response]) -> Response:
+    """What `work` makes; where the client goes away before, work is ended."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ProtocolError("the client went away", status=499)
+        return await working
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def _error(error: ProtocolError) -> Response:
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.body(), error.status, headers)
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.engine.name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "raygpt",
+        "max_model_len": service.engine.max_model_len,
+    }
