@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import time
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -112,8 +113,9 @@ class Service:
         if isinstance(error, EngineDied):
             self._on_death()
             return engine_died()
-        # the type alone: a message may hold what somebody has written
-        log.error("an answer failed: %s", type(error).__name__, exc_info=error)
+        # where it happened, without the message: that may hold what somebody has written
+        where = "".join(traceback.format_tb(error.__traceback__))
+        log.error("an answer failed with %s at\n%s", type(error).__name__, where)
         return ProtocolError("the server failed at this request", status=500, kind="server_error")
 
 

@@ -151,3 +151,8 @@ def perplexity(text: str) -> float:
     """Of a text under the table, its first byte not counted: worked out without the engine."""
     ids, scores = list(text.encode()), table()
     return math.exp(-sum(scores[one, two] for one, two in zip(ids, ids[1:])) / (len(ids) - 1))
+
+
+def make(*, use_gpu: bool = False) -> ToyEngine:
+    """What a Serve replica calls; a process of its own is told by its environment."""
+    return ToyEngine(float(os.environ.get("TOY_SECONDS", "0.01")), slots=int(os.environ.get("TOY_SLOTS", "8")))
