@@ -177,10 +177,11 @@ def build_app(engine: Engine, settings: AppSettings, on_death: Callable[[], None
         return JSONResponse({"status": "ok", "model": engine.name, "active": stats.active, "waiting": stats.waiting})
 
     if settings.page:
+        chats = _can_chat(engine)
 
         @app.get("/")
         async def index() -> Response:
-            text, policy = page(engine.name, needs_key=settings.key is not None)
+            text, policy = page(engine.name, chat=chats, needs_key=settings.key is not None)
             return HTMLResponse(text, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
 
     @app.exception_handler(ProtocolError)
@@ -304,6 +305,13 @@ def _error(error: ProtocolError) -> Response:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error.body(), error.status, headers)
+
+
+def _can_chat(engine: Engine) -> bool:
+    try:
+        return bool(engine.encode_chat([{"role": "user", "content": "Hello"}]))
+    except UserError:
+        return False
 
 
 def _model(service: Service) -> dict[str, Any]:

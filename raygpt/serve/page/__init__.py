@@ -15,11 +15,12 @@ from importlib.resources import files
 
 
 @cache
-def page(model: str, *, needs_key: bool = False) -> tuple[str, str]:
-    """(document, its Content-Security-Policy) for the model called `model`."""
+def page(model: str, *, chat: bool = True, needs_key: bool = False) -> tuple[str, str]:
+    """(document, its Content-Security-Policy) for the model called `model`; `chat` says that it can, `needs_key` that
+    the server wants a key."""
     folder = files(__name__)
     style, script = (folder.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    facts = json.dumps({"model": model, "needsKey": needs_key})
+    facts = json.dumps({"model": model, "chat": chat, "needsKey": needs_key})
     text = folder.joinpath("index.html").read_text("utf-8")
     parts = {"{{style}}": style, "{{script}}": script, "{{facts}}": html.escape(facts), "{{model}}": html.escape(model)}
     for mark, value in parts.items():
