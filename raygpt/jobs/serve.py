@@ -101,8 +101,26 @@ def serve(
 
 
 def _engine_maker(config: Config) -> Callable[..., Engine]:
-    """What makes the engine in a replica. Raises UserError where the model is not there."""
-    raise UserError("not yet")
+    """What makes the engine in a replica. Raises UserError where a run has no checkpoint."""
+    from raygpt.evaluate.subject import subject_uri
+    from raygpt.serve.load import load_engine
+
+    teacher = config.teacher
+    engine, model, name = teacher.engine, teacher.model, None
+    if model is None:
+        engine, model = "raygpt", subject_uri(config)
+        if config.model.init_from == "random":
+            name = config.run.name
+    return partial(
+        load_engine,
+        engine,
+        model,
+        max_sequences=teacher.max_sequences,
+        max_model_len=teacher.max_model_len,
+        precision=teacher.precision,
+        threads=max(1, round(teacher.cpus_per_replica)),
+        name=name,
+    )
 
 
 def _connect(config: Config) -> tuple[Replicas, str]:

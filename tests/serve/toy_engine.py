@@ -67,7 +67,7 @@ class ToyEngine:
         start = self.decode(request.prompt[:8])
         self.check()
         if start.startswith("BREAK"):
-            raise ValueError("a bug that holds somebody's secret text")
+            raise ValueError(f"a bug at {self.decode(request.prompt)}")
         if start.startswith("EXIT"):
             os._exit(1)
         if self._gate is None:
