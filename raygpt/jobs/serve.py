@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -68,26 +67,29 @@ def serve(
     """Serve until a signal or `stop`; returns the exit status. `make_engine(use_gpu=…)` is called in every replica;
     without it vLLM serves."""
     began = time.monotonic()
+    from raygpt.cluster.connect import is_own
     from raygpt.run.stop import Signals, StopToken
     from raygpt.serve import vllm
-    from raygpt.serve.launch import Listening, Server, choose_port, end_cluster, model_name, ready_lines
+    from raygpt.serve.launch import Listening, Server, choose_port, model_name, ready_lines
 
     say = say or (lambda text: print(text, flush=True))
     token = stop or StopToken()
     settings = config.serve
     listening = Listening(settings.host, choose_port(settings.host, settings.port), settings.api_key_env)
-    if make_engine is None:
-        vllm.set_environment(local=listening.local)
+    environment = vllm.set_environment(local=listening.local) if make_engine is None else {}
+    import ray
+
+    own = not ray.is_initialized()  # and ends with the server, unless it is found that there is a cluster already
     try:
         replicas, about = _connect(config)
         say(about)
         if make_engine is None:
-            application = _vllm(config, replicas)
+            application = _vllm(config, replicas, environment)
         else:
             application = _application(config, partial(make_engine, use_gpu=replicas.gpus > 0), listening, replicas)
         # after Ray, which takes SIGTERM for itself
         with Signals(token, say, "answers under way get a few seconds to end"):
-            with Server(application, listening, token) as server:
+            with Server(application, listening, token, own_cluster=own and is_own()) as server:
                 if not server.stopped:
                     name = model_name(listening.url, settings.api_key)
                     page = settings.page and make_engine is not None
@@ -95,7 +97,8 @@ def serve(
                         say(line)
                     server.wait(say)
     finally:
-        end_cluster()
+        if own:
+            ray.shutdown()  # ends a cluster that was started here, leaves one that was joined
     say("Stopped: nothing is left running.")
     return 0
 
@@ -125,17 +128,17 @@ def _engine_maker(config: Config) -> Callable[..., Engine]:
 
 def _connect(config: Config) -> tuple[Replicas, str]:
     """(the replicas as the cluster has room for them, a sentence about the cluster)."""
+    import ray
+
     from raygpt.cluster.connect import connect
     from raygpt.serve.deployment import Replicas
+    from raygpt.serve.vllm import gpus_per_replica
 
     teacher = config.teacher
     fewest, most = teacher.replica_range
-    joined = config.scale.address or os.environ.get("RAY_ADDRESS", "local") != "local"
     cpus = math.ceil(fewest * teacher.cpus_per_replica)
-    about = connect(config.scale, workers_cpus=None if joined else cpus)
-
-    import ray
-
+    there = ray.is_initialized() or config.scale.address or os.environ.get("RAY_ADDRESS", "local") != "local"
+    about = connect(config.scale, workers_cpus=None if there else cpus)
     had = ray.cluster_resources()
     if had.get("CPU", 0) < cpus:
         raise UserError(
@@ -143,11 +146,14 @@ def _connect(config: Config) -> tuple[Replicas, str]:
             "lower one of them or add nodes."
         )
     gpus = had.get("GPU", 0)
-    use = gpus >= 1 if teacher.use_gpu == "auto" else teacher.use_gpu
-    if use and gpus < fewest:
+    use, each = gpus >= 1 if teacher.use_gpu == "auto" else teacher.use_gpu, 1
+    if teacher.engine == "vllm":
+        use, each = True, gpus_per_replica(teacher.vllm)
+    if use and gpus < fewest * each:
         raise UserError(
-            f"teacher.replicas={fewest} needs a GPU for each replica but the cluster has {gpus:g}: lower it, add GPU "
-            "nodes, or set teacher.use_gpu=false."
+            f"teacher.replicas={fewest} needs {each} GPU{'s' * (each > 1)} for each replica but the cluster has "
+            f"{gpus:g}: lower it, add GPU nodes, or set "
+            + ("teacher.engine=transformers." if teacher.engine == "vllm" else "teacher.use_gpu=false.")
         )
     threads = str(max(1, round(teacher.cpus_per_replica)))
     replicas = Replicas(
@@ -179,7 +185,7 @@ def _application(config: Config, make_engine: Callable[[], Engine], listening: L
     return application(make_engine, app, replicas)
 
 
-def _vllm(config: Config, replicas: Replicas) -> Any:
+def _vllm(config: Config, replicas: Replicas, environment: dict[str, str]) -> Any:
     from raygpt.serve import vllm
 
     teacher = config.teacher
@@ -193,7 +199,6 @@ def _vllm(config: Config, replicas: Replicas) -> Any:
             max_concurrent=config.serve.max_concurrent,
             max_model_len=teacher.max_model_len,
             precision=teacher.precision,
+            environment=environment,
         )
     )
-
-

@@ -27,6 +27,7 @@ from raygpt.serve.page import page
 from raygpt.serve.protocol import Ask, Limits, ProtocolError, Reader, parse_json, read_chat, read_completion
 from raygpt.serve.replies import Answer, Reply
 from raygpt.serve.requests import Delta, Engine, EngineDied
+from raygpt.serve.requests import Request as EngineRequest
 
 SEND_SECONDS = 60.0  # a reader who takes nothing for so long is cut off
 LARGE_BODY = 16_384  # bytes: from here on reading and tokenizing get a thread, so that others' tokens go on
@@ -57,7 +58,7 @@ class Service:
         self.bodies = BodyReader(settings.max_body_bytes)
         self.limits = Limits(settings.max_tokens, settings.max_concurrent)
         self.started = int(time.time())
-        self._on_death = on_death or (lambda: None)
+        self.on_death = on_death or (lambda: None)
 
     def check_client(self, request: Request) -> None:
         if self.settings.local:
@@ -71,52 +72,66 @@ class Service:
             return reader(parse_json(body), self.engine, self.limits)
         return await asyncio.to_thread(lambda: reader(parse_json(body), self.engine, self.limits))
 
-    async def deltas(self, ask: Ask) -> AsyncGenerator[tuple[int, Delta], None]:
-        """(index of the answer, piece) as they come; closing it ends what is still being written."""
-        self.gate.enter(len(ask.requests))
-        pieces: asyncio.Queue[tuple[int, Delta | BaseException]] = asyncio.Queue()
-        began = time.monotonic()
-        pumps = [asyncio.create_task(self._pump(index, ask, pieces)) for index in range(len(ask.requests))]
-        for pump in pumps:  # a task that is ended before its first step runs no `finally` of its own
-            pump.add_done_callback(lambda _: self.gate.leave(time.monotonic() - began))
-        try:
-            open_answers = len(pumps)
-            while open_answers:
-                index, piece = await pieces.get()
-                if isinstance(piece, BaseException):
-                    raise self._as_protocol(piece)
-                yield index, piece
-                open_answers -= piece.finish is not None
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-
-    async def _pump(self, index: int, ask: Ask, pieces: asyncio.Queue[tuple[int, Delta | BaseException]]) -> None:
-        """Every piece of one answer, or what went wrong with it. A queue holds max_tokens pieces at most."""
-        try:
-            async with contextlib.aclosing(self.engine.generate(ask.requests[index])) as answer:  # type: ignore[type-var]
-                finished = False
-                async for delta in answer:
-                    finished = delta.finish is not None
-                    pieces.put_nowait((index, delta))
-                if not finished:
-                    raise RuntimeError("the engine ended an answer without a reason")
-        except Exception as error:
-            pieces.put_nowait((index, error))
-
-    def _as_protocol(self, error: BaseException) -> ProtocolError:
+    def as_protocol(self, error: BaseException) -> ProtocolError:
         if isinstance(error, ProtocolError):
             return error
         if isinstance(error, UserError):
             return ProtocolError(str(error))
         if isinstance(error, EngineDied):
-            self._on_death()
+            self.on_death()
             return engine_died()
         # where it happened, without the message: that may hold what somebody has written
         where = "".join(traceback.format_tb(error.__traceback__))
         log.error("an answer failed with %s at\n%s", type(error).__name__, where)
         return ProtocolError("the server failed at this request", status=500, kind="server_error")
+
+
+class Answers:
+    """The pieces of all answers of one Ask, (index, piece), as they come.
+
+    `close` ends in the engine what is still being written. It waits for nothing: a handler that is itself being ended,
+    perhaps twice, gets through it.
+    """
+
+    def __init__(self, service: Service, ask: Ask) -> None:
+        service.gate.enter(len(ask.requests))
+        self._service = service
+        # at most max_tokens pieces an answer
+        self._pieces: asyncio.Queue[tuple[int, Delta | Exception]] = asyncio.Queue()
+        self._open = len(ask.requests)
+        began = time.monotonic()
+        self._pumps = [asyncio.create_task(self._pump(*numbered)) for numbered in enumerate(ask.requests)]
+        for pump in self._pumps:  # a task that is ended before its first step runs no `finally` of its own
+            pump.add_done_callback(lambda _: service.gate.leave(time.monotonic() - began))
+
+    def __aiter__(self) -> Answers:
+        return self
+
+    async def __anext__(self) -> tuple[int, Delta]:
+        if not self._open:
+            raise StopAsyncIteration
+        index, piece = await self._pieces.get()
+        if isinstance(piece, Exception):
+            raise self._service.as_protocol(piece)
+        self._open -= piece.finish is not None
+        return index, piece
+
+    def close(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+
+    async def _pump(self, index: int, request: EngineRequest) -> None:
+        """Every piece of one answer, or what went wrong with it."""
+        try:
+            async with contextlib.aclosing(self._service.engine.generate(request)) as pieces:  # type: ignore[type-var]
+                finished = False
+                async for delta in pieces:
+                    finished = delta.finish is not None
+                    self._pieces.put_nowait((index, delta))
+                if not finished:
+                    raise RuntimeError("the engine ended an answer without a reason")
+        except Exception as error:
+            self._pieces.put_nowait((index, error))
 
 
 def engine_died() -> ProtocolError:
@@ -171,7 +186,7 @@ def build_app(engine: Engine, settings: AppSettings, on_death: Callable[[], None
         try:
             engine.check()
         except EngineDied:
-            service._on_death()
+            service.on_death()
             raise engine_died() from None
         stats = engine.stats()
         return JSONResponse({"status": "ok", "model": engine.name, "active": stats.active, "waiting": stats.waiting})
@@ -196,33 +211,34 @@ def build_app(engine: Engine, settings: AppSettings, on_death: Callable[[], None
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return _error(service._as_protocol(error))
+        return _error(service.as_protocol(error))
 
     return app
 
 
 async def _whole(service: Service, ask: Ask) -> Response:
-    answers = [Answer() for _ in ask.requests]
-    async with contextlib.aclosing(service.deltas(ask)) as deltas:
-        async for index, delta in deltas:
-            answers[index].add(delta)
-    return JSONResponse(Reply(ask).whole(answers))
+    gathered = [Answer() for _ in ask.requests]
+    answers = Answers(service, ask)
+    try:
+        async for index, delta in answers:
+            gathered[index].add(delta)
+    finally:
+        answers.close()
+    return JSONResponse(Reply(ask).whole(gathered))
 
 
 async def _streamed(service: Service, ask: Ask) -> Response:
     """The stream, once its first piece is there: until then what goes wrong still has a status of its own."""
-    deltas = service.deltas(ask)
+    answers = Answers(service, ask)
     try:
-        first = await anext(deltas)
+        first = await anext(answers)
     except BaseException:
-        await deltas.aclose()
+        answers.close()
         raise
-    return EventStream(_events(ask, first, deltas), deltas)
+    return EventStream(_events(ask, first, answers), answers.close)
 
 
-async def _events(
-    ask: Ask, first: tuple[int, Delta], deltas: AsyncGenerator[tuple[int, Delta], None]
-) -> AsyncGenerator[bytes, None]:
+async def _events(ask: Ask, first: tuple[int, Delta], answers: Answers) -> AsyncGenerator[bytes, None]:
     """The pieces as server-sent events. An error becomes the last one."""
     reply = Reply(ask)
     try:
@@ -230,7 +246,7 @@ async def _events(
             yield _event(opening)
         if (chunk := reply.piece(*first)) is not None:
             yield _event(chunk)
-        async for index, delta in deltas:
+        async for index, delta in answers:
             if (chunk := reply.piece(index, delta)) is not None:
                 yield _event(chunk)
         if (closing := reply.last()) is not None:
@@ -245,31 +261,30 @@ def _event(value: dict[str, Any]) -> bytes:
 
 
 class EventStream(Response):
-    """Sends events as they come, and closes their `source` at the end: also when the reader goes away, or takes nothing
-    for SEND_SECONDS."""
+    """Sends events as they come, and calls `close` at the end: also when the reader goes away, or takes nothing for
+    SEND_SECONDS."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], source: AsyncGenerator[Any, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], None]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._source = events, source
+        self._events, self._close = events, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.ensure_future(self._send(send))
         leaving = asyncio.ensure_future(_gone(receive))
         try:
             await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if sending.done() and not sending.cancelled():
-                error = sending.exception()
-                if error is not None and not isinstance(error, OSError):
-                    raise error
+            if (
+                sending.done()
+                and isinstance(error := sending.exception(), Exception)
+                and not isinstance(error, OSError)
+            ):
+                raise error
         finally:
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.gather(sending, leaving, return_exceptions=True)
-            await self._events.aclose()
-            await self._source.aclose()
+            self._close()
+            _end(sending, leaving)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -295,9 +310,14 @@ async def _unless_gone(request: Request, work: Awaitable[Response]) -> Response:
             raise ProtocolError("the client went away", status=499)
         return await working
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        _end(working, leaving)
+
+
+def _end(*tasks: asyncio.Future[Any]) -> None:
+    """End tasks of which nothing more is wanted to be known, without waiting for them."""
+    for task in tasks:
+        task.cancel()
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
 
 def _error(error: ProtocolError) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import re
@@ -14,11 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
-from raygpt.cluster import connect
 from raygpt.errors import UserError, one_line
 from raygpt.run.stop import StopToken
 
@@ -29,7 +28,7 @@ KEEP_ALIVE_SECONDS = 90  # that an idle connection is kept
 
 @dataclass(frozen=True)
 class Listening:
-    """Where the protocol is spoken. `key` is what clients must send, kept out of `repr`; `key_env` its variable."""
+    """Where the protocol is spoken. `key_env` names the variable with the key that clients must send."""
 
     host: str
     port: int
@@ -60,14 +59,14 @@ def choose_port(host: str, port: int) -> int:
 
 
 class Server:
-    """A Serve application that runs while the `with` block does.
+    """A Serve application that runs while the `with` block does; with `own_cluster` the cluster ends after it.
 
     Raises UserError where the replicas cannot start for a reason that the user can mend, or where the cluster has a
     server of its own already.
     """
 
-    def __init__(self, application: Any, listening: Listening, stop: StopToken) -> None:
-        self._application, self._listening = application, listening
+    def __init__(self, application: Any, listening: Listening, stop: StopToken, *, own_cluster: bool) -> None:
+        self._application, self._listening, self._own_cluster = application, listening, own_cluster
         self._stopped = threading.Event()
         stop.listen(self._stopped.set)
         self._problem: Exception | None = None
@@ -110,7 +109,9 @@ class Server:
             try:
                 state = serve.status().applications.get(APP)
             except Exception as error:
-                raise UserError(f"the Ray cluster no longer answers ({one_line(error)}): start the server anew.") from None
+                raise UserError(
+                    f"the Ray cluster no longer answers ({one_line(error)}): start the server anew."
+                ) from None
             if state is None:
                 raise UserError("somebody has ended the application on the Ray cluster: start the server anew.")
             word = {ApplicationStatus.UNHEALTHY: "not well", ApplicationStatus.DEPLOYING: "starting replicas"}.get(
@@ -150,8 +151,14 @@ class Server:
         return problem
 
     def _shut_down(self) -> None:
+        """End what was started, with a few seconds for answers under way."""
         with contextlib.suppress(Exception):
-            serve.shutdown()
+            if self._own_cluster:
+                serve.delete(APP)  # the rest goes with the cluster
+            else:
+                # the end of Serve's controller makes Ray print that a task of it failed
+                with contextlib.redirect_stdout(io.StringIO()):
+                    serve.shutdown()
 
 
 def model_name(url: str, key: str | None, seconds: float = 30.0) -> str:
@@ -183,9 +190,3 @@ def ready_lines(listening: Listening, model: str, seconds: float, *, page: bool)
             "serve.host=127.0.0.1"
         )
     return lines
-
-
-def end_cluster() -> None:
-    """The Ray cluster that this process started goes with it; one that was joined stays."""
-    if connect.is_own():
-        ray.shutdown()

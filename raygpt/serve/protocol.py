@@ -261,7 +261,9 @@ def _refusal(error: ValidationError) -> ProtocolError:
     return ProtocolError(f"{'.'.join(place)}: {first['msg'][0].lower()}{first['msg'][1:]}", param=name)
 
 
-def _prompts(prompt: str | list[str] | list[int] | list[list[int]], engine: Engine) -> list[tuple[str | None, list[int]]]:
+def _prompts(
+    prompt: str | list[str] | list[int] | list[list[int]], engine: Engine
+) -> list[tuple[str | None, list[int]]]:
     """(text where it came as one, token ids) of each prompt."""
     if isinstance(prompt, str):
         texts: list[Any] = [prompt]

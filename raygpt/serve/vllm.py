@@ -32,29 +32,36 @@ def set_environment(*, local: bool) -> dict[str, str]:
     """Put Ray's settings into this process's environment, before it starts a cluster; the user's own come first.
 
     HAProxy and direct streaming make replicas listen on all interfaces, so a server for this machine alone (`local`)
-    goes without. Returns what was set.
+    goes without. Returns what stands there now.
     """
-    chosen = {} if local else HIGH_THROUGHPUT
-    chosen = chosen or {"VLLM_USE_RAY_V2_EXECUTOR_BACKEND": "1"}
-    for name, value in chosen.items():
-        os.environ.setdefault(name, value)
-    return dict(chosen)
+    names = ["VLLM_USE_RAY_V2_EXECUTOR_BACKEND"] if local else list(HIGH_THROUGHPUT)
+    return {name: os.environ.setdefault(name, HIGH_THROUGHPUT[name]) for name in names}
+
+
+def gpus_per_replica(arguments: Mapping[str, Any]) -> int:
+    """GPUs that one copy of the model takes, by teacher.vllm."""
+    return int(arguments.get("tensor_parallel_size", 1)) * int(arguments.get("pipeline_parallel_size", 1))
 
 
 def llm_config_kwargs(
-    model: str, *, name: str, arguments: Mapping[str, Any], replicas: Replicas, max_concurrent: int, **limits: Any
+    model: str,
+    *,
+    name: str,
+    arguments: Mapping[str, Any],
+    replicas: Replicas,
+    max_concurrent: int,
+    max_model_len: int | None = None,
+    precision: str = "auto",
+    environment: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of ray.serve.llm.LLMConfig.
 
-    `limits` are max_model_len and precision; `arguments` (teacher.vllm) go to vLLM's engine as they are and win over
-    what is derived, but for `accelerator_type`, which is Ray's.
+    `arguments` (teacher.vllm) go to vLLM's engine as they are and win over what is derived, but for `accelerator_type`,
+    which is Ray's. `environment` is what the replicas are to find in theirs.
     """
-    engine: dict[str, Any] = {
-        "max_num_seqs": replicas.slots,
-        "dtype": DTYPES[limits.get("precision") or "auto"],
-    }
-    if limits.get("max_model_len"):
-        engine["max_model_len"] = limits["max_model_len"]
+    engine: dict[str, Any] = {"max_num_seqs": replicas.slots, "dtype": DTYPES[precision]}
+    if max_model_len:
+        engine["max_model_len"] = max_model_len
     engine |= {key: value for key, value in arguments.items() if key != ACCELERATOR}
     kwargs: dict[str, Any] = {
         "model_loading_config": {"model_id": name, "model_source": model},
@@ -70,7 +77,7 @@ def llm_config_kwargs(
             "health_check_period_s": HEALTH_PERIOD_SECONDS,
             "health_check_timeout_s": HEALTH_TIMEOUT_SECONDS,
         },
-        "runtime_env": {"env_vars": {name: os.environ.get(name, value) for name, value in HIGH_THROUGHPUT.items()}},
+        "runtime_env": {"env_vars": dict(environment or {})},
     }
     if arguments.get(ACCELERATOR):
         kwargs["accelerator_type"] = arguments[ACCELERATOR]

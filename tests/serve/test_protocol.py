@@ -263,9 +263,7 @@ def test_malformed_and_oversized_bodies_are_told_so(client: TestClient) -> None:
     assert client.get("/nowhere").json()["error"]["message"] == "there is nothing at /nowhere"
 
 
-def test_a_bug_is_a_500_that_tells_nothing_of_the_request(
-    client: TestClient, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bug_is_a_500_that_tells_nothing_of_the_request(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     error = refusal(client, status=500, prompt="BREAK 8831")
     assert error["type"] == "server_error" and "8831" not in error["message"]
     assert "ValueError" in caplog.text and "toy_engine.py" in caplog.text and "8831" not in caplog.text

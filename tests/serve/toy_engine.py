@@ -94,8 +94,7 @@ class ToyEngine:
         if request.score_prompt:
             scores = [self._scored(None, request.prompt[0], wanted.top_logprobs or 0)]
             scores += [
-                self._scored(one, two, wanted.top_logprobs or 0)
-                for one, two in zip(request.prompt, request.prompt[1:])
+                self._scored(one, two, wanted.top_logprobs or 0) for one, two in zip(request.prompt, request.prompt[1:])
             ]
             yield Delta(prompt_logprobs=tuple(scores), finish=None if wanted.max_tokens else "length")
             if not wanted.max_tokens:
