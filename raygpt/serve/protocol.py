@@ -31,6 +31,9 @@ IGNORED = (
 )
 
 
+Prompt = str | list[str] | list[int] | list[list[int]]
+
+
 class ProtocolError(Exception):
     """An answer that is an error, in the protocol's form."""
 
@@ -112,7 +115,7 @@ class _Body(BaseModel):
 
 
 class _Completion(_Body):
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: Prompt
     suffix: str | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -359,4 +362,5 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
+# read_completion or read_chat
 Reader = Callable[[dict[str, Any], Engine, Limits], Ask]

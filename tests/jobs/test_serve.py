@@ -126,7 +126,8 @@ def test_vllm_gets_what_the_teacher_says(monkeypatch: pytest.MonkeyPatch) -> Non
     assert kwargs["accelerator_type"] == "H100" and kwargs["runtime_env"] == {"env_vars": HIGH_THROUGHPUT}
     assert kwargs["deployment_config"]["max_ongoing_requests"] > 512
     for name in HIGH_THROUGHPUT:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is taken out again
+        monkeypatch.delenv(name)
     # replicas behind HAProxy listen on every interface: not for a server of this machine alone
     assert list(set_environment(local=True)) == ["VLLM_USE_RAY_V2_EXECUTOR_BACKEND"]
     monkeypatch.setenv("RAY_SERVE_THROUGHPUT_OPTIMIZED", "0")

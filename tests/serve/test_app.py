@@ -29,6 +29,16 @@ def client() -> Iterator[openai.OpenAI]:
         yield openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
 
 
+def connect(url: str) -> socket.socket:
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    return socket.create_connection((host, int(port)))
+
+
+def head(length: int) -> bytes:
+    lines = ["POST /v1/completions HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json"]
+    return "\r\n".join([*lines, f"Content-Length: {length}", "", ""]).encode()
+
+
 def until(true: Callable[[], bool], seconds: float = 5) -> None:
     end = time.monotonic() + seconds
     while not true():
@@ -92,11 +102,9 @@ def test_openais_client_hears_of_an_engine_that_dies_within_a_stream() -> None:
 def test_a_client_who_vanishes_frees_its_place(stream: bool) -> None:
     engine = ToyEngine(0.01, slots=1)
     with served(engine) as url:
-        address = url.removeprefix("http://").split(":")
         body = json.dumps({"model": "toy", "prompt": "x", "max_tokens": 400, "stream": stream, "ignore_eos": True})
-        with socket.create_connection((address[0], int(address[1]))) as connection:
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.sendall((head + body).encode())
+        with connect(url) as connection:
+            connection.sendall(head(len(body)) + body.encode())
             until(lambda: engine.stats().decoded > 3)
             if stream:
                 assert connection.recv(4096).startswith(b"HTTP/1.1 200")
@@ -115,8 +123,7 @@ def test_a_client_who_reads_nothing_holds_no_slot_and_is_cut_off(monkeypatch: py
         connection.connect((host, int(port)))
         asked = {"model": "toy", "prompt": "x", "max_tokens": 6_000, "ignore_eos": True, "logprobs": 20}
         body = json.dumps({**asked, "stream": True})
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall((head + body).encode())
+        connection.sendall(head(len(body)) + body.encode())
         # 6,000 events are some 6 MB, more than the sockets hold: the answer is written nevertheless
         until(lambda: engine.stats().decoded == 6_000, 20)
         assert httpx.post(f"{url}/v1/completions", json={"model": "toy", "prompt": "x"}).status_code == 200
@@ -151,12 +158,9 @@ def test_more_than_may_wait_are_told_when_to_come_again() -> None:
 def test_ill_mannered_clients_do_not_disturb_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "BODY_SECONDS", 1.0)
     with served(ToyEngine(), AppSettings(max_body_bytes=1_000_000)) as url:
-        host, _, port = url.removeprefix("http://").rpartition(":")
-        idle = [socket.create_connection((host, int(port))) for _ in range(300)]
-        slow = [socket.create_connection((host, int(port))) for _ in range(20)]
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+        idle, slow = [connect(url) for _ in range(300)], [connect(url) for _ in range(20)]
         for connection in slow:
-            connection.sendall(head + b'{"model":')
+            connection.sendall(head(5000) + b'{"model":')
         assert httpx.post(f"{url}/v1/completions", content=b"x" * 10_000_000).status_code == 413
         assert httpx.post(f"{url}/v1/completions", content=b"\x00garbage").status_code == 400
         began = time.monotonic()
@@ -174,12 +178,10 @@ def test_ill_mannered_clients_do_not_disturb_others(monkeypatch: pytest.MonkeyPa
 def test_bodies_that_are_still_coming_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "BODIES_AT_ONCE", 2)
     with served(ToyEngine(), AppSettings(max_body_bytes=100_000)) as url:
-        host, _, port = url.removeprefix("http://").rpartition(":")
         half = []
         for _ in range(3):
-            connection = socket.create_connection((host, int(port)))
-            head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 90000\r\n\r\n"
-            connection.sendall(head + b"x" * 80_000)
+            connection = connect(url)
+            connection.sendall(head(90_000) + b"x" * 80_000)
             half.append(connection)
         half[-1].settimeout(5)
         replies = []

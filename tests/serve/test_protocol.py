@@ -1,10 +1,11 @@
-"""The protocol over the toy engine, whose probabilities are worked out by hand: answers, log-probabilities, refusals."""
+"""The protocol over the toy engine, whose probabilities are known: answers, log-probabilities, refusals."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_log_probabilities_are_the_tables(client: TestClient) -> None:
     found, text = answer["logprobs"], answer["text"]
     chain = "i" + text
     assert found["tokens"] == list(text) and found["text_offset"] == [0, 1, 2]
-    expected = [scores[ord(one), ord(two)] for one, two in zip(chain, chain[1:])]
+    expected = [scores[ord(one), ord(two)] for one, two in pairwise(chain)]
     assert found["token_logprobs"] == pytest.approx(expected)
     for before, top in zip(chain, found["top_logprobs"]):
         best = np.argsort(-scores[ord(before)])[:2]
@@ -137,7 +138,8 @@ def test_a_streamed_completion_says_the_same_piece_by_piece(client: TestClient) 
         own = [piece["choices"][0] for piece in pieces[:-1] if piece["choices"][0]["index"] == choice["index"]]
         assert "".join(one["text"] for one in own) == choice["text"]
         for key in ("tokens", "token_logprobs", "text_offset"):
-            assert sum((one["logprobs"][key] for one in own if one["logprobs"]), []) == choice["logprobs"][key]
+            found = [value for one in own if one["logprobs"] for value in one["logprobs"][key]]
+            assert found == choice["logprobs"][key]
         assert [one["finish_reason"] for one in own] == [None] * (len(own) - 1) + ["length"]
     plain = events(client, "completions", prompt="hi", max_tokens=2, temperature=0, echo=True)
     assert [one["choices"][0]["text"] for one in plain] == ["hi", *likeliest("hi", 2)] and "usage" not in plain[0]

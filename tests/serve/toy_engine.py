@@ -7,7 +7,6 @@ make it fail: a prompt that begins with DIE ends the engine, one that begins wit
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import AsyncGenerator, Sequence
 
@@ -144,12 +143,6 @@ class ToyEngine:
 
     def close(self) -> None:
         self.closed = True
-
-
-def perplexity(text: str) -> float:
-    """Of a text under the table, its first byte not counted: worked out without the engine."""
-    ids, scores = list(text.encode()), table()
-    return math.exp(-sum(scores[one, two] for one, two in zip(ids, ids[1:])) / (len(ids) - 1))
 
 
 def make(*, use_gpu: bool = False) -> ToyEngine:
