@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -202,3 +203,39 @@ def _vllm(config: Config, replicas: Replicas, environment: dict[str, str]) -> An
             environment=environment,
         )
     )
+
+
+@contextlib.contextmanager
+def running(config: Config, stop: StopToken, say: Callable[[str], None]) -> Iterator[str]:
+    """The URL (ending in /v1) of the teacher's server, which runs on this machine's loopback while the block does."""
+    began = time.monotonic()
+    import ray
+
+    from raygpt.cluster.connect import is_own
+    from raygpt.serve import vllm
+    from raygpt.serve.launch import Listening, Server, choose_port, model_name
+
+    uses_vllm = config.teacher.engine == "vllm"
+    if uses_vllm:
+        vllm.require_vllm()
+    make_engine = None if uses_vllm else _engine_maker(config)
+    listening = Listening("127.0.0.1", choose_port("127.0.0.1", 0))
+    environment = vllm.set_environment(local=True) if make_engine is None else {}
+    own = not ray.is_initialized()
+    alone = config.serve.model_copy(update={"api_key_env": None, "page": False})
+    config = config.model_copy(update={"serve": alone})
+    try:
+        replicas, about = _connect(config)
+        say(about)
+        if make_engine is None:
+            application = _vllm(config, replicas, environment)
+        else:
+            application = _application(config, partial(make_engine, use_gpu=replicas.gpus > 0), listening, replicas)
+        with Server(application, listening, stop, own_cluster=own and is_own()) as server:
+            if not server.stopped:
+                name = model_name(listening.url, None)
+                say(f"Teacher {name} ready after {time.monotonic() - began:.1f} s.")
+            yield f"{listening.url}/v1"
+    finally:
+        if own:
+            ray.shutdown()
