@@ -51,6 +51,7 @@ class Production:
     tokenizer: Tokenizer
     quality: QualityOptions
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    subset: str | None = None
     samples: int = 1
     id_column: str | None = "id"
     max_rows: int | None = None
@@ -117,6 +118,7 @@ def open_generation(production: Production, teacher: Teacher, work: Path) -> Gen
             asking.max_new_tokens,
             production.skip_bad_rows,
         ),
+        production.subset,
     )
     about = {"generation": name, "model": teacher.model, "sampling": sampling, "template": template.version}
     asked = partial(questions, prompts)

@@ -134,6 +134,7 @@ def resolve(config: Config, command: str) -> Production:
         sources=tuple(settings.prompts),
         template=template,
         options={name: tuple(values) for name, values in settings.options.items()},
+        subset=settings.subset,
         samples=settings.samples_per_prompt,
         id_column=settings.id_column,
         max_rows=settings.max_prompts,
