@@ -1,4 +1,4 @@
-"""`raygpt generate` killed, its teacher faulty or killed: each prompt answered once, the same bytes, one pass paid for."""
+"""`raygpt generate` killed, its teacher faulty or killed: each prompt answered once, the same bytes, one pass paid."""
 
 from __future__ import annotations
 
