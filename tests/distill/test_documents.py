@@ -297,23 +297,3 @@ def test_every_pass_tells_how_far_it_is(tmp_path: Path) -> None:
     texts = [f"{n} and some more words" for n in range(2_500)]
     make(stored(texts), tmp_path, PLAIN, on_progress=lambda doing, answers: told.append((doing, answers)))
     assert told == [("filtering", 1_000), ("filtering", 2_000), ("writing", 1_000), ("writing", 2_000)]
-
-
-def test_tasks_of_a_cluster_and_s3_give_the_same_bytes(
-    ray_cluster: str, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from raygpt import storage
-    from raygpt.distill import examine
-
-    monkeypatch.setattr(examine, "CHUNK_ANSWERS", 75)  # two tasks: a worker process takes seconds to start
-    (tmp_path / "val.txt").write_text(random_texts(1)[0])
-    options = replace(ALL, decontaminate=(str(tmp_path / "val.txt"),))
-    made = make(stored(mixed()), bucket, options)
-    again = make(stored(mixed(1)), bucket, options)  # beside the first, then instead of it
-    assert removed(made)["contamination"] == 2 and again["documents"] == 100
-    monkeypatch.setattr("ray.is_initialized", lambda: False)
-    here = make(stored(mixed(1)), tmp_path / "here", options)
-    for side in ("train", "val"):
-        assert verify(f"{bucket}/{side}").fingerprint == here[side]["fingerprint"]
-        assert len(storage.list_folder(locate(f"{bucket}/{side}"))) == 3
-    assert storage.read_bytes(locate(f"{bucket}/card.md")) == (tmp_path / "here/card.md").read_bytes()
