@@ -19,8 +19,9 @@ from raygpt.distill.card import Facts, table
 from raygpt.distill.client import Asking, Client, Stopped
 from raygpt.distill.documents import QualityOptions, make_documents
 from raygpt.distill.endpoints import choose_model, look
-from raygpt.distill.generation import ANSWERS, PARKED_FILE, Counts, Generation, scan_prompts, write_parked
+from raygpt.distill.generation import ANSWERS, PARKED_FILE, Counts, Generation, scan_here, scan_prompts, write_parked
 from raygpt.distill.limits import Spend, TokenPrice
+from raygpt.distill.nodes import NodeAskers, other_nodes, scan_on_nodes
 from raygpt.distill.prompts import Prompts, open_prompts, questions
 from raygpt.distill.templates import Template
 from raygpt.errors import UserError
@@ -123,7 +124,7 @@ def open_generation(production: Production, teacher: Teacher, work: Path) -> Gen
     about = {"generation": name, "model": teacher.model, "sampling": sampling, "template": template.version}
     asked = partial(questions, prompts)
     generation = Generation(name, asked, production.output, about, work / "questions", asking.max_new_tokens)
-    scan_prompts(prompts, generation, work / "ids")
+    scan_prompts(prompts, generation, work / "ids", scan_on_nodes if other_nodes() else scan_here)
     return generation
 
 
@@ -228,11 +229,13 @@ class _Producing:
         """Ask what a generation lacks, under the limits of the run; what came of it, and whether the money ended it."""
         production, run = self.production, self.run
         urls, name = self.endpoints()
+        # a teacher of one's own listens on the driver's loopback
+        nodes = other_nodes() if production.start_teacher is None else []
         spent = self.generation.spent(self.price) + self.marks_usd
         asking = replace(asking, model=name, endpoints=urls)
         with _meter(run) as meter:
             return generation.ask(
-                lambda: Client(asking, production.api_key),
+                lambda: NodeAskers(asking, production.api_key, nodes) if nodes else Client(asking, production.api_key),
                 Spend(self.price, production.max_cost_usd, spent),
                 concurrency=asking.concurrency,
                 retry_parked=retry_parked,

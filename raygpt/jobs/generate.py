@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,10 @@ def run(config: Config, call: Call) -> int:
     from raygpt.run.frame import check_start, run_job
 
     production = resolve(config, call.command)
+    if production.start_teacher is None and cluster_named(config):
+        from raygpt.cluster.connect import connect
+
+        print(connect(config.scale), flush=True)
     if "dry_run" in call.flags:
         print(check_only(production))
         return 0
@@ -71,6 +76,11 @@ def run(config: Config, call: Call) -> int:
     # the last line is for scripts
     print(json.dumps(printed), flush=True)
     return outcome.exit_status
+
+
+def cluster_named(config: Config) -> bool:
+    """Whether the nodes of a cluster shall ask; an endpoint alone is asked from here, without Ray."""
+    return bool(config.scale.address) or os.environ.get("RAY_ADDRESS", "local") != "local"
 
 
 def spending(config: Config) -> Config:

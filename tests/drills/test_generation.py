@@ -41,7 +41,12 @@ def finished(*arguments: str) -> dict[str, Any]:
     """The last line of a run that is left to end."""
     program = Program(*arguments)
     assert program.finish(280) == 0, program.output[-4000:]
-    return json.loads(program.output.splitlines()[-1])
+    return last_line(program)
+
+
+def last_line(program: Program) -> dict[str, Any]:
+    """Standard output's last; Ray may have words on standard error after it."""
+    return json.loads([line for line in program.output.splitlines() if line.startswith("{")][-1])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -94,10 +99,40 @@ def test_a_teacher_whose_replica_is_killed_twice_answers_every_prompt(tmp_path: 
         _until_answers(killed, len(seen) * 40)
         replica.send_signal(signal.SIGKILL)
     assert program.finish(280) == 0, program.output[-4000:]
-    said = json.loads(program.output.splitlines()[-1])
+    said = last_line(program)
     assert (said["prompts"], said["answered"], said["parked"]) == (150, 150, 0)
     finished(*words(calm, *teacher))
     assert files(killed) == files(calm)
+
+
+def test_the_nodes_of_a_cluster_ask_together_and_one_may_be_lost(tmp_path: Path) -> None:
+    """Two nodes, of which the one without the driver dies while it asks."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    head = {"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    folder = tmp_path / "run"
+    write(folder, 1000)
+    try:
+        node = cluster.add_node(num_cpus=1, object_store_memory=150_000_000)
+        orders = Orders(faults=("500", "garbage"), share=0.1, slow=0.02)
+        with EndpointProcess(orders) as endpoint:
+            more = ["--teacher.engine=endpoint", "--generate.concurrency=16", f"--teacher.endpoints={endpoint.url}"]
+            program = Program(*words(folder, *more, f"--scale.address={cluster.address}"))
+            while endpoint.stats()["prompts"] < 300:
+                assert program.process is not None and program.process.poll() is None, program.output[-4000:]
+                time.sleep(0.05)
+            cluster.remove_node(node, allow_graceful=False)
+            assert program.finish(200) == 0, program.output[-4000:]
+            said, stats = last_line(program), endpoint.stats()
+        assert "2 nodes" in program.output
+        assert (said["prompts"], said["answered"], said["parked"]) == (1000, 1000, 0)
+        print(json.dumps(stats))
+        assert stats["answered"] <= 1000 + 8  # what the lost node had under way
+    finally:
+        cluster.shutdown()
 
 
 def _new_replica(driver: int, seen: set[int]) -> psutil.Process:
