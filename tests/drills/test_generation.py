@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from raygpt import storage
+from raygpt.distill.store import AnswerStore
 from tests.conftest import save_byte_model
 from tests.distill.endpoint import EndpointProcess, Orders, answer_to
 from tests.drills.program import Program
@@ -23,7 +25,7 @@ def write(folder: Path, prompts: int) -> None:
     (folder / "p.jsonl").write_text("".join(lines))
 
 
-def words(folder: Path, *more: str) -> list[str]:
+def words(folder: Path | str, *more: str) -> list[str]:
     return [
         "generate",
         f"--run.storage={folder}",
@@ -105,22 +107,22 @@ def test_a_teacher_whose_replica_is_killed_twice_answers_every_prompt(tmp_path: 
     assert files(killed) == files(calm)
 
 
-def test_the_nodes_of_a_cluster_ask_together_and_one_may_be_lost(tmp_path: Path) -> None:
-    """Two nodes, of which the one without the driver dies while it asks."""
+def test_the_nodes_of_a_cluster_read_and_ask_together_and_one_may_be_lost(tmp_path: Path, bucket: str) -> None:
+    """Two nodes, of which the one without the driver dies while it asks; prompts and output on S3."""
     import ray
     from ray.cluster_utils import Cluster
 
     ray.shutdown()
     head = {"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    folder = tmp_path / "run"
-    write(folder, 1000)
+    write(tmp_path / "local", 1000)
+    storage.write_bytes(storage.locate(f"{bucket}/p.jsonl"), (tmp_path / "local/p.jsonl").read_bytes())
     try:
         node = cluster.add_node(num_cpus=1, object_store_memory=150_000_000)
         orders = Orders(faults=("500", "garbage"), share=0.1, slow=0.02)
         with EndpointProcess(orders) as endpoint:
             more = ["--teacher.engine=endpoint", "--generate.concurrency=16", f"--teacher.endpoints={endpoint.url}"]
-            program = Program(*words(folder, *more, f"--scale.address={cluster.address}"))
+            program = Program(*words(bucket, *more, f"--scale.address={cluster.address}"))
             while endpoint.stats()["prompts"] < 300:
                 assert program.process is not None and program.process.poll() is None, program.output[-4000:]
                 time.sleep(0.05)
@@ -131,6 +133,9 @@ def test_the_nodes_of_a_cluster_ask_together_and_one_may_be_lost(tmp_path: Path)
         assert (said["prompts"], said["answered"], said["parked"]) == (1000, 1000, 0)
         print(json.dumps(stats))
         assert stats["answered"] <= 1000 + 8  # what the lost node had under way
+        store = AnswerStore(storage.locate(f"{bucket}/g/answers/{said['generation']}"))
+        assert all(answer.text == answer_to(answer.question.asked) for answer in store.answers())
+        assert store.totals()["answered"] == 1000
     finally:
         cluster.shutdown()
 
