@@ -52,8 +52,8 @@ class _Producing:
         self.teacher = find_teacher(production)
         self.generation = open_generation(production, self.teacher, work)
         self.price = production.price or TokenPrice()
-        self.tally = Tally()
-        self.marks_usd = 0.0
+        self.generations = [self.generation]  # and that of marks, when there is one
+        self.tallies: list[Tally] = []
         self._teaching = contextlib.ExitStack()
         self._endpoints: tuple[tuple[str, ...], str] | None = None
 
@@ -88,7 +88,7 @@ class _Producing:
         out_of_money = False
         if counts.parked if production.retry_parked else counts.to_ask:
             with contextlib.suppress(Stopped):
-                self.tally, out_of_money = self.ask(generation, production.asking, production.retry_parked)
+                out_of_money = self.ask(generation, production.asking, production.retry_parked)
         if not self.needs_marks:
             self.dismiss()
         run.check_held()
@@ -108,22 +108,22 @@ class _Producing:
         printed.update(self.figures(totals) | made)
         if spent:  # the documents are of what was paid for
             return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"), limit=production.limit)
-        return Outcome(FINISHED if self.tally.done else COMPLETE, dict(printed), closing=_closing(printed, "end"))
+        return Outcome(FINISHED if self.tallies else COMPLETE, dict(printed), closing=_closing(printed, "end"))
 
     @property
     def needs_marks(self) -> bool:
         return "score" in self.production.quality.filters
 
-    def ask(self, generation: Generation, asking: Asking, retry_parked: bool = False) -> tuple[Tally, bool]:
-        """Ask what a generation lacks, under the limits of the run; what came of it, and whether the money ended it."""
+    def ask(self, generation: Generation, asking: Asking, retry_parked: bool = False) -> bool:
+        """Ask what a generation lacks, under the limits of the run; whether the money ended it."""
         production, run = self.production, self.run
         urls, name = self.endpoints()
         # a teacher of one's own listens on the driver's loopback
         nodes = other_nodes() if production.start_teacher is None else []
-        spent = self.generation.spent(self.price) + self.marks_usd
+        spent = sum(each.spent(self.price) for each in self.generations)
         asking = replace(asking, model=name, endpoints=urls)
         with _meter(run) as meter:
-            return generation.ask(
+            tally, out_of_money = generation.ask(
                 lambda: NodeAskers(asking, production.api_key, nodes) if nodes else Client(asking, production.api_key),
                 Spend(self.price, production.max_cost_usd, spent),
                 concurrency=asking.concurrency,
@@ -131,6 +131,8 @@ class _Producing:
                 stop=run.stop,
                 show=partial(_show, meter, production, run),
             )
+        self.tallies.append(tally)
+        return out_of_money
 
     def documents(self, totals: dict[str, int]) -> dict[str, Any]:
         production, generation = self.production, self.generation
@@ -168,11 +170,11 @@ class _Producing:
         about = {"generation": name, "model": self.teacher.model, "sampling": asking.sampling, "template": MARKS}
         work = self.folder / "marks"
         marks = Generation(name, questions, self.production.output, about, work, MARK_TOKENS)
+        self.generations.append(marks)
         marks.add_all()
         if marks.settle().to_ask:
             self.run.say(f"{marks.counts.to_ask:,} texts to mark.")
-            tally, _ = self.ask(marks, asking)
-            self.marks_usd = tally.usd
+            self.ask(marks, asking)
             if self.run.stop.requested:
                 raise Stopped
         marks.finish()
@@ -181,21 +183,21 @@ class _Producing:
     def figures(self, totals: dict[str, int]) -> dict[str, Any]:
         """What the last line and summary.json say. Tokens, requests and cost_usd are of this call, total_cost_usd of
         all; teacher_tokens are what the teacher wrote."""
-        run, price, counts, tally = self.run, self.production.price, self.generation.counts, self.tally
+        run, price, counts, tallies = self.run, self.production.price, self.generation.counts, self.tallies
         by_time, total_by_time = _usd_by_time(run), run.cost_usd()
         known = price is not None or total_by_time is not None
-        total = (self.generation.spent(price) + self.marks_usd if price else 0.0) + (total_by_time or 0.0)
+        total = sum(each.spent(self.price) for each in self.generations) + (total_by_time or 0.0)
         return {
             "prompts": counts.total,
             "answered": totals["answered"],
             "parked": totals["parked"],
             "documents": 0,
-            "teacher_tokens": tally.answer_tokens + tally.wasted_answer_tokens,
-            "prompt_tokens": tally.prompt_tokens + tally.wasted_prompt_tokens,
+            "teacher_tokens": sum(each.answer_tokens + each.wasted_answer_tokens for each in tallies),
+            "prompt_tokens": sum(each.prompt_tokens + each.wasted_prompt_tokens for each in tallies),
             "reused_answers": counts.answered,
-            "cost_usd": round(tally.usd + self.marks_usd + by_time, 6) if known else None,
+            "cost_usd": round(sum(each.usd for each in tallies) + by_time, 6) if known else None,
             "total_cost_usd": round(total, 6) if known else None,
-            "requests": tally.requests,
+            "requests": sum(each.requests for each in tallies),
             "rows": counts.rows,
             "rows_left_out": counts.bad_rows,
             "repeated_prompts": counts.repeated,

@@ -11,6 +11,7 @@ import pytest
 from raygpt.cli import main
 from raygpt.data.shards import load_manifest
 from raygpt.distill import client as client_module
+from raygpt.distill.score import score_question
 from tests.distill.endpoint import Endpoint, Orders, answer_to
 
 
@@ -78,6 +79,19 @@ def test_prompts_become_shards_and_a_second_call_pays_nothing(
         path.name for path in folder.iterdir()
     }
     assert not (folder / "parked.jsonl").exists()
+
+
+def test_the_teachers_marks_are_asked_for_once_and_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, ROWS)
+    good = [n for n in range(60) if int(answer_to(score_question(answer_to(f"prompt {n}")).messages[0][1])) >= 3]
+    with Endpoint() as endpoint:
+        arguments = words(tmp_path, endpoint, "--generate.filters=[score]", "--generate.temperature=0")
+        said, printed = generate(capsys, arguments)
+        assert endpoint.teacher.requests == 120 and "60 texts to mark." in printed
+        assert (said["answered"], said["documents"]) == (60, len(good)) and 20 < len(good) < 50
+        assert said["requests"] == 120 and said["teacher_tokens"] == endpoint.teacher.tokens == 60 * 12 + 60
+        again, _ = generate(capsys, arguments)
+        assert endpoint.teacher.requests == 120 and again["documents"] == len(good)
 
 
 def test_what_was_parked_is_told_and_retried_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
