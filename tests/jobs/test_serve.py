@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,12 @@ import pytest
 from raygpt.cli import main
 from raygpt.config.settings import load_config
 from raygpt.jobs import serve as job
-from raygpt.run.stop import StopToken
 from raygpt.serve.deployment import Replicas
 from raygpt.serve.launch import Listening, choose_port, ready_lines
 from raygpt.serve.vllm import HIGH_THROUGHPUT, gpus_per_replica, llm_config_kwargs, set_environment
 from tests.jobs.conftest import FinishedRun
 from tests.serve import toy_engine
+from tests.serve.served import on_ray
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 TEACHERS = sorted(CONFIGS.glob("teacher-*.yaml"))
@@ -136,26 +135,8 @@ def test_vllm_gets_what_the_teacher_says(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture(scope="module")
 def url(ray_cluster: str) -> Iterator[str]:
-    """The toy engine on Ray Serve, started by the job in a thread: its base URL."""
-    lines: list[str] = []
-    token, ended = StopToken(), []
-    config = load_config(
-        "serve", None, {"serve.port": "0", "teacher.use_gpu": "false", "serve.max_concurrent": "64"}, {}
-    )
-    thread = threading.Thread(
-        target=lambda: ended.append(job.serve(config, toy_engine.make, say=lines.append, stop=token)), daemon=True
-    )
-    thread.start()
-    end = time.monotonic() + 60
-    while not any(line.startswith("Try:") for line in lines):
-        assert thread.is_alive() and time.monotonic() < end, lines
-        time.sleep(0.05)
-    (ready,) = (line for line in lines if line.startswith("Ready after"))
-    assert "model toy at http://127.0.0.1:" in ready
-    yield ready.rpartition(" at ")[2].removesuffix("/v1")
-    token.request()
-    thread.join(60)
-    assert ended == [0] and lines[-1] == "Stopped: nothing is left running."
+    with on_ray(toy_engine.make) as url:
+        yield url
 
 
 def test_a_gpu_that_is_not_there_is_named(ray_cluster: str, capsys: pytest.CaptureFixture[str]) -> None:

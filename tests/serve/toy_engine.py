@@ -145,6 +145,9 @@ class ToyEngine:
         self.closed = True
 
 
-def make(*, use_gpu: bool = False) -> ToyEngine:
-    """What a Serve replica calls; a process of its own is told by its environment."""
-    return ToyEngine(float(os.environ.get("TOY_SECONDS", "0.01")), slots=int(os.environ.get("TOY_SLOTS", "8")))
+def make(*, use_gpu: bool = False, seconds: float | None = None, slots: int | None = None) -> ToyEngine:
+    """What a Serve replica calls; what is not given is read from its environment."""
+    return ToyEngine(
+        float(os.environ.get("TOY_SECONDS", "0.01")) if seconds is None else seconds,
+        slots=int(os.environ.get("TOY_SLOTS", "8")) if slots is None else slots,
+    )
