@@ -9,7 +9,7 @@ also remove what is near nothing that stays). MinHash (Broder 1997) with banding
 each is compared exactly: what can go wrong is a missed pair, with the probability `Banding.missed` at the threshold.
 
 In memory per million documents: 16 MB for exact duplicates and 8 MB a band for near ones, 200 MB at the threshold 0.8
-(7 s to compare a million; datasketch's own index took 5,236 MB for as many, benchmarks/quality.json). Beside that, 8
+(7 s to compare a million; datasketch's own index took 5.3 KB a document, benchmarks/quality.json). Beside that, 8
 bytes per word of the documents that share a band with another.
 """
 
