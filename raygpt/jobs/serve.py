@@ -107,12 +107,13 @@ def serve(
 def _engine_maker(config: Config) -> Callable[..., Engine]:
     """What makes the engine in a replica. Raises UserError where a run has no checkpoint."""
     from raygpt.evaluate.subject import subject_uri
+    from raygpt.run.frame import run_location
     from raygpt.serve.load import load_engine
 
     teacher = config.teacher
     engine, model, name = teacher.engine, teacher.model, None
     if model is None:
-        engine, model = "raygpt", subject_uri(config)
+        engine, model = "raygpt", subject_uri(config.model.init_from, run_location(config))
         if config.model.init_from == "random":
             name = config.run.name
     return partial(
