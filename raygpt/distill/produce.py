@@ -5,27 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raygpt import storage
-from raygpt.data.tokenizer import Tokenizer
 from raygpt.distill.answers import Answer, Question, generation_name
 from raygpt.distill.asking import Tally
 from raygpt.distill.card import Facts, table
 from raygpt.distill.client import Asking, Client, Stopped
-from raygpt.distill.documents import QualityOptions, make_documents
+from raygpt.distill.documents import make_documents
 from raygpt.distill.endpoints import choose_model, look
-from raygpt.distill.generation import ANSWERS, PARKED_FILE, Counts, Generation, scan_prompts, write_parked
+from raygpt.distill.generation import ANSWERS, PARKED_FILE, Generation, write_parked
 from raygpt.distill.limits import Spend, TokenPrice
-from raygpt.distill.prompts import Prompts, open_prompts, questions
-from raygpt.distill.templates import Template
+from raygpt.distill.nodes import NodeAskers, other_nodes
+from raygpt.distill.production import Production, described, find_teacher, open_generation
 from raygpt.errors import UserError
 from raygpt.run.frame import COMPLETE, FAILED, FINISHED, SPENT, STOPPED, Outcome, Run, run_location
 from raygpt.run.lock import RunLock
+from raygpt.run.stop import BUDGET
 from raygpt.storage import Location
 from raygpt.track.meter import Meter
 from raygpt.track.progress import human_count, human_duration
@@ -34,111 +34,14 @@ from raygpt.track.progress import human_count, human_duration
 MARKS, MARK_TOKENS = "marks-1", 8
 
 
-@dataclass(frozen=True)
-class Production:
-    """The settings of a run, as plain values. `price` is None where tokens cost nothing by themselves."""
-
-    sources: tuple[str, ...]
-    template: Template
-    asking: Asking
-    output: Location
-    tokenizer: Tokenizer
-    quality: QualityOptions
-    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    samples: int = 1
-    id_column: str | None = "id"
-    max_rows: int | None = None
-    skip_bad_rows: bool = False
-    seed: int = 0
-    api_key: str | None = field(default=None, repr=False)
-    max_model_len: int | None = None
-    price: TokenPrice | None = None
-    max_cost_usd: float | None = None
-    retry_parked: bool = False
-    with_prompt: bool = False
-    command: str = ""
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """Who answers: the model's name and context, None where nobody says it; `problem` where it does not answer now."""
-
-    model: str
-    context: int | None
-    problem: str | None = None
-
-
-def find_teacher(production: Production) -> Teacher:
-    """Look at the endpoints. Raises UserError for a model that one of them does not have and for a refused key."""
-    asking = production.asking
-    try:
-        served, silent = asyncio.run(look(asking.endpoints, production.api_key))
-    except UserError as error:
-        if not asking.model or "refuses" in str(error):
-            raise
-        return Teacher(asking.model, production.max_model_len, str(error))
-    model, context = choose_model(asking.model or None, served)
-    for sentence in silent:
-        print(f"{sentence}: the others are asked.", flush=True)
-    return Teacher(model, min(filter(None, (context, production.max_model_len)), default=None))
-
-
-def open_generation(production: Production, teacher: Teacher, work: Path) -> Generation:
-    """The generation that these settings ask for, with all its prompts read. Raises UserError for what cannot be asked,
-    with file and line."""
-    asking, template = production.asking, production.template
-    sampling = {**asking.sampling, "seed": production.seed}
-    name = generation_name(teacher.model, sampling, template.version)
-    if teacher.context is not None and asking.max_new_tokens >= teacher.context:
-        raise UserError(
-            f"generate.max_new_tokens={asking.max_new_tokens:,} leaves no room for a prompt in the teacher's context "
-            f"of {teacher.context:,} tokens: lower it."
-        )
-    prompts = open_prompts(
-        production.sources,
-        Prompts(
-            (),
-            template,
-            name,
-            production.options,
-            production.samples,
-            production.id_column,
-            production.max_rows,
-            teacher.context,
-            asking.max_new_tokens,
-            production.skip_bad_rows,
-        ),
-    )
-    about = {"generation": name, "model": teacher.model, "sampling": sampling, "template": template.version}
-    asked = partial(questions, prompts)
-    generation = Generation(name, asked, production.output, about, work / "questions", asking.max_new_tokens)
-    scan_prompts(prompts, generation, work / "ids")
-    return generation
-
-
-def check_only(production: Production) -> str:
-    """All that can be told without asking, in one line. Raises UserError for everything that is wrong."""
-    with tempfile.TemporaryDirectory(prefix="raygpt-") as folder:
-        teacher = find_teacher(production)
-        generation = open_generation(production, teacher, Path(folder))
-        counts = generation.settle(write=False)
-        return f"{described(counts)}; generation {generation.name} of {teacher.model}; nothing was asked."
-
-
-def described(counts: Counts) -> str:
-    """`1,200 rows, 2,400 prompts: 800 answered, 3 parked, 1,597 to ask`."""
-    more = f" ({counts.repeated:,} more of them repeat one)" if counts.repeated else ""
-    left_out = f", {counts.bad_rows:,} left out," if counts.bad_rows else ","
-    return (
-        f"{counts.rows:,} rows{left_out} {counts.total:,} prompts{more}: {counts.answered:,} answered, "
-        f"{counts.parked:,} parked, {counts.to_ask:,} to ask"
-    )
-
-
 def produce(production: Production, run: Run, printed: dict[str, Any]) -> Outcome:
     """The work of the run; `printed` gets the figures of the last line."""
     with tempfile.TemporaryDirectory(prefix="raygpt-") as folder, _held(production.output, run):
-        return _Producing(production, run, Path(folder)).work(printed)
+        producing = _Producing(production, run, Path(folder))
+        try:
+            return producing.work(printed)
+        finally:
+            producing.dismiss()
 
 
 class _Producing:
@@ -149,8 +52,31 @@ class _Producing:
         self.teacher = find_teacher(production)
         self.generation = open_generation(production, self.teacher, work)
         self.price = production.price or TokenPrice()
-        self.tally = Tally()
-        self.marks_usd = 0.0
+        self.generations = [self.generation]  # and that of marks, when there is one
+        self.tallies: list[Tally] = []
+        self._teaching = contextlib.ExitStack()
+        self._endpoints: tuple[tuple[str, ...], str] | None = None
+
+    def endpoints(self) -> tuple[tuple[str, ...], str]:
+        """(URLs, name of the model there). A teacher of one's own is started now, and runs until `dismiss`."""
+        production = self.production
+        if production.start_teacher is None:
+            if self.teacher.problem:
+                raise UserError(self.teacher.problem)
+            return production.asking.endpoints, self.teacher.model
+        if self._endpoints is None:
+            url, gpus = self._teaching.enter_context(production.start_teacher(self.run.stop, self.run.say))
+            self.generation.usage.gpus = gpus
+            if self.run.stop.requested:
+                raise Stopped
+            served, _ = asyncio.run(look((url,), None))
+            self._endpoints = (url,), choose_model(None, served)[0]
+        return self._endpoints
+
+    def dismiss(self) -> None:
+        """Stop a teacher of one's own."""
+        self._endpoints = None
+        self._teaching.close()
 
     def work(self, printed: dict[str, Any]) -> Outcome:
         production, run, generation = self.production, self.run, self.generation
@@ -161,12 +87,16 @@ class _Producing:
             run.say("Nothing is parked: nothing was asked.")
         out_of_money = False
         if counts.parked if production.retry_parked else counts.to_ask:
-            self.tally, out_of_money = self.ask(generation, production.asking, production.retry_parked)
+            with contextlib.suppress(Stopped):
+                out_of_money = self.ask(generation, production.asking, production.retry_parked)
+        if not self.needs_marks:
+            self.dismiss()
         run.check_held()
         totals = generation.finish()
         write_parked(generation.parked(), production.output / PARKED_FILE)
         printed.update(self.figures(totals))
-        if run.stop.requested:
+        spent = out_of_money or run.stop.reason == BUDGET
+        if run.stop.requested and not spent:
             return Outcome(STOPPED, dict(printed), closing=_closing(printed, "go on"))
         if not totals["answered"]:
             reason = next((parked.reason for parked in generation.parked()), "nothing was asked")
@@ -176,26 +106,33 @@ class _Producing:
         except Stopped:
             return Outcome(STOPPED, dict(printed), closing=_closing(printed, "go on"))
         printed.update(self.figures(totals) | made)
-        if out_of_money:
-            return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"))
-        return Outcome(FINISHED if self.tally.done else COMPLETE, dict(printed), closing=_closing(printed, "end"))
+        if spent:  # the documents are of what was paid for
+            return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"), limit=production.limit)
+        return Outcome(FINISHED if self.tallies else COMPLETE, dict(printed), closing=_closing(printed, "end"))
 
-    def ask(self, generation: Generation, asking: Asking, retry_parked: bool = False) -> tuple[Tally, bool]:
-        """Ask what a generation lacks, under the limits of the run; what came of it, and whether the money ended it."""
-        if self.teacher.problem:
-            raise UserError(self.teacher.problem)
+    @property
+    def needs_marks(self) -> bool:
+        return "score" in self.production.quality.filters
+
+    def ask(self, generation: Generation, asking: Asking, retry_parked: bool = False) -> bool:
+        """Ask what a generation lacks, under the limits of the run; whether the money ended it."""
         production, run = self.production, self.run
-        spent = self.generation.spent(self.price) + self.marks_usd
-        asking = replace(asking, model=self.teacher.model)
+        urls, name = self.endpoints()
+        # a teacher of one's own listens on the driver's loopback
+        nodes = other_nodes() if production.start_teacher is None else []
+        spent = sum(each.spent(self.price) for each in self.generations)
+        asking = replace(asking, model=name, endpoints=urls)
         with _meter(run) as meter:
-            return generation.ask(
-                lambda: Client(asking, production.api_key),
+            tally, out_of_money = generation.ask(
+                lambda: NodeAskers(asking, production.api_key, nodes) if nodes else Client(asking, production.api_key),
                 Spend(self.price, production.max_cost_usd, spent),
                 concurrency=asking.concurrency,
                 retry_parked=retry_parked,
                 stop=run.stop,
                 show=partial(_show, meter, production, run),
             )
+        self.tallies.append(tally)
+        return out_of_money
 
     def documents(self, totals: dict[str, int]) -> dict[str, Any]:
         production, generation = self.production, self.generation
@@ -210,6 +147,7 @@ class _Producing:
             prompt_tokens=totals["prompt_tokens"],
             answer_tokens=totals["answer_tokens"],
             seconds=generation.usage.seconds,
+            gpus=generation.usage.gpus or None,
             cost_usd=figures["total_cost_usd"],
             command=production.command,
         )
@@ -220,7 +158,7 @@ class _Producing:
             options=production.quality,
             facts=facts,
             text_of=prompt_and_answer if production.with_prompt else answer_alone,
-            scorer=self.marks if "score" in production.quality.filters else None,
+            scorer=self.marks if self.needs_marks else None,
         )
         self.run.say(table(made))
         return {"documents": made["documents"], "document_tokens": made["tokens"]}
@@ -232,11 +170,11 @@ class _Producing:
         about = {"generation": name, "model": self.teacher.model, "sampling": asking.sampling, "template": MARKS}
         work = self.folder / "marks"
         marks = Generation(name, questions, self.production.output, about, work, MARK_TOKENS)
+        self.generations.append(marks)
         marks.add_all()
         if marks.settle().to_ask:
             self.run.say(f"{marks.counts.to_ask:,} texts to mark.")
-            tally, _ = self.ask(marks, asking)
-            self.marks_usd = tally.usd
+            self.ask(marks, asking)
             if self.run.stop.requested:
                 raise Stopped
         marks.finish()
@@ -245,23 +183,21 @@ class _Producing:
     def figures(self, totals: dict[str, int]) -> dict[str, Any]:
         """What the last line and summary.json say. Tokens, requests and cost_usd are of this call, total_cost_usd of
         all; teacher_tokens are what the teacher wrote."""
-        run, price, counts, tally = self.run, self.production.price, self.generation.counts, self.tally
-        by_time, total_by_time = 0.0, run.cost_usd()
-        if total_by_time:
-            by_time = total_by_time * (1 - run.lock.earlier_seconds / run.lock.wall_seconds)
+        run, price, counts, tallies = self.run, self.production.price, self.generation.counts, self.tallies
+        by_time, total_by_time = _usd_by_time(run), run.cost_usd()
         known = price is not None or total_by_time is not None
-        total = (self.generation.spent(price) + self.marks_usd if price else 0.0) + (total_by_time or 0.0)
+        total = sum(each.spent(self.price) for each in self.generations) + (total_by_time or 0.0)
         return {
             "prompts": counts.total,
             "answered": totals["answered"],
             "parked": totals["parked"],
             "documents": 0,
-            "teacher_tokens": tally.answer_tokens + tally.wasted_answer_tokens,
-            "prompt_tokens": tally.prompt_tokens + tally.wasted_prompt_tokens,
+            "teacher_tokens": sum(each.answer_tokens + each.wasted_answer_tokens for each in tallies),
+            "prompt_tokens": sum(each.prompt_tokens + each.wasted_prompt_tokens for each in tallies),
             "reused_answers": counts.answered,
-            "cost_usd": round(tally.usd + self.marks_usd + by_time, 6) if known else None,
+            "cost_usd": round(sum(each.usd for each in tallies) + by_time, 6) if known else None,
             "total_cost_usd": round(total, 6) if known else None,
-            "requests": tally.requests,
+            "requests": sum(each.requests for each in tallies),
             "rows": counts.rows,
             "rows_left_out": counts.bad_rows,
             "repeated_prompts": counts.repeated,
@@ -289,7 +225,7 @@ def _closing(figures: dict[str, Any], how: str) -> str:
     if how == "go on":
         return f"with {done}; answers are kept."
     if how == "limit":
-        return f"generate.max_cost_usd is reached with {done}: raise it to go on."
+        return f"with {done}; {figures['documents']:,} documents. Raise the limit to go on."
     return f"{done}; {figures['documents']:,} documents."
 
 
@@ -302,10 +238,15 @@ def _meter(run: Run) -> Iterator[Meter]:
         meter.close()
 
 
+def _usd_by_time(run: Run) -> float:
+    """What the machines have cost since this start of the run, 0 without a price."""
+    return (run.cost_usd() or 0.0) * (1 - run.lock.earlier_seconds / max(run.lock.wall_seconds, 1e-9))
+
+
 def _show(meter: Meter, production: Production, run: Run, tally: Tally) -> None:
     """`generate ####....  50% | 1,200 answered | 3 parked | 1.2k tok/s | $0.12 | $1.10/1M tokens | eta 4m10s`."""
     price = production.price
-    usd = (tally.usd if price is not None else 0.0) + (run.cost_usd() or 0.0)
+    usd = tally.usd + _usd_by_time(run)
     figures = [f"{tally.answered:,} answered", f"{human_count(tally.speed[1])} tok/s"]
     if tally.parked:
         figures.insert(1, f"{tally.parked:,} parked")

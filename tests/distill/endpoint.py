@@ -47,8 +47,11 @@ class Orders:
 
 
 def answer_to(prompt: str, seed: int | None = None, words: int = 12) -> str:
-    """The one right answer to a prompt, or to the last message of a conversation."""
+    """The one right answer to a prompt, or to the last message of a conversation: words, or a mark where one is asked
+    for."""
     digest = hashlib.sha256(f"{prompt}|{seed}".encode()).digest()
+    if prompt.endswith("Mark:"):
+        return str(1 + digest[0] % 5)
     vocabulary = WORDS.split()
     return " ".join(vocabulary[byte % len(vocabulary)] for byte in (digest * (words // 32 + 1))[:words])
 

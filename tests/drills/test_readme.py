@@ -117,6 +117,8 @@ def test_the_walk_through_runs_from_beginning_to_end(
             arguments.append(f"--data.tokenizer={shared_data / 'gpt2_bpe'}")
         if job == "tune":
             arguments += ["--dry_run", f"--task.train={shared_data / 'mrpc' / 'glue'}"]
+        if job == "serve":  # runs until it is told to stop: tests/drills/test_serving.py
+            arguments.append("--print_config")
         if "--base=runs/mine" in arguments:
             arguments += ["--compare.documents=8", "--compare.samples=1", "--compare.sample_tokens=10"]
         if any("gpt2-" in word for word in arguments) and job != "plan":
