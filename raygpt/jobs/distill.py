@@ -1,4 +1,4 @@
-"""`raygpt distill`: a student learns from a teacher: from text it wrote (sequence), or from its probabilities (logits)."""
+"""`raygpt distill`: a student learns from a teacher: from text it wrote, or from its probabilities (logits)."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from raygpt.parallel.weights import fill_model, open_weights
 from raygpt.parallel.zero import ZeroEngine
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.storage import Location
+from raygpt.train.objective import Objective
 from raygpt.train.optim import check_name, make_optimizer
 from raygpt.train.plan import TrainPlan
 from raygpt.train.replica import Replica
@@ -62,6 +63,7 @@ def build(
     found: Location | None,
     state: RunState,
     planned_rows: int | None = None,
+    objective: Objective | None = None,
 ) -> tuple[Strategy, str]:
     """(model under train.strategy, sentence about its precision), with the weights of checkpoint `found` or fresh ones.
 
@@ -90,6 +92,7 @@ def build(
             grad_clip=config.optim.grad_clip,
             previous=previous,
             compile=config.train.compile,
+            objective=objective,
         )
         if found is not None:
             replica.restore(once_per_node(world, lambda: checkpoint.open_tensors(found).state()), state)
@@ -100,7 +103,7 @@ def build(
             fresh = lambda: fresh_weights(config, model_config)  # noqa: E731
             weights = once_per_node(world, fresh) if reads else fresh()
         rows = previous or (planned_rows if world.device.type == "cuda" else None)
-        strategy = zero = Zero(model_config, weights, config, world, plan, precision, rows)
+        strategy = zero = Zero(model_config, weights, config, world, plan, precision, rows, objective)
         if found is not None:
             zero.restore(checkpoint.open_tensors(found), state)
     return strategy, f"{precision} ({reason})" + (f"; {attention}" if world.device.type == "cuda" else "")
@@ -165,6 +168,7 @@ class Zero:
         plan: TrainPlan,
         precision: str,
         previous: int | None,
+        objective: Objective | None = None,
     ) -> None:
         """Without `weights` they are undefined until `restore`."""
         self.world = world
@@ -198,7 +202,7 @@ class Zero:
         if weights is not None:
             self.engine.fill(weights)
         self.model = self.engine.model
-        self.step = ZeroStep(self.engine, self.micro_batch_size, global_rows=rows)
+        self.step = ZeroStep(self.engine, self.micro_batch_size, global_rows=rows, objective=objective)
         self.autocast: Callable[[], AbstractContextManager] = (
             nullcontext  # the weights are in half precision themselves
         )
