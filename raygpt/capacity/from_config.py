@@ -14,8 +14,9 @@ from raygpt.hardware import spec_named
 from raygpt.model.architecture import ModelConfig
 
 
-def forecast_run(config: Config, model: ModelConfig, hardware: Hardware) -> Forecast:
+def forecast_run(config: Config, model: ModelConfig, hardware: Hardware, *, teacher: int = 0) -> Forecast:
     """The forecast of a run as it is configured, on `hardware` with the `plan` section's figures put over it.
+    `teacher` is what one takes beside the student, bytes of a worker.
 
     Raises UserError where the settings and the GPU that is planned with do not go together.
     """
@@ -36,6 +37,7 @@ def forecast_run(config: Config, model: ModelConfig, hardware: Hardware) -> Fore
         workers_per_host=on_host,
         gpu=hardware.gpu is not None,
         keep_checkpoints=config.train.keep_checkpoints,
+        teacher=teacher,
     )
     return forecast(
         model,

@@ -18,15 +18,16 @@ from raygpt.model.architecture import ModelConfig
 from raygpt.storage import Location
 
 
-def check_fit(config: Config, model: ModelConfig, run: Location) -> Forecast | None:
-    """The forecast of a run on the connected cluster, printed in a line; None with plan.check=off.
+def check_fit(config: Config, model: ModelConfig, run: Location, *, teacher: int = 0) -> Forecast | None:
+    """The forecast of a run on the connected cluster, printed in a line; None with plan.check=off. `teacher` is what
+    one takes beside the student in each worker, bytes.
 
     Raises UserError, naming the setting to change, where it does not fit and plan.check is refuse.
     """
     if config.plan.check == "off":
         return None
     config, hardware = _cluster(config, run)
-    report = forecast_run(config, model, hardware)
+    report = forecast_run(config, model, hardware, teacher=teacher)
     print(summary(report), flush=True)
     if report.refusal is not None:
         if config.plan.check == "refuse":

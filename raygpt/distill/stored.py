@@ -131,7 +131,11 @@ def check_states(
             f"distill.teacher={uri} holds states of a teacher with {have.vocab_size:,} outputs and the student has "
             f"{vocab_size:,}: set model.vocab_size={have.vocab_size}."
         )
-    keys = {"hidden": ("kind",), "topk": ("kind", "temperature", "top_k"), "sampled": ("kind", "temperature", "samples")}
+    keys = {
+        "hidden": ("kind",),
+        "topk": ("kind", "temperature", "top_k"),
+        "sampled": ("kind", "temperature", "samples"),
+    }
     for key in keys[have.kind]:
         if getattr(have, key) != getattr(wanted, key):
             setting = f"distill.{'transport' if key == 'kind' else key}"

@@ -66,6 +66,7 @@ class TeacherSource:
     uri: str
     precision: str  # auto, fp32, bf16, fp16
     config: dict[str, Any]  # of the ModelConfig
+    width: int  # of its hidden states
 
     @property
     def model_config(self) -> Any:
@@ -108,6 +109,17 @@ class MakeDistillation:
         return objective
 
 
+def teacher_bytes(make: MakeDistillation) -> int:
+    """What a teacher takes of a worker's device: its weights, or its output matrix alone, and the pieces of logits, of
+    which as many exist as there are of the student's."""
+    transport, width = make.transport, 4  # of a number, where it is largest
+    pieces = 8 * PIECE_TOKENS * transport.vocab_size * 4
+    if make.teacher is None:
+        return pieces + (width * transport.vocab_size * transport.width if transport.kind == "hidden" else 0)
+    width = 2 if make.teacher.precision in DTYPES else 4
+    return pieces + width * make.teacher.model_config.num_parameters()
+
+
 @contextmanager
 def _quiet_generator(device: torch.device) -> Iterator[None]:
     """Whatever is drawn inside, torch's generators are as before: a student's first weights hang on them."""
@@ -141,8 +153,8 @@ def find_teacher(
     check_vocabulary(uri, source, made_with, tokenizer_json)
     config = source.config
     with torch.device("meta"):
-        takes = registry.of(config).build(config).takes_head_loss
-    if not takes:
+        shape = registry.of(config).build(config)
+    if not shape.takes_head_loss:
         raise UserError(
             f"distill.teacher={uri} is of architecture {config.architecture}, which does not hand over its hidden "
             "states: choose a GPT-2 model, or distill.mode=sequence."
@@ -157,7 +169,7 @@ def find_teacher(
             f"distill.teacher={uri} reads at most {config.seq_len} tokens and rows have data.seq_len={seq_len}: lower "
             "data.seq_len, or choose a teacher with a longer context."
         )
-    return TeacherSource(uri, precision, config.to_dict())
+    return TeacherSource(source.origin, precision, config.to_dict(), shape.lm_head.weight.size(1))
 
 
 def check_vocabulary(uri: str, source: WeightSource, made_with: TokenizerInfo, tokenizer_json: bytes) -> None:
