@@ -110,7 +110,7 @@ def read_states_manifest(uri: str) -> StatesManifest:
     for name, size in wanted.items():
         if sizes.get(name) != size:
             raise UserError(
-                f"{(folder / name).uri} has {sizes.get(name, 0):,} bytes instead of {size:,}: copy it again, or {again}."
+                f"{(folder / name).uri} has {sizes.get(name, 0):,} bytes instead of {size:,}: copy it again or {again}."
             )
     return manifest
 
@@ -123,8 +123,8 @@ def check_states(
     if manifest.fingerprint != train.fingerprint:
         raise UserError(
             f"distill.teacher={uri} holds a teacher's states of other tokens ({manifest.fingerprint[:12]}) than "
-            f"data.train={train_uri} ({train.fingerprint[:12]}): name the shard folder that it was written for, or write "
-            "the states of this one (distill.store)."
+            f"data.train={train_uri} ({train.fingerprint[:12]}): name the shard folder that it was written for, or "
+            "write the states of this one (distill.store)."
         )
     if have.vocab_size != vocab_size:
         raise UserError(

@@ -50,7 +50,7 @@ def _sequence(config: Config, call: Call) -> int:
     raise NotImplementedError
 
 
-# --- mode=logits -------------------------------------------------------------------------------------------------------
+# --- mode=logits ----------------------------------------------------------------------------------------------------
 
 
 def _logits(config: Config, call: Call) -> int:

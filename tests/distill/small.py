@@ -18,11 +18,13 @@ VOCAB, SEQ_LEN = 37, 8
 def model(seed: int, width: int = 16, *, spread: float = 0.3, **shape: Any) -> GPT:
     """A model whose distributions are far from even."""
     torch.manual_seed(seed)
-    made = GPT(GPTConfig(VOCAB, SEQ_LEN, n_layer=1, n_head=2, n_embd=width, **shape))
+    made = GPT(
+        GPTConfig(**{"vocab_size": VOCAB, "seq_len": SEQ_LEN, "n_layer": 1, "n_head": 2, "n_embd": width, **shape})
+    )
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn(parameter.shape) * spread)
-        made.wte.weight[VOCAB:] = 0  # padding
+        made.wte.weight[made.config.vocab_size :] = 0  # padding
     return made
 
 

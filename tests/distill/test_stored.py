@@ -1,8 +1,7 @@
-"""States beside the tokens: written once, by anyone, the same bytes; read back for any row, rank and number of workers."""
+"""States beside the tokens: written once, by anyone, the same bytes; read back for any row, rank and worker count."""
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -108,29 +107,23 @@ def test_every_rank_reads_the_states_of_its_own_rows(tokens: str, tmp_path: Path
                     assert values.dtype == (np.int64 if name == "ids" else np.float16)
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("hidden", 2e-3), ("topk", 0.25)])
+@pytest.mark.parametrize("kind", ["hidden", "topk"])
 def test_a_student_learns_the_same_from_stored_states_as_from_the_teacher_beside_it(
-    tokens: str, tmp_path: Path, kind: str, tolerance: float
+    tokens: str, tmp_path: Path, kind: str
 ) -> None:
-    """In rows that begin where a window does, so that both have seen the same tokens."""
-    plan, teacher = planned(tokens, tmp_path / "states", kind, context=2 * SEQ_LEN)
-    beside = model(1, 24)
-    stored = StoredStates(
-        written(replace(plan, context=SEQ_LEN), teacher), Order(plan.layout.fingerprint, 0, 4, 1, TOKENS), 0, 1
-    )
+    """In a row that begins where the stream does, so that both have seen the same tokens."""
+    plan, teacher = planned(tokens, tmp_path / "states", kind)
+    stored = StoredStates(written(plan, teacher), Order(plan.layout.fingerprint, 0, 4, 1, TOKENS), 0, 1)
     output = stored.output_matrix(torch.float32, CPU)
-    stream = TokenReader(tokens).read(0, 5).astype(np.int64)[None]
+    batch = {"rows": torch.from_numpy(TokenReader(tokens).read(0, 5).astype(np.int64)[None])}
     records = np.fromfile(tmp_path / "states" / "part-00000.bin", plan.transport.record)[None, :4]
-    batch = {"rows": torch.from_numpy(stream)}
     more = {name: torch.from_numpy(values) for name, values in plan.transport.unpack(records).items()}
-    student = model(5)
-    seen = []
+    student, seen = model(5), []
     for objective, given in (
         (Distillation(Blend(plan.transport), output=output, stored=stored), batch | more),
-        (Distillation(Blend(plan.transport), output=beside.lm_head.weight[:VOCAB].detach(), teacher=teacher), batch),
+        (Distillation(Blend(plan.transport), output=teacher.output, teacher=teacher), batch),
     ):
-        student.zero_grad()
-        total, _ = objective(copy.deepcopy(student), given)
+        total, _ = objective(student, given)
         seen.append(float(total.detach()))
     assert seen[0] == pytest.approx(seen[1], rel=5e-3)
 
