@@ -66,7 +66,7 @@ class HeadLoss:
     (2,) sums of its parts, without a gradient), all float64."""
 
     def __init__(self, blend: Blend, output: Tensor | None, piece_tokens: int = PIECE_TOKENS) -> None:
-        """`output` (V, width) is the teacher's output matrix, of the transport hidden."""
+        """`output` (V or more, width) is the teacher's output matrix, of the transport hidden."""
         self.blend = blend
         self.output = output
         self.piece_tokens = piece_tokens
@@ -133,7 +133,9 @@ class _AtOnce(torch.autograd.Function):
         names: list[str],
         *states: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        matrix = weight[: loss.blend.transport.vocab_size].to(dtype)
+        # products with the padding of the vocabulary: 50,257 columns fill no tiles, 50,304 do
+        vocab_size = loss.blend.transport.vocab_size
+        matrix = weight.to(dtype)
         total, parts = hidden.new_zeros((), dtype=torch.float64), hidden.new_zeros(2, dtype=torch.float64)
         weight_grad = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         hidden_grad = torch.empty_like(hidden)
@@ -141,11 +143,12 @@ class _AtOnce(torch.autograd.Function):
             piece = slice(begin, begin + loss.piece_tokens)
             part = hidden[piece].to(dtype)
             ours = {name: value[piece] for name, value in zip(names, states)}
-            one, more, errors = loss.sums((part @ matrix.t()).float(), targets[piece], ours)
+            one, more, errors = loss.sums((part @ matrix.t())[:, :vocab_size].float(), targets[piece], ours)
             total, parts = total + one, parts + more
-            errors = errors.to(dtype)
-            hidden_grad[piece] = (errors @ matrix).to(hidden.dtype)
-            weight_grad[: matrix.size(0)] += errors.t() @ part
+            padded = torch.zeros((part.size(0), matrix.size(0)), dtype=dtype, device=part.device)
+            padded[:, :vocab_size] = errors
+            hidden_grad[piece] = (padded @ matrix).to(hidden.dtype)
+            weight_grad += padded.t() @ part
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(parts)

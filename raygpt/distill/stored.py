@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
@@ -32,6 +33,7 @@ from raygpt.data.shards import Layout, Manifest, Shard
 from raygpt.data.stream import Batch
 from raygpt.distill.transport import Transport
 from raygpt.errors import UserError
+from raygpt.model.gpt import VOCAB_MULTIPLE
 from raygpt.storage import Location
 
 VERSION = 1
@@ -200,7 +202,8 @@ class StoredStates:
         return self.manifest.transport.unpack(records)
 
     def output_matrix(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """The teacher's (V, C) on the device; None where no hidden states are stored."""
+        """The teacher's on the device, padded to whole tiles (P, C); None where no hidden states are stored."""
         if self.manifest.output_sha256 is None:
             return None
-        return load_tensors(storage.read_bytes(self.folder / OUTPUT))["output"].to(device, dtype)
+        output = load_tensors(storage.read_bytes(self.folder / OUTPUT))["output"]
+        return F.pad(output, (0, 0, 0, -output.size(0) % VOCAB_MULTIPLE)).to(device, dtype)

@@ -142,7 +142,8 @@ def finish(plan: StatesPlan, parts: dict[int, Shard], teacher: OnlineTeacher | t
     digest = None
     if plan.transport.kind == "hidden":
         output = teacher.output if isinstance(teacher, OnlineTeacher) else teacher
-        data = save_tensors({"output": output.detach().float().cpu().contiguous()})
+        output = output.detach()[: plan.transport.vocab_size].float().cpu().contiguous()
+        data = save_tensors({"output": output})
         storage.write_bytes(folder / OUTPUT, data)
         digest = hashlib.sha256(data).hexdigest()
     manifest = StatesManifest(

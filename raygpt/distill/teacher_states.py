@@ -34,14 +34,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class OnlineTeacher:
     """A frozen model that says what it makes of tokens, in a precision of its own, whatever the student trains in.
 
-    Its logits exist PIECE_TOKENS at a time. `output` (V, C) is its output matrix.
+    Its logits exist PIECE_TOKENS at a time. `output` (P, C) is its output matrix, padding rows included.
     """
 
     def __init__(self, model: Any, transport: Transport, dtype: torch.dtype, device: torch.device) -> None:
         """`model` is a LanguageModel that takes a head_loss; it is changed."""
         self.model = model.eval().requires_grad_(False).to(device, dtype)
         self.transport = transport
-        self.output: Tensor = model.lm_head.weight[: transport.vocab_size]
+        self.output: Tensor = model.lm_head.weight
 
     @torch.no_grad()
     def states(self, inputs: Tensor, generator: torch.Generator | None = None) -> States:
@@ -51,7 +51,8 @@ class OnlineTeacher:
             hidden = self.model(inputs, head_loss=_hidden)
             if self.transport.kind == "hidden":
                 return {"hidden": hidden}
-            made = [self.transport.take(piece @ self.output.t(), generator) for piece in hidden.split(PIECE_TOKENS)]
+            pieces = ((piece @ self.output.t())[:, : self.transport.vocab_size] for piece in hidden.split(PIECE_TOKENS))
+            made = [self.transport.take(logits, generator) for logits in pieces]
         return {name: torch.cat([part[name] for part in made]) for name in made[0]}
 
 

@@ -71,12 +71,12 @@ class Transport:
     def compare(
         self, logits: Tensor, states: States, divergence: Divergence, output: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(losses (n,), errors (n, V)) of the student's logits (n, V) fp32 against n tokens' states; `output` (V, C) is
-        the teacher's output matrix, which hidden states want. See divergence.py."""
+        """(losses (n,), errors (n, V)) of the student's logits (n, V) fp32 against n tokens' states; `output` (V
+        or more, C) is the teacher's output matrix, which hidden states want. See divergence.py."""
         if self.kind == "hidden":
             assert output is not None
             with torch.autocast(logits.device.type, enabled=False):  # the student's
-                teacher = (states["hidden"].to(output.dtype) @ output.t()).float()
+                teacher = (states["hidden"].to(output.dtype) @ output.t())[:, : self.vocab_size].float()
             return against_all(logits, teacher, self.temperature, divergence)
         if self.kind == "topk":
             return against_top(logits, states["ids"], states["log_probs"], self.temperature, divergence)
