@@ -5,7 +5,7 @@ The factory that a worker calls for its objective lives here as well: it is what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from raygpt import hardware
 from raygpt.data.shards import TokenizerInfo
-from raygpt.data.tokenizer import Tokenizer
+from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.distill.divergence import Divergence
+from raygpt.distill.foreign_teacher import ARCHITECTURE, foreign_shape, is_foreign, load_foreign
 from raygpt.distill.objective import PIECE_TOKENS, Blend, Distillation
 from raygpt.distill.stored import StoredStates
 from raygpt.distill.transport import States, Transport
@@ -66,16 +67,31 @@ class TeacherSource:
 
     uri: str
     precision: str  # auto, fp32, bf16, fp16
-    config: dict[str, Any]  # of the ModelConfig
+    config: dict[str, Any]  # of the ModelConfig; of a foreign one (foreign_teacher.py) vocab_size and seq_len
     width: int  # of its hidden states
+    parameters: int
 
     @property
-    def model_config(self) -> Any:
-        return registry.model_config(self.config)
+    def vocab_size(self) -> int:
+        return self.config["vocab_size"]
+
+    @property
+    def seq_len(self) -> int:
+        """The longest context it reads."""
+        return self.config["seq_len"]
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, value) of every parameter."""
+        if self.config["architecture"] == ARCHITECTURE:
+            return iter(load_foreign(self.uri, torch.float32).state_dict().items())
+        return open_weights(self.uri).items()
 
     def load(self, transport: Transport, world: World) -> OnlineTeacher:
         """On this rank's device; one rank of each machine reads. Called on every rank alike."""
-        config, dtype = self.model_config, teacher_dtype(self.precision, world.device)
+        dtype = teacher_dtype(self.precision, world.device)
+        if self.config["architecture"] == ARCHITECTURE:
+            return OnlineTeacher(load_foreign(self.uri, dtype), transport, dtype, world.device)
+        config = registry.model_config(self.config)
         with torch.device("meta"):
             model = registry.of(config).build(config).to(dtype)
         model.to_empty(device=world.device)
@@ -118,7 +134,7 @@ def teacher_bytes(make: MakeDistillation) -> int:
     if make.teacher is None:
         return pieces + (width * transport.vocab_size * transport.width if transport.kind == "hidden" else 0)
     width = 2 if make.teacher.precision in DTYPES else 4
-    return pieces + width * make.teacher.model_config.num_parameters()
+    return pieces + width * make.teacher.parameters
 
 
 @contextmanager
@@ -145,40 +161,52 @@ def find_teacher(
     Raises UserError where there is none, it knows other tokens than the data or another number of them than the
     `student` (a ModelConfig), or its context is shorter than the rows.
     """
+    if is_foreign(uri):
+        teacher = TeacherSource(uri, precision, *foreign_shape(uri))
+        check_vocabulary(uri, lambda: load_tokenizer(uri), made_with, tokenizer_json)
+    else:
+        source = _open(uri)
+        check_vocabulary(uri, lambda: open_tokenizer(source), made_with, tokenizer_json)
+        config = source.config
+        with torch.device("meta"):
+            shape = registry.of(config).build(config)
+        if not shape.takes_head_loss:
+            raise UserError(
+                f"distill.teacher={uri} is of architecture {config.architecture}, which does not hand over its hidden "
+                "states: choose a GPT-2 model, or distill.mode=sequence."
+            )
+        width = shape.lm_head.weight.size(1)
+        teacher = TeacherSource(source.origin, precision, config.to_dict(), width, config.num_parameters())
+    if student is not None and teacher.vocab_size != student.vocab_size:
+        raise UserError(
+            f"distill.teacher={uri} has {teacher.vocab_size:,} outputs and the student {student.vocab_size:,}: set "
+            f"model.vocab_size={teacher.vocab_size}, or distill.mode=sequence."
+        )
+    if teacher.seq_len < seq_len:
+        raise UserError(
+            f"distill.teacher={uri} reads at most {teacher.seq_len} tokens and rows have data.seq_len={seq_len}: lower "
+            "data.seq_len, or choose a teacher with a longer context."
+        )
+    return teacher
+
+
+def _open(uri: str) -> WeightSource:
     try:
-        source = open_weights(uri)
+        return open_weights(uri)
     except FileNotFoundError:
         raise UserError(
             f"distill.teacher={uri} does not exist: name a run, a checkpoint, or a Hugging Face folder or id."
         ) from None
-    check_vocabulary(uri, source, made_with, tokenizer_json)
-    config = source.config
-    with torch.device("meta"):
-        shape = registry.of(config).build(config)
-    if not shape.takes_head_loss:
-        raise UserError(
-            f"distill.teacher={uri} is of architecture {config.architecture}, which does not hand over its hidden "
-            "states: choose a GPT-2 model, or distill.mode=sequence."
-        )
-    if student is not None and config.vocab_size != student.vocab_size:
-        raise UserError(
-            f"distill.teacher={uri} has {config.vocab_size:,} outputs and the student {student.vocab_size:,}: set "
-            f"model.vocab_size={config.vocab_size}, or distill.mode=sequence."
-        )
-    if config.seq_len < seq_len:
-        raise UserError(
-            f"distill.teacher={uri} reads at most {config.seq_len} tokens and rows have data.seq_len={seq_len}: lower "
-            "data.seq_len, or choose a teacher with a longer context."
-        )
-    return TeacherSource(source.origin, precision, config.to_dict(), shape.lm_head.weight.size(1))
 
 
-def check_vocabulary(uri: str, source: WeightSource, made_with: TokenizerInfo, tokenizer_json: bytes) -> None:
+def check_vocabulary(
+    uri: str, tokenizer: Callable[[], Tokenizer], made_with: TokenizerInfo, tokenizer_json: bytes
+) -> None:
     """UserError, naming both vocabularies, unless the teacher's tokenizer gives every token the id that it has in the
     data: its probabilities would be those of other words."""
     way_out = "; distill.mode=sequence takes any teacher: it learns from its text"
     try:
-        theirs = open_tokenizer(source)
+        theirs = tokenizer()
     except UserError as error:
         reason = str(error).rstrip(".")
         raise UserError(

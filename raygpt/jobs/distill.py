@@ -114,7 +114,6 @@ def _store(config: Config, call: Call) -> int:
     from raygpt.distill.store_run import Workers, store_states
     from raygpt.distill.storing import StatesPlan, teacher_digest
     from raygpt.jobs.prepare import with_prepared_data
-    from raygpt.parallel.weights import open_weights
     from raygpt.run.frame import run_job
 
     settings = config.distill
@@ -126,14 +125,13 @@ def _store(config: Config, call: Call) -> int:
     prepared = with_prepared_data(config)
     train, _ = shard_folders(prepared.data.train, prepared.data.val)
     source = _source(config, train, seq_len=1)
-    context = source.model_config.seq_len
     plan = StatesPlan(
         load_manifest(train).layout(train),
         storage.locate(settings.store).uri,
         source.uri,
-        teacher_digest(open_weights(source.uri).items()),
-        _transport(config, source.width, source.model_config.vocab_size),
-        context,
+        teacher_digest(source.weights()),
+        _transport(config, source.width, source.vocab_size),
+        source.seq_len,
         config.run.seed,
     )
     workers = Workers(

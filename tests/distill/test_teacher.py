@@ -10,7 +10,8 @@ import torch
 
 from raygpt.capacity.memory import Setup, needs
 from raygpt.config.settings import load_config
-from raygpt.data.tokenizer import Tokenizer, byte_tokenizer, train_tokenizer
+from raygpt.data.tokenizer import Tokenizer, byte_tokenizer, load_tokenizer, train_tokenizer
+from raygpt.distill.foreign_teacher import load_foreign
 from raygpt.distill.teacher_states import MakeDistillation, OnlineTeacher, find_teacher, teacher_bytes, teacher_dtype
 from raygpt.distill.transport import Transport
 from raygpt.errors import UserError
@@ -18,7 +19,9 @@ from raygpt.jobs.distill import DECLARATION
 from raygpt.model import registry
 from raygpt.model.gpt import GPTConfig
 from raygpt.model.huggingface import export_huggingface
+from raygpt.parallel.checkpoint import complete_checkpoints, read_state
 from raygpt.parallel.distributed import World
+from raygpt.storage import locate
 from tests.distill.small import VOCAB, model, rows
 from tests.model.toy_architecture import ToyFamily
 
@@ -43,7 +46,7 @@ def found(uri: str, tokenizer: Tokenizer = BYTES, *, seq_len: int = 16, student:
 
 def test_a_teacher_of_the_same_tokens_is_taken_and_loaded_frozen(tmp_path: Path) -> None:
     source = found(saved(tmp_path / "teacher"))
-    assert source.width == 24 and source.model_config.vocab_size == 257
+    assert source.width == 24 and source.vocab_size == 257
     torch.manual_seed(3)
     before = torch.get_rng_state()
     make = MakeDistillation(Transport("hidden", 24, 257), 0.5, "forward", teacher=source)
@@ -56,6 +59,17 @@ def test_a_teacher_of_the_same_tokens_is_taken_and_loaded_frozen(tmp_path: Path)
     tokens = rows(1)[:, :-1]
     logits = teacher.states(tokens)["hidden"] @ teacher.output[:257].t()
     torch.testing.assert_close(logits.view(*tokens.shape, 257), reference(tokens).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_teaches_by_its_newest_checkpoint() -> None:
+    run = Path(__file__).parents[1] / "before" / "ddp"
+    made_with = load_tokenizer(str(run.parent / "data"))
+    seen = read_state(complete_checkpoints(locate(run))[0])
+    student = GPTConfig(seen.model["vocab_size"], 8, 1, 2, 16)
+    source = found(str(run), made_with, seq_len=8, student=student)
+    assert source.uri.endswith("checkpoints/step_00000010") and source.width == seen.model["n_embd"]
+    output = source.load(Transport("hidden", source.width, source.vocab_size), World(0, 1, CPU)).output
+    assert torch.equal(output, dict(source.weights())["wte.weight"])
 
 
 def test_the_same_ids_under_another_end_of_text_are_the_same_vocabulary(tmp_path: Path) -> None:
@@ -94,10 +108,36 @@ def test_an_architecture_without_hidden_states_is_refused(tmp_path: Path, monkey
     class Source:
         config, origin = toy, "somewhere"
 
+    monkeypatch.setattr("raygpt.distill.teacher_states.is_foreign", lambda _: False)
     monkeypatch.setattr("raygpt.distill.teacher_states.open_weights", lambda _: Source)
     monkeypatch.setattr("raygpt.distill.teacher_states.open_tokenizer", lambda _: BYTES)
     with pytest.raises(UserError, match="is of architecture toy, which does not hand over its hidden states"):
         found("somewhere")
+
+
+def test_a_model_of_another_family_teaches_where_transformers_loads_it(tmp_path: Path) -> None:
+    """Its states and output matrix make the logits that transformers makes; one that caps its logits is refused."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    shape = {"vocab_size": 257, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 16}
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(LlamaConfig(**shape, initializer_range=0.5)).eval()
+    llama.save_pretrained(tmp_path / "llama")
+    (tmp_path / "llama" / "tokenizer.json").write_bytes(BYTES.to_json())
+    source = found(str(tmp_path / "llama"))
+    assert (source.width, source.vocab_size, source.seq_len) == (24, 257, 16)
+    assert source.parameters == llama.num_parameters()
+    teacher = source.load(Transport("hidden", 24, 257), World(0, 1, CPU))
+    tokens = rows(1)[:, :-1]
+    logits = teacher.states(tokens)["hidden"] @ teacher.output.t()
+    torch.testing.assert_close(logits.view(*tokens.shape, 257), llama(input_ids=tokens).logits.detach())
+    with pytest.raises(UserError, match=r"reads at most 16 tokens"):
+        found(str(tmp_path / "llama"), seq_len=17)
+    capped = Gemma2Config(**shape, head_dim=12, final_logit_softcapping=1.0, initializer_range=0.5)
+    Gemma2ForCausalLM(capped).save_pretrained(tmp_path / "gemma")
+    with pytest.raises(UserError, match=r"makes its logits otherwise than by a matrix .* distill.mode=sequence"):
+        load_foreign(str(tmp_path / "gemma"), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +176,7 @@ def test_a_teachers_bytes_are_its_weights_or_its_output_matrix_and_pieces_of_log
     transport = Transport("hidden", 24, 257)
     pieces = 8 * 1024 * 257 * 4
     assert teacher_bytes(MakeDistillation(transport, 0.5, "forward", teacher=source)) == (
-        pieces + 4 * source.model_config.num_parameters()
+        pieces + 4 * source.parameters
     )
     assert teacher_bytes(MakeDistillation(transport, 0.5, "forward", stored="x")) == pieces + 4 * 24 * 257
     assert teacher_dtype("auto", CPU) == torch.float32 and teacher_dtype("bf16", CPU) == torch.bfloat16
