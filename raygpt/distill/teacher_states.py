@@ -18,7 +18,7 @@ from raygpt.data.shards import TokenizerInfo
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.distill.divergence import Divergence
 from raygpt.distill.foreign_teacher import ARCHITECTURE, foreign_shape, is_foreign, load_foreign
-from raygpt.distill.objective import PIECE_TOKENS, Blend, Distillation
+from raygpt.distill.objective import PIECE_TOKENS, Blend, Distillation, piece_tokens
 from raygpt.distill.stored import StoredStates
 from raygpt.distill.transport import States, Transport
 from raygpt.errors import UserError
@@ -35,7 +35,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class OnlineTeacher:
     """A frozen model that says what it makes of tokens, in a precision of its own, whatever the student trains in.
 
-    Its logits exist PIECE_TOKENS at a time. `output` (P, C) is its output matrix, padding rows included.
+    Its logits exist a piece of tokens at a time. `output` (P, C) is its output matrix, padding rows included.
     """
 
     def __init__(self, model: Any, transport: Transport, dtype: torch.dtype, device: torch.device) -> None:
@@ -52,7 +52,8 @@ class OnlineTeacher:
             hidden = self.model(inputs, head_loss=_hidden)
             if self.transport.kind == "hidden":
                 return {"hidden": hidden}
-            pieces = ((piece @ self.output.t())[:, : self.transport.vocab_size] for piece in hidden.split(PIECE_TOKENS))
+            size = piece_tokens(hidden.device)
+            pieces = ((piece @ self.output.t())[:, : self.transport.vocab_size] for piece in hidden.split(size))
             made = [self.transport.take(logits, generator) for logits in pieces]
         return {name: torch.cat([part[name] for part in made]) for name in made[0]}
 
