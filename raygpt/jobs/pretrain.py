@@ -37,7 +37,7 @@ def run(config: Config, call: Call, objective: Objective | None = None) -> int:
         return print_deepspeed(config)
     if "dry_run" in call.flags:
         return dry_run(config, objective)
-    from raygpt.capacity.preflight import check_fit
+    from raygpt.capacity.from_config import check_fit
     from raygpt.cluster.connect import connect
     from raygpt.train.trainer import run_training
 

@@ -18,6 +18,7 @@ from raygpt.parallel import checkpoint
 from raygpt.run.frame import check_start, run_location
 from raygpt.storage import Location
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
+from raygpt.train.evaluation import rows_in_training
 from raygpt.train.model_shape import model_shape
 from raygpt.train.optim import check_name
 from raygpt.train.plan import TrainPlan, batch_rows, total_steps, warmup
@@ -39,6 +40,13 @@ class Resolved:
     done_steps: int
     tokenizer_json: bytes
     stopped_early: bool = False
+
+    @property
+    def val_tokens(self) -> int:
+        """Tokens that every evaluation of the run predicts."""
+        rows = self.plan.evaluation_rows
+        every = self.val.tokens - 1
+        return every if rows is None else min(every, rows * self.plan.order.seq_len)
 
 
 def resolve(config: Config) -> Resolved:
@@ -78,6 +86,12 @@ def resolve(config: Config) -> Resolved:
         config.optim.min_lr_ratio,
         config.optim.decay_fraction,
     )
+    evaluated = rows_in_training(
+        config.eval.batches,
+        seq_len=seq_len,
+        batch_rows=rows,
+        steps_between=min(steps, config.eval.every or steps),
+    )
     facts = {
         "fingerprint": train.fingerprint,
         "tokenizer_sha256": train.tokenizer.sha256,
@@ -99,7 +113,7 @@ def resolve(config: Config) -> Resolved:
         train,
         val,
         model,
-        TrainPlan(order, schedule, steps),
+        TrainPlan(order, schedule, steps, evaluated),
         earlier.step if earlier else 0,
         storage.read_bytes(storage.locate(train_uri) / TOKENIZER),
         earlier.stopped_early if earlier else False,

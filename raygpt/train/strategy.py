@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from raygpt import hardware
-from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, accumulation, micro_batch_choices, most_local_rows
-from raygpt.config import Config
+from raygpt.capacity.micro_batch import Found, accumulation, most_local_rows, untried_rows
+from raygpt.config import Model, Optim, Train
 from raygpt.model import registry
 from raygpt.model.architecture import LanguageModel, ModelConfig
+from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel import checkpoint
-from raygpt.parallel.checkpoint import RunState, TensorStream
+from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World
 from raygpt.parallel.loading import once_per_node
 from raygpt.parallel.lora import Adapters, Recognised, add_adapters, check_base
@@ -31,6 +33,16 @@ from raygpt.train.plan import TrainPlan
 from raygpt.train.replica import Replica
 from raygpt.train.step import StepFunction
 from raygpt.train.zero_step import ZeroStep
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The sections of the settings that a model in training is made from; `seed` is that of its weights."""
+
+    model: Model
+    optim: Optim
+    train: Train
+    seed: int
 
 
 class Strategy(Protocol):
@@ -56,7 +68,7 @@ class Strategy(Protocol):
 
 
 def build(
-    config: Config,
+    recipe: Recipe,
     model_config: ModelConfig,
     world: World,
     plan: TrainPlan,
@@ -69,29 +81,30 @@ def build(
 
     Raises UserError for a precision or micro-batch that the device cannot do.
     """
-    check_name(config.optim.name, config.train.strategy)
-    precision, reason = hardware.choose_precision(config.train.precision, world.device)
+    check_name(recipe.optim.name, recipe.train.strategy)
+    precision, reason = hardware.choose_precision(recipe.train.precision, world.device)
     attention = hardware.prefer_attention(world.device)
-    previous = state.micro_batch_size if found is not None and state.world_size == world.size else None
+    same = found is not None and state.world_size == world.size
+    earlier = Found(state.micro_batch_size, state.device_memory) if same else None
     strategy: Strategy
-    if config.train.strategy == "ddp":
-        model = _whole_model(config, model_config, world, found, state)
+    if recipe.train.strategy == "ddp":
+        model = _whole_model(recipe, model_config, world, found, state)
         strategy = replica = Replica(
             model,
             world,
             precision=precision,
-            micro_batch_size=config.train.micro_batch_size,
+            micro_batch_size=recipe.train.micro_batch_size,
             local_rows=most_local_rows(plan.order.global_batch_rows, world.size),
             global_rows=plan.order.global_batch_rows,
             seq_len=plan.order.seq_len,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=config.optim.betas,
-            eps=config.optim.eps,
-            optimizer=config.optim.name,
-            grad_clip=config.optim.grad_clip,
-            previous=previous,
-            compile=config.train.compile,
+            lr=recipe.optim.lr,
+            weight_decay=recipe.optim.weight_decay,
+            betas=recipe.optim.betas,
+            eps=recipe.optim.eps,
+            optimizer=recipe.optim.name,
+            grad_clip=recipe.optim.grad_clip,
+            previous=earlier.rows if earlier is not None else None,  # tried out again
+            compile=recipe.train.compile,
             objective=objective,
         )
         if found is not None:
@@ -99,50 +112,58 @@ def build(
     else:
         weights = None
         if found is None:
-            reads = config.model.init_from != "random"
-            fresh = lambda: fresh_weights(config, model_config)  # noqa: E731
+            reads = recipe.model.init_from != "random"
+            fresh = lambda: fresh_weights(recipe, model_config)  # noqa: E731
             weights = once_per_node(world, fresh) if reads else fresh()
-        rows = previous or (planned_rows if world.device.type == "cuda" else None)
-        strategy = zero = Zero(model_config, weights, config, world, plan, precision, rows, objective)
+        rows = recipe.train.micro_batch_size
+        if not isinstance(rows, int):
+            rows = untried_rows(
+                most_local_rows(plan.order.global_batch_rows, world.size),
+                seq_len=plan.order.seq_len,
+                memory=device_memory(world),
+                planned=planned_rows,
+                earlier=earlier,
+            )
+        strategy = zero = Zero(model_config, weights, recipe, world, plan, precision, rows, objective)
         if found is not None:
             zero.restore(checkpoint.open_tensors(found), state)
     return strategy, f"{precision} ({reason})" + (f"; {attention}" if world.device.type == "cuda" else "")
 
 
-def fresh_weights(config: Config, model_config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def fresh_weights(recipe: Recipe, model_config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """(name, value) of every parameter at step 0: those of model.init_from, or random ones from run.seed."""
-    if config.model.init_from != "random":
-        return open_weights(config.model.init_from, seq_len=model_config.seq_len).items()
-    torch.manual_seed(config.run.seed)
+    if recipe.model.init_from != "random":
+        return open_weights(recipe.model.init_from, seq_len=model_config.seq_len).items()
+    torch.manual_seed(recipe.seed)
     return registry.of(model_config).initial_weights(model_config)
 
 
 def _whole_model(
-    config: Config, model_config: ModelConfig, world: World, found: Location | None, state: RunState
+    recipe: Recipe, model_config: ModelConfig, world: World, found: Location | None, state: RunState
 ) -> LanguageModel:
     """The model with its weights, and with adapters where model.lora_rank asks for them. One rank of a node reads."""
 
     def fresh() -> Iterator[tuple[str, Tensor]]:
-        return fresh_weights(config, model_config)
+        return fresh_weights(recipe, model_config)
 
-    rank = config.model.lora_rank
+    rank = recipe.model.lora_rank
     if not rank:
         with torch.device("meta"):
-            model = registry.of(model_config).build(model_config, config.train.activation_checkpointing)
+            model = registry.of(model_config).build(model_config, recipe.train.activation_checkpointing)
         model.to_empty(device=world.device)  # where it will stay: nothing whole lies in the host's memory
         model.tie()
         weights = fresh if found is None else lambda: checkpoint.open_tensors(found).items()
-        reads = found is not None or config.model.init_from != "random"
+        reads = found is not None or recipe.model.init_from != "random"
         fill_model(model, once_per_node(world, weights) if reads else fresh())  # type: ignore[arg-type]
         return model
-    model = registry.of(model_config).build(model_config, config.train.activation_checkpointing)
+    model = registry.of(model_config).build(model_config, recipe.train.activation_checkpointing)
     base = Recognised(once_per_node(world, fresh))  # type: ignore[arg-type]
     fill_model(model, iter(base))
-    alpha = config.model.lora_alpha or 2.0 * rank
-    adapters = Adapters(config.model.init_from, rank, alpha, config.model.lora_dropout, base.digest)
+    alpha = recipe.model.lora_alpha or 2.0 * rank
+    adapters = Adapters(recipe.model.init_from, rank, alpha, recipe.model.lora_dropout, base.digest)
     if state.adapters:
         check_base(Adapters(**state.adapters), base.digest)
-    torch.manual_seed(config.run.seed)
+    torch.manual_seed(recipe.seed)
     add_adapters(model, adapters)
     state.adapters = adapters.to_dict()
     if found is not None:
@@ -163,41 +184,40 @@ class Zero:
         self,
         model_config: ModelConfig,
         weights: Iterable[tuple[str, Tensor]] | None,
-        config: Config,
+        recipe: Recipe,
         world: World,
         plan: TrainPlan,
         precision: str,
-        previous: int | None,
+        micro_batch_size: int,
         objective: Objective | None = None,
     ) -> None:
         """Without `weights` they are undefined until `restore`."""
         self.world = world
         rows = plan.order.global_batch_rows
-        most = most_local_rows(rows, world.size)
-        self.micro_batch_size = _micro_batch(config.train.micro_batch_size, most, plan, world, previous)
+        self.micro_batch_size = micro_batch_size
         self.engine = ZeroEngine(
             model_config,
             world.device,
             deepspeed_config(
-                strategy=config.train.strategy,
-                offload=config.train.offload,
+                strategy=recipe.train.strategy,
+                offload=recipe.train.offload,
                 precision=precision,
                 micro_batch_size=self.micro_batch_size,
                 grad_accum_steps=accumulation(rows, world.size, self.micro_batch_size),
-                grad_clip=config.optim.grad_clip,
+                grad_clip=recipe.optim.grad_clip,
                 pin_memory=world.device.type == "cuda",
-                overrides=config.train.deepspeed,
+                overrides=recipe.train.deepspeed,
             ),
             partial(
                 make_optimizer,
-                config.optim.name,
-                lr=config.optim.lr,
-                weight_decay=config.optim.weight_decay,
-                betas=config.optim.betas,
-                eps=config.optim.eps,
+                recipe.optim.name,
+                lr=recipe.optim.lr,
+                weight_decay=recipe.optim.weight_decay,
+                betas=recipe.optim.betas,
+                eps=recipe.optim.eps,
             ),
             precision=precision,
-            activation_checkpointing=config.train.activation_checkpointing,
+            activation_checkpointing=recipe.train.activation_checkpointing,
         )
         if weights is not None:
             self.engine.fill(weights)
@@ -216,10 +236,8 @@ class Zero:
         return {f"zero-{self.world.rank:05d}.safetensors": piece_stream(self.engine.pieces())}
 
 
-def _micro_batch(wanted: int | str, local_rows: int, plan: TrainPlan, world: World, previous: int | None) -> int:
-    if isinstance(wanted, int):
-        return wanted
-    if previous is not None and previous in micro_batch_choices(local_rows, local_rows):
-        return previous
-    limit = max(1, CPU_MICRO_BATCH_TOKENS // plan.order.seq_len)
-    return micro_batch_choices(local_rows, limit if world.device.type == "cpu" else 4)[0]
+def device_memory(world: World) -> int:
+    """Bytes of the smallest rank's device, 0 where they compute on CPUs. All ranks call it."""
+    if world.device.type != "cuda":
+        return 0
+    return world.minimum(torch.cuda.get_device_properties(world.device).total_memory)

@@ -96,6 +96,11 @@ def _announce(config: Config, job: Resolved, progress: Progress) -> None:
         f"Data {job.train_uri}: {human_count(job.train.tokens)} tokens, {order.steps_per_epoch:,} steps per epoch; "
         f"{account.head + account.dropped + account.tail:,} of its tokens fall outside the rows of the first epoch"
     )
+    if job.val_tokens < job.val.tokens - 1:
+        progress.note(
+            f"Validation {job.val_uri}: the same {human_count(job.val_tokens)} of {human_count(job.val.tokens)} "
+            "tokens, evenly spaced, at every evaluation (eval.batches); `raygpt evaluate` takes all"
+        )
     progress.note(
         f"Run {job.run.uri}: {job.plan.total_steps:,} steps of {job.plan.tokens_per_step:,} tokens "
         f"({job.plan.total_steps / order.steps_per_epoch:.2f} epochs)"
@@ -246,6 +251,7 @@ def _summary(run: Run, job: Resolved, end: dict[str, Any], outcome: str) -> dict
         restarts=lock.restarts,
         best_val_loss=state["best_val_loss"],
         best_step=state["best_step"],
+        val_tokens=job.val_tokens if state["val_loss"] is not None else None,
         data_wait_fraction=state["wait_seconds"] / max(state["train_seconds"], 1e-9),
         cost_usd=run.cost_usd(),
     )

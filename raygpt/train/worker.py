@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ from raygpt.model import registry
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World
-from raygpt.parallel.rng import rank_seed
+from raygpt.parallel.rng import rank_seed, restore_rng
 from raygpt.parallel.saving import new_attempt
 from raygpt.parallel.shared import check_shared
 from raygpt.run.control import ControlLink
@@ -41,7 +42,7 @@ from raygpt.train.hooks import RunHooks
 from raygpt.train.loop import LoopOptions, train
 from raygpt.train.objective import Objective, extra
 from raygpt.train.plan import TrainPlan
-from raygpt.train.strategy import build
+from raygpt.train.strategy import Recipe, build, device_memory
 
 # Makes a rank's objective, of a floor that training does not know. Pickled; called on every rank alike, for it may read
 # weights for all of a machine.
@@ -104,7 +105,8 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     model_config = registry.model_config(assignment.model)
     cached = found is not None and config.train.compile and _load_compiled(run, world, link)
     objective = assignment.objective(world, plan) if assignment.objective is not None else None
-    strategy, precision = build(config, model_config, world, plan, found, state, assignment.planned_rows, objective)
+    recipe = Recipe(config.model, config.optim, config.train, config.run.seed)
+    strategy, precision = build(recipe, model_config, world, plan, found, state, assignment.planned_rows, objective)
     if config.train.compile and world.rank == 0 and not cached:
         compiled = compile_cache.pack(world.device)  # rehearsing has compiled all that training needs
         if compiled is not None:
@@ -116,11 +118,10 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     if found is not None:
         saved = checkpoint.read_rank(found, world.rank) if state.world_size == world.size else None
         if saved is not None:
-            checkpoint.restore_rng(saved["rng"], world.device)
+            restore_rng(saved["rng"], world.device)
             rank_state = saved["loss"]
-    state.world_size, state.micro_batch_size = world.size, micro
+    state.world_size, state.micro_batch_size, state.device_memory = world.size, micro, device_memory(world)
     val_reader = TokenReader(assignment.val, int(config.data.cache_gb * 1e9))
-    evaluation_rows = config.eval.batches * plan.order.global_batch_rows if config.eval.batches else None
 
     def evaluate() -> float:
         result = evaluate_tokens(
@@ -130,7 +131,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
             EVALUATION_ROWS * micro,
             world.device,
             strategy.autocast,
-            max_rows=evaluation_rows,
+            max_rows=plan.evaluation_rows,
             rank=world.rank,
             world_size=world.size,
             reduce=world.sum,
@@ -162,7 +163,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         cost=Cost(config.track.price_per_hour),
         spent_seconds=assignment.spent_seconds + max(0.0, time.time() - assignment.started),
         # a forward pass is a third of a step's work
-        evaluation_steps=(evaluation_rows or val_reader.total_tokens / plan.order.seq_len)
+        evaluation_steps=min(plan.evaluation_rows or math.inf, val_reader.total_tokens / plan.order.seq_len)
         / (3 * plan.order.global_batch_rows),
         # a snapshot costs next to nothing; what is written while training waits goes at about this speed with hashing
         checkpoint_seconds=0.0
