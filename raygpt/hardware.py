@@ -134,9 +134,10 @@ def indexed(device: torch.device) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def to_device(tokens: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Token ids as int64 on the device. By way of pinned memory to a GPU, so that the caller need not wait."""
-    rows = torch.from_numpy(tokens.astype(np.int64, copy=False))
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Token ids as int64, and floats as they are, on the device. By way of pinned memory to a GPU, so that the caller
+    need not wait."""
+    rows = torch.from_numpy(values if values.dtype.kind == "f" else values.astype(np.int64, copy=False))
     if device.type == "cuda":
         return rows.pin_memory().to(device, non_blocking=True)
     return rows

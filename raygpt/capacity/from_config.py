@@ -15,8 +15,9 @@ from raygpt.model.architecture import ModelConfig
 from raygpt.storage import Location
 
 
-def forecast_run(config: Config, model: ModelConfig, hardware: Hardware) -> Forecast:
+def forecast_run(config: Config, model: ModelConfig, hardware: Hardware, *, teacher: int = 0) -> Forecast:
     """The forecast of a run as it is configured, on `hardware` with the `plan` section's figures put over it.
+    `teacher` is what one takes beside the student, bytes of a worker.
 
     Raises UserError where the settings and the GPU that is planned with do not go together.
     """
@@ -37,6 +38,7 @@ def forecast_run(config: Config, model: ModelConfig, hardware: Hardware) -> Fore
         workers_per_host=on_host,
         gpu=hardware.gpu is not None,
         keep_checkpoints=config.train.keep_checkpoints,
+        teacher=teacher,
     )
     return forecast(
         model,
@@ -48,8 +50,9 @@ def forecast_run(config: Config, model: ModelConfig, hardware: Hardware) -> Fore
     )
 
 
-def check_fit(config: Config, model: ModelConfig, run: Location) -> Forecast | None:
-    """The forecast of a run on the connected cluster, printed in a line; None with plan.check=off.
+def check_fit(config: Config, model: ModelConfig, run: Location, *, teacher: int = 0) -> Forecast | None:
+    """The forecast of a run on the connected cluster, printed in a line; None with plan.check=off. `teacher` is what
+    one takes beside the student in each worker, bytes.
 
     Raises UserError, naming the setting to change, where it does not fit and plan.check is refuse.
     """
@@ -64,7 +67,7 @@ def check_fit(config: Config, model: ModelConfig, run: Location) -> Forecast | N
     )
     if config.plan.gpus_per_host is None:
         config = config.model_copy(update={"plan": config.plan.model_copy(update={"gpus_per_host": share})})
-    report = forecast_run(config, model, hardware)
+    report = forecast_run(config, model, hardware, teacher=teacher)
     announce(report, config.plan.check)
     return report
 

@@ -55,6 +55,7 @@ class Setup:
     workers_per_host: int = 1
     gpu: bool = True
     keep_checkpoints: int = 2
+    teacher: int = 0  # bytes of one beside the student, on each worker's device
     loss_tokens: int | None = None  # tokens whose logits exist at a time, 0 for all; none: what training takes there
 
     @property
@@ -165,7 +166,7 @@ def needs(model: ModelConfig, setup: Setup) -> Needs:
     host: dict[str, Parts] = {}
     for moment in MOMENTS:
         on_device, on_host = worker[moment]
-        on_device = _sum(on_device, passes.get(moment, {}))
+        on_device = _sum(on_device, passes.get(moment, {}), {"teacher": setup.teacher})
         if setup.gpu:
             device[moment] = _with_fragments(on_device, "gpu")
             device[moment]["CUDA context"] = CUDA_CONTEXT + (NCCL if setup.world_size > 1 else 0)

@@ -23,6 +23,9 @@ class Distill(Section):
         description="logits: run, checkpoint, Hugging Face id or folder with the student's vocabulary, or a folder of "
         "stored teacher states",
     )
+    store: str | None = Field(
+        None, description="folder to write the teacher's states of data.train to, instead of training a student"
+    )
     transport: Annotated[Literal["hidden", "topk", "sampled"], Fixed(_TRAIN, _LOSS)] = Field(
         "hidden",
         description="what the teacher hands over of a token: hidden: its last state, exact; topk: its top_k likeliest "
@@ -53,5 +56,9 @@ class Distill(Section):
         wanted = self.real_fraction > 0 or bool(self.real_fraction_end)
         if wanted and self.real is None:
             yield "real", "is not set: name the real text that distill.real_fraction asks for"
+        if self.transport == "sampled" and self.divergence != "forward":
+            yield "divergence", "must be forward with distill.transport=sampled, whose draws estimate no other"
+        if self.store is not None and self.mode != "logits":
+            yield "store", "is for distill.mode=logits: set it, or leave distill.store out"
         if self.real is not None and not wanted:
             yield "real_fraction", "is 0: set the share of a batch that comes from distill.real"

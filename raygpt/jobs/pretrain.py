@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from raygpt import storage
@@ -13,7 +14,10 @@ from raygpt.errors import UserError
 
 if TYPE_CHECKING:
     from raygpt.train.resolve import Resolved
+    from raygpt.train.worker import MakeObjective
 
+    # what else than to model language (None: nothing) a resolved job's workers learn, and the bytes it takes in each
+    Objective = Callable[[Config, Resolved], tuple[MakeObjective, int]]
 
 DECLARATION = Job(
     "pretrain",
@@ -25,14 +29,14 @@ DECLARATION = Job(
 )
 
 
-def run(config: Config, call: Call) -> int:
+def run(config: Config, call: Call, objective: Objective | None = None) -> int:
     from raygpt.jobs.prepare import raw_preparation, with_prepared_data
     from raygpt.train.resolve import resolve
 
     if "print_deepspeed" in call.flags:
         return print_deepspeed(config)
     if "dry_run" in call.flags:
-        return dry_run(config)
+        return dry_run(config, objective)
     from raygpt.capacity.from_config import check_fit
     from raygpt.cluster.connect import connect
     from raygpt.train.trainer import run_training
@@ -40,6 +44,7 @@ def run(config: Config, call: Call) -> int:
     check_places(config)
     # mistakes come out before a cluster is started
     job = None if raw_preparation(config) is not None else resolve(config)
+    chosen = objective(config, job) if objective is not None and job is not None else None
     if job is None:
         check_before_data(config)
     cpus = config.scale.worker_range[0] * config.scale.cpus_per_worker
@@ -47,9 +52,11 @@ def run(config: Config, call: Call) -> int:
     if job is None:
         config = with_prepared_data(config)
         job = resolve(config)
-    report = check_fit(config, job.model, job.run) if job.done_steps < job.plan.total_steps else None
+        chosen = objective(config, job) if objective is not None else None
+    make, beside = chosen or (None, 0)
+    report = check_fit(config, job.model, job.run, teacher=beside) if job.done_steps < job.plan.total_steps else None
     rows = report.micro_batch_size if report is not None else None
-    return run_training(config, job, call.command, planned_rows=rows).exit_status
+    return run_training(config, job, call.command, planned_rows=rows, objective=make).exit_status
 
 
 def check_before_data(config: Config) -> tuple[int, int]:
@@ -109,7 +116,7 @@ def print_deepspeed(config: Config) -> int:
     return 0
 
 
-def dry_run(config: Config) -> int:
+def dry_run(config: Config, objective: Objective | None = None) -> int:
     """Check everything that can be checked without starting: settings, arithmetic and, where it is there, the data."""
     from raygpt.data.sources import needs_preparing
     from raygpt.train.resolve import resolve
@@ -119,7 +126,10 @@ def dry_run(config: Config) -> int:
         rows, seq_len = check_before_data(config)
         print(f"Settings are sound: {rows} rows of {seq_len} tokens per step; {config.data.train} is not prepared yet.")
         return 0
-    print(describe(resolve(config)))
+    job = resolve(config)
+    if objective is not None:
+        objective(config, job)
+    print(describe(job))
     return 0
 
 

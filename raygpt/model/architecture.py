@@ -59,6 +59,9 @@ class LanguageModel(nn.Module):
     h: Any
     # Tokens whose logits exist at a time in training, 0 for all: a wish, which a model may leave unheard.
     loss_tokens: int = 0
+    # Whether it can be called as model(tokens, targets, head_loss=…, beside=…) and hands its hidden states over, of
+    # which lm_head.weight (P, C) makes logits (see GPT).
+    takes_head_loss: ClassVar[bool] = False
 
     def tie(self) -> None:
         """Share what the config says is shared: `to_empty` gives every module a parameter of its own."""

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from raygpt.errors import UserError
 from raygpt.model.architecture import LanguageModel
-from raygpt.model.head_loss import IGNORE_INDEX, chunked_loss
+from raygpt.model.head_loss import IGNORE_INDEX, chunked_loss, product_dtype
 from raygpt.model.slots import SlotCache
 
 INIT_STD = 0.02
@@ -267,6 +267,8 @@ class GPT(LanguageModel):
     autocast, DDP, torch.compile and on the meta device (then `to_empty` and `init_weights`).
     """
 
+    takes_head_loss = True
+
     def __init__(self, config: GPTConfig, activation_checkpointing: bool = False, initialise: bool = True) -> None:
         """`activation_checkpointing` keeps only the input of every block, and of the output matrix, and computes the
         rest again backwards. Without `initialise` the weights hold whatever was in memory."""
@@ -332,13 +334,22 @@ class GPT(LanguageModel):
         targets: Tensor | None = None,
         reduction: Reduction = "mean",
         cache: KVCache | SlotCache | None = None,
-    ) -> Tensor:
+        head_loss: Callable[..., Any] | None = None,
+        beside: Any = None,
+    ) -> Any:
         """Logits (B, T, V) of tokens (B, T) int64, or with targets (B, T) int64 the loss in nats per token.
 
         targets[b, t] is the token after tokens[b, t]; -100 is ignored. The loss is float32 whatever the
         autocast: "mean" over the targets not ignored (nan when there is none), "sum", or "none" (B, T).
+
+        A loss of somebody else's is `head_loss(hidden (B T, C), head, targets (B T,) or None, beside)`, where
+        head(hidden) are logits (B T, P): its result is returned as it is.
         """
         hidden = self.hidden(tokens, cache)
+        if head_loss is not None:
+            return head_loss(
+                hidden.flatten(0, 1), self.lm_head, None if targets is None else targets.reshape(-1), beside
+            )
         if targets is None:
             return self.lm_head(hidden)[..., : self.config.vocab_size]
         flat, wanted = hidden.flatten(0, 1), targets.reshape(-1)
@@ -346,7 +357,7 @@ class GPT(LanguageModel):
             loss = self._loss_in_pieces(flat, wanted, reduction, EVALUATION_LOGIT_ROWS)
         elif self._checkpoints:
             loss = self._loss_in_pieces(flat, wanted, reduction, LOGIT_ROWS)
-        elif self.loss_tokens and reduction != "none" and (dtype := _product_dtype(flat)) != torch.float16:
+        elif self.loss_tokens and reduction != "none" and (dtype := product_dtype(flat)) != torch.float16:
             loss = self.chunked_loss(
                 flat,
                 self.lm_head.weight,
@@ -393,12 +404,6 @@ class GPT(LanguageModel):
     def flops_per_token(self, seq_len: int | None = None) -> int:
         """See GPTConfig.flops_per_token."""
         return self.config.flops_per_token(seq_len)
-
-
-def _product_dtype(tensor: Tensor) -> torch.dtype:
-    """Type in which a matrix product with this tensor is made here: autocast's, or its own."""
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
 def initial_weights(config: GPTConfig) -> Iterator[tuple[str, Tensor]]:

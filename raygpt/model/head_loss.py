@@ -19,6 +19,12 @@ from torch import Tensor
 IGNORE_INDEX = -100  # a target with this value adds nothing to the loss
 
 
+def product_dtype(tensor: Tensor) -> torch.dtype:
+    """Type in which a matrix product with this tensor is made here: autocast's, or its own."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
 def chunked_loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int, tokens: int, mean: bool, dtype: torch.dtype
 ) -> Tensor:

@@ -29,6 +29,9 @@ METRICS: dict[str, str] = {
     "world_size": "training workers",
     "batch_digest": "hex digest of the global batch's token ids",
     # below: written where they mean something
+    "kd_loss": "divergence from the teacher times its temperature squared, nats per token, as train_loss",
+    "ce_loss": "cross-entropy of the next token beside it, nats per token, as train_loss",
+    "teacher_seconds": "part of step_seconds in which a teacher beside the student computed, on rank 0",
     "epoch": "pass over the training tokens, from 0",
     "skipped_steps": "steps skipped so far because gradients were not finite",
     "restarts": "times the run had been restarted, on the first record after each restart",

@@ -27,6 +27,9 @@ SUMMARY: dict[str, str] = {
     "tokens_repeated": "training tokens that two steps saw because of a restart",
     "cost_usd": "US dollars at track.price_per_hour",
     "data_wait_fraction": "share of step time spent waiting for data",
+    "kd_loss": "last divergence from the teacher times its temperature squared, nats per token",
+    "ce_loss": "last cross-entropy of the next token beside it, nats per token",
+    "teacher_fraction": "share of step time in which the teacher computed, warm-up left out",
 }
 
 
@@ -56,6 +59,9 @@ def summarise(records: Iterable[Record], **facts: Any) -> dict[str, Any]:
         "tokens_lost": 0 if rows else None,
         "tokens_repeated": 0 if rows else None,
         "cost_usd": _last(rows, "cost_usd"),
+        "kd_loss": _last(rows, "kd_loss"),
+        "ce_loss": _last(rows, "ce_loss"),
+        "teacher_fraction": _median(span["teacher"] for span in steady),
     }
     seconds = sum(span["seconds"] for span in spans)
     if seconds > 0 and all(span["wait"] is not None for span in spans):
@@ -91,6 +97,7 @@ def _spans(rows: Sequence[Record]) -> list[dict[str, Any]]:
                 "wait": None if wait is None else wait * (row["step"] - step),
                 "tokens_per_second": speed,
                 "mfu": row.get("mfu"),
+                "teacher": row["teacher_seconds"] / row["step_seconds"] if "teacher_seconds" in row else None,
             }
         )
         step, tokens, first = row["step"], row.get("tokens", tokens), False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,21 +10,27 @@ import torch
 from raygpt.hardware import to_device
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from raygpt.data.stream import Batch
+
+Beside = Callable[["Batch"], "dict[str, np.ndarray]"]
 
 
 class Ahead:
-    """Batches of an iterator with their rows (local_rows, seq_len + 1) int64 on `device`.
+    """Batches of an iterator with what a step takes of them on `device`: "rows" (local_rows, seq_len + 1) int64, and
+    what `beside` has for these rows, if anything does.
 
     A step on a GPU is queued, not done, when its call returns: `fetch` then costs nothing unless the data is late, and
     whoever waits for the device afterwards finds the next rows there. What fetching raises is raised by `take`, when
     the step before has been counted and maybe saved.
     """
 
-    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+    def __init__(self, batches: Iterator[Batch], device: torch.device, beside: Beside | None = None) -> None:
         self._batches = batches
         self._device = device
-        self._next: tuple[Batch, torch.Tensor] | None = None
+        self._beside = beside
+        self._next: tuple[Batch, dict[str, torch.Tensor]] | None = None
         self._error: Exception | None = None
 
     def fetch(self) -> None:
@@ -33,12 +39,14 @@ class Ahead:
             return
         try:
             batch = next(self._batches)
-            self._next = batch, to_device(batch.tokens, self._device)
+            more = self._beside(batch) if self._beside is not None else {}
+            arrays = {"rows": batch.tokens, **more}
+            self._next = batch, {name: to_device(values, self._device) for name, values in arrays.items()}
         except Exception as error:
             self._error = error
 
-    def take(self) -> tuple[Batch, torch.Tensor]:
-        """The next batch and its rows. Raises what the iterator raised, StopIteration at its end."""
+    def take(self) -> tuple[Batch, dict[str, torch.Tensor]]:
+        """The next batch and what a step takes of it. Raises what the iterator raised, StopIteration at its end."""
         self.fetch()
         if self._error is not None:
             raise self._error

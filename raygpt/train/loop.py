@@ -20,7 +20,7 @@ from raygpt.parallel.distributed import Agreement, World
 from raygpt.track.cost import Cost
 from raygpt.track.eta import Eta
 from raygpt.track.record import Record, make_record
-from raygpt.train.ahead import Ahead
+from raygpt.train.ahead import Ahead, Beside
 from raygpt.train.plan import TrainPlan
 from raygpt.train.step import StepFunction, StepResult
 
@@ -81,6 +81,7 @@ class _Interval:
     """What happened since the last record. The loss sum is part of a checkpoint: a record may span a restart."""
 
     loss_sum: torch.Tensor  # of steps that were not skipped
+    parts: dict[str, torch.Tensor]  # the same of the loss's parts, where the objective tells them
     steps: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
@@ -97,6 +98,8 @@ def train(
     options: LoopOptions,
     evaluate: Callable[[], float] | None = None,
     rank_state: dict | None = None,
+    beside: Beside | None = None,
+    figures: Callable[[], dict[str, float]] = dict,
 ) -> End:
     """Run steps [state.step, plan.total_steps), keeping `state` current.
 
@@ -107,6 +110,8 @@ def train(
     A step whose gradients are not finite is skipped: it used up its tokens, and counts as none in the mean loss; one
     that fp16 skipped counts as none in the learning-rate schedule either. Whether a step was skipped is read at records
     and checkpoints, where the device is waited for anyway; in fp16 after every step, for the scale depends on it.
+
+    `beside` and `figures` are those of the objective (`raygpt.train.objective.Objective`).
     """
     started = time.monotonic()
     eta = Eta(
@@ -122,7 +127,8 @@ def train(
     fp16 = step_fn.precision_name == "fp16"
     skips = _Skips(world.device)
     poll = _Poll(world)
-    ahead = Ahead(batches, world.device)
+    ahead = Ahead(batches, world.device, beside)
+    figures()  # those of a rehearsal count nowhere
     if evaluate is not None and options.evaluate_first and state.step == 0:
         before = time.perf_counter()
         state.val_loss = evaluate()
@@ -132,13 +138,13 @@ def train(
             hooks.log(make_record(step=0, tokens=0, val_loss=state.val_loss, world_size=world.size, time=time.time()))
     while state.step < plan.total_steps:
         begin = time.perf_counter()
-        batch, rows = ahead.take()
+        batch, taken = ahead.take()
         waited = time.perf_counter() - begin
         assert batch.step == state.step
         flag = STOP if hooks.stop_requested() else RUNNING
         poll.ask(state.step, flag)
         lr = plan.schedule.lr(state.step - state.skipped_steps * fp16)
-        result = step_fn({"rows": rows}, lr)
+        result = step_fn(taken, lr)
         if flag == RUNNING and state.step + 1 < plan.total_steps:
             fetching = time.perf_counter()
             ahead.fetch()  # before anything waits for the device
@@ -148,6 +154,9 @@ def train(
         state.tokens += plan.tokens_per_step
         state.epoch, state.epoch_step = plan.order.position(state.step)
         interval.loss_sum += skips.count(result)
+        for name, part in result.parts.items():
+            part = skips.unless_skipped(result, part)
+            interval.parts[name] = interval.parts[name] + part if name in interval.parts else part
         interval.steps += 1
         if fp16:
             _read_skips(skips, state, interval, (step_fn.loss_scale() or 0.0) <= 1.0)
@@ -158,6 +167,7 @@ def train(
         save_now = _due(state.step, options.checkpoint_every, last)
         if log_now or evaluate_now or save_now:
             loss_sum = float(interval.loss_sum)  # the one place that waits for the device
+            part_sums = {name: float(part) for name, part in interval.parts.items()}
             if not fp16:
                 _read_skips(skips, state, interval, True)
         if skips.in_a_row >= HOPELESS_SKIPS:
@@ -203,7 +213,13 @@ def train(
             before = time.perf_counter()
             if world.sum(float(not step_fn.weights_finite()))[0]:
                 return End("diverged", f"its weights stopped being numbers by step {state.step}")
-            open_loss = {"loss_sum": 0.0, "steps": 0} if log_now else {"loss_sum": loss_sum, "steps": interval.steps}
+            open_loss: dict = {"loss_sum": 0.0, "steps": 0}
+            if not log_now:
+                open_loss = {
+                    "loss_sum": loss_sum,
+                    "steps": interval.steps,
+                    **({"parts": part_sums} if part_sums else {}),
+                }
             state.scaler = step_fn.scaler_state()
             state.stopped_early = early
             hooks.save(state, open_loss)
@@ -222,6 +238,8 @@ def train(
                     step_seconds=mean_seconds,
                     data_wait_seconds=interval.wait_seconds / interval.timed_steps,
                     checkpoint_stall_seconds=stall,
+                    **_means(part_sums, interval.steps, world),
+                    **{name: value / interval.timed_steps for name, value in figures().items()},
                 )
                 interval = _open_interval(world, None)
                 stall = None
@@ -257,7 +275,13 @@ class _Skips:
         skipped = torch.as_tensor(result.overflow, device=self._row.device)
         self._new += skipped
         self._row = (self._row + 1) * skipped
-        return torch.where(skipped, torch.zeros_like(result.loss), result.loss)
+        return self.unless_skipped(result, result.loss)
+
+    def unless_skipped(self, result: StepResult, value: torch.Tensor) -> torch.Tensor:
+        """The value, 0 where the step was skipped."""
+        if result.overflow is False:
+            return value
+        return torch.where(torch.as_tensor(result.overflow, device=value.device), torch.zeros_like(value), value)
 
     def read(self) -> int:
         """Steps skipped since the last time. Waits for the device."""
@@ -269,6 +293,13 @@ class _Skips:
         """Those in a row are not held against the run: the loss scale has yet to fall."""
         self._row.zero_()
         self.in_a_row = 0
+
+
+def _means(sums: dict[str, float], steps: int, world: World) -> dict[str, float]:
+    """Parts of the mean loss of the global batches."""
+    if not sums or not steps:
+        return {}
+    return {name: value / world.size for name, value in zip(sums, world.sum(*(part / steps for part in sums.values())))}
 
 
 def _read_skips(skips: _Skips, state: RunState, interval: _Interval, hopeless: bool) -> None:
@@ -356,7 +387,12 @@ def _record(
 
 def _open_interval(world: World, rank_state: dict | None) -> _Interval:
     saved = rank_state or {"loss_sum": 0.0, "steps": 0}
-    return _Interval(torch.tensor(saved["loss_sum"], dtype=torch.float32, device=world.device), saved["steps"])
+
+    def number(value: float) -> torch.Tensor:
+        return torch.tensor(value, dtype=torch.float32, device=world.device)
+
+    parts = {name: number(value) for name, value in saved.get("parts", {}).items()}
+    return _Interval(number(saved["loss_sum"]), parts, saved["steps"])
 
 
 def _due(step: int, every: int, last: bool) -> bool:

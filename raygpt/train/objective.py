@@ -26,7 +26,12 @@ Weight = int | Tensor
 
 
 class Objective(Protocol):
-    """`weight` must agree with what a call returns: it is asked for all micro-batches before the first is computed."""
+    """`weight` must agree with what a call returns: it is asked for all micro-batches before the first is computed.
+
+    An objective may have more, which `extra` finds: `parts`, {name of a metric: sum} of the last call's loss, on the
+    device; `figures()`, sums of other metrics over the steps since it was asked last; `beside(rows)`, arrays that a
+    batch gets beside a rank's rows of a step; `rehearsal(rows)`, a batch of any rows with the shapes of training.
+    """
 
     def weight(self, batch: Batch) -> Weight:
         """What a batch counts for: an int (of shapes alone), or a scalar tensor."""
@@ -95,6 +100,11 @@ class Classification:
         weight = batch["labels"].size(0)
         loss = F.cross_entropy(model(batch["tokens"]), batch["labels"], label_smoothing=self.label_smoothing)
         return loss.double() * weight, weight
+
+
+def extra(objective: Any, name: str) -> Any | None:
+    """What an objective may have beside what all have."""
+    return getattr(objective, name, None)
 
 
 def as_batch(rows: Batch | Tensor) -> Batch:

@@ -71,6 +71,7 @@ class Replica:
             local_rows=local_rows,
             seq_len=seq_len,
             previous=previous,
+            objective=objective,
         )
         if compile:
             # in place, below DDP: the step must still see DDP to hold gradients back
@@ -78,7 +79,7 @@ class Replica:
             compile_for_training(self.model, blocks=blocks, backend=backend, mode=compile_mode)
         self.parallel = DataParallel(self.model, world, self.optimizer, always_wrap=always_wrap)
         wrapped = self.parallel.wrapped
-        rehearse(wrapped, self.precision, world, self.micro_batch_size, seq_len)
+        rehearse(wrapped, self.precision, world, self.micro_batch_size, seq_len, objective)
         self.step = TrainStep(
             wrapped,
             self.optimizer,

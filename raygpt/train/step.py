@@ -4,7 +4,7 @@ finite."""
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from raygpt.parallel.optimizer_state import set_lr
-from raygpt.train.objective import Batch, LanguageModelling, Objective, as_batch, divisor, rows_of, split
+from raygpt.train.objective import Batch, LanguageModelling, Objective, as_batch, divisor, extra, rows_of, split
 from raygpt.train.precision import Precision
 
 
@@ -24,6 +24,7 @@ class StepResult:
     loss: Tensor  # fp32 scalar; its mean over ranks is the mean loss of the global batch
     grad_norm: Tensor  # before clipping, over all parameters and ranks
     overflow: Tensor | bool = False  # gradients were not finite and the weights did not move
+    parts: dict[str, Tensor] = field(default_factory=dict)  # of the loss, by metric, as `loss` is the whole of it
 
     @cached_property
     def skipped(self) -> bool:
@@ -103,7 +104,7 @@ class TrainStep:
             overflow = ~torch.isfinite(grad_norm)
             self._update(overflow)
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, grad_norm, overflow)
+        return StepResult(loss, grad_norm, overflow, self._parts)
 
     def _update(self, overflow: Tensor) -> None:
         optimizer: Any = self.optimizer
@@ -135,6 +136,7 @@ class TrainStep:
         weights = [self.objective.weight(micro) for micro in micro_batches]
         over = divisor(weights, rows, self.global_rows or rows * self._world_size, self._world_size)
         total: Tensor | None = None
+        self._parts: dict[str, Tensor] = {}
         for index, micro in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with self.model.no_sync() if self._exchanges and not last else nullcontext():  # type: ignore[operator]
@@ -143,8 +145,16 @@ class TrainStep:
                 loss = (loss_sum / over).float()
                 self.precision.scaler.scale(loss).backward()
             total = loss.detach() if total is None else total + loss.detach()
+            add_parts(self._parts, self.objective, over)
         assert total is not None, "a batch without rows"
         return total
+
+
+def add_parts(parts: dict[str, Tensor], objective: Objective, over: float | Tensor) -> None:
+    """Add the parts of the objective's last call, if it tells any, divided as the loss is."""
+    for name, value in (extra(objective, "parts") or {}).items():
+        value = (value.detach() / over).float()
+        parts[name] = parts[name] + value if name in parts else value
 
 
 def all_finite(tensors: list[nn.Parameter] | list[Tensor]) -> bool:

@@ -27,6 +27,7 @@ from raygpt.parallel.weights import fill_model, open_weights
 from raygpt.parallel.zero import ZeroEngine
 from raygpt.parallel.zero_config import deepspeed_config
 from raygpt.storage import Location
+from raygpt.train.objective import Objective
 from raygpt.train.optim import check_name, make_optimizer
 from raygpt.train.plan import TrainPlan
 from raygpt.train.replica import Replica
@@ -74,6 +75,7 @@ def build(
     found: Location | None,
     state: RunState,
     planned_rows: int | None = None,
+    objective: Objective | None = None,
 ) -> tuple[Strategy, str]:
     """(model under train.strategy, sentence about its precision), with the weights of checkpoint `found` or fresh ones.
 
@@ -103,6 +105,7 @@ def build(
             grad_clip=recipe.optim.grad_clip,
             previous=earlier.rows if earlier is not None else None,  # tried out again
             compile=recipe.train.compile,
+            objective=objective,
         )
         if found is not None:
             replica.restore(once_per_node(world, lambda: checkpoint.open_tensors(found).state()), state)
@@ -121,7 +124,7 @@ def build(
                 planned=planned_rows,
                 earlier=earlier,
             )
-        strategy = zero = Zero(model_config, weights, recipe, world, plan, precision, rows)
+        strategy = zero = Zero(model_config, weights, recipe, world, plan, precision, rows, objective)
         if found is not None:
             zero.restore(checkpoint.open_tensors(found), state)
     return strategy, f"{precision} ({reason})" + (f"; {attention}" if world.device.type == "cuda" else "")
@@ -186,6 +189,7 @@ class Zero:
         plan: TrainPlan,
         precision: str,
         micro_batch_size: int,
+        objective: Objective | None = None,
     ) -> None:
         """Without `weights` they are undefined until `restore`."""
         self.world = world
@@ -218,7 +222,7 @@ class Zero:
         if weights is not None:
             self.engine.fill(weights)
         self.model = self.engine.model
-        self.step = ZeroStep(self.engine, self.micro_batch_size, global_rows=rows)
+        self.step = ZeroStep(self.engine, self.micro_batch_size, global_rows=rows, objective=objective)
         self.autocast: Callable[[], AbstractContextManager] = (
             nullcontext  # the weights are in half precision themselves
         )

@@ -32,7 +32,7 @@ from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
 from raygpt.train.lean_trainer import LeanTorchTrainer
 from raygpt.train.resolve import Resolved
-from raygpt.train.worker import Assignment, train_worker
+from raygpt.train.worker import Assignment, MakeObjective, train_worker
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
@@ -44,11 +44,13 @@ def run_training(
     stream: TextIO | None = None,
     planned_rows: int | None = None,
     stop: StopToken | None = None,
+    objective: MakeObjective | None = None,
 ) -> Outcome:
     """Train the resolved job on the connected cluster until it ends or is asked to stop.
 
     `again` is the command that goes on with the run, for the closing words; `planned_rows` is the micro-batch that the
-    memory plan found, for strategies that cannot try it out; `stop` ends it from elsewhere in this process. Raises
+    memory plan found, for strategies that cannot try it out; `stop` ends it from elsewhere in this process. `objective`
+    makes each worker's own; without it they model language. Raises
     UserError for what the user can mend, and the worker's own error when training failed for good.
     """
     stream = stream or sys.stdout
@@ -57,14 +59,16 @@ def run_training(
         progress = Progress(job.plan.total_steps, stream)
         run.say = progress.note
         try:
-            return _work(run, job, progress, planned_rows)
+            return _work(run, job, progress, planned_rows, objective)
         finally:
             progress.close()
 
     return run_job(config, work, again=again, stream=stream, stop=stop, report=write_report)
 
 
-def _work(run: Run, job: Resolved, progress: Progress, planned_rows: int | None) -> Outcome:
+def _work(
+    run: Run, job: Resolved, progress: Progress, planned_rows: int | None, objective: MakeObjective | None
+) -> Outcome:
     if job.done_steps >= job.plan.total_steps:
         run.say(f"Run {job.run.uri} is complete at step {job.done_steps}: raise the length to train on.")
         return Outcome(COMPLETE, _missing_summary(run, job))
@@ -72,7 +76,7 @@ def _work(run: Run, job: Resolved, progress: Progress, planned_rows: int | None)
         run.say(f"Run {job.run.uri} stopped early at step {job.done_steps}: set eval.patience=none to train on.")
         return Outcome(COMPLETE, _missing_summary(run, job))
     _announce(run.config, job, progress)
-    end = _train(run, job, progress, planned_rows)
+    end = _train(run, job, progress, planned_rows, objective)
     progress.close()
     run.check_held()
     outcome = run.named(end["outcome"])
@@ -103,12 +107,14 @@ def _announce(config: Config, job: Resolved, progress: Progress) -> None:
     )
 
 
-def _train(run: Run, job: Resolved, progress: Progress, planned_rows: int | None) -> dict[str, Any]:
+def _train(
+    run: Run, job: Resolved, progress: Progress, planned_rows: int | None, objective: MakeObjective | None
+) -> dict[str, Any]:
     """Have Ray Train's workers run the job; what the last of them said about the end."""
     control = make_control()
     reader = f"raygpt-reader-{uuid.uuid4().hex}"
     service = _early_reader(run.config, job, reader)
-    trainer = _trainer(run.config, job, run.lock, control, reader, planned_rows)
+    trainer = _trainer(run.config, job, run.lock, control, reader, planned_rows, objective)
     failure: list[BaseException] = []
 
     def train() -> None:
@@ -148,7 +154,13 @@ def _early_reader(config: Config, job: Resolved, name: str) -> Any | None:
 
 
 def _trainer(
-    config: Config, job: Resolved, lock: RunLock, control: Any, reader: str, planned_rows: int | None
+    config: Config,
+    job: Resolved,
+    lock: RunLock,
+    control: Any,
+    reader: str,
+    planned_rows: int | None,
+    objective: MakeObjective | None = None,
 ) -> LeanTorchTrainer:
     use_gpu = wants_gpu(config.scale)
     low, high = config.scale.worker_range
@@ -174,6 +186,7 @@ def _trainer(
         control=control,
         reader=reader,
         planned_rows=planned_rows,
+        objective=objective,
     )
     return LeanTorchTrainer(
         train_worker,  # type: ignore[arg-type]  # its config is a dataclass, pickled as it is

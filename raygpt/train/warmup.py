@@ -17,6 +17,7 @@ from raygpt.errors import UserError
 from raygpt.model.architecture import LanguageModel
 from raygpt.parallel.distributed import World
 from raygpt.parallel.rng import restore_rng, rng_state
+from raygpt.train.objective import Objective, extra
 from raygpt.train.precision import Precision
 
 
@@ -30,17 +31,19 @@ def find_micro_batch(
     seq_len: int,
     previous: int | None = None,
     fits: Callable[[int], bool] | None = None,
+    objective: Objective | None = None,
 ) -> int:
     """Micro-batch size for this start: the one set, the one the checkpoint was made with, or the largest that fits.
 
     `model` is the bare one: ranks may run out of memory at different sizes, and a collective would hang then; and not
     compiled yet: after a second size the compiler would make kernels for any size, which are slower. `fits` says of a
-    size whether it does; without it a GPU tries. Raises UserError when not even the smallest fits the device.
+    size whether it does; without it a GPU tries, with an objective that has a `rehearsal`. Raises UserError when not
+    even the smallest fits the device.
     """
     if isinstance(micro_batch_size, int):
         return micro_batch_size
     if fits is None and world.device.type == "cuda":
-        fits = _trial(model, precision, world, seq_len)
+        fits = _trial(model, precision, world, seq_len, objective)
     choices = micro_batch_choices(local_rows, most_rows("ddp", fits is not None, seq_len))
     if previous is not None and previous in micro_batch_choices(local_rows, local_rows):
         choices.insert(0, previous)  # tried as well: this GPU may be a smaller one
@@ -83,20 +86,36 @@ def compile_for_training(
         model.chunked_loss = torch.compile(model.chunked_loss, **options)  # type: ignore[call-overload]
 
 
-def rehearse(model: nn.Module, precision: Precision, world: World, micro_batch_size: int, seq_len: int) -> None:
-    """Two passes through the wrapped model; the second one runs with the buckets the first one settled."""
+def rehearse(
+    model: nn.Module,
+    precision: Precision,
+    world: World,
+    micro_batch_size: int,
+    seq_len: int,
+    objective: Objective | None = None,
+) -> None:
+    """Two passes through the wrapped model; the second one runs with the buckets the first one settled. They are of the
+    objective where it has a `rehearsal`, else of language modelling."""
     rng = rng_state(world.device)
     for _ in range(2):
-        _forward(model, precision, world.device, micro_batch_size, seq_len).backward()
+        _forward(model, precision, world.device, micro_batch_size, seq_len, objective).backward()
     model.zero_grad(set_to_none=True)
     restore_rng(rng, world.device)
 
 
 def _forward(
-    model: nn.Module, precision: Precision, device: torch.device, micro_batch_size: int, seq_len: int
+    model: nn.Module,
+    precision: Precision,
+    device: torch.device,
+    micro_batch_size: int,
+    seq_len: int,
+    objective: Objective | None,
 ) -> torch.Tensor:
     rows = torch.zeros((micro_batch_size, seq_len + 1), dtype=torch.int64, device=device)
+    rehearsal = extra(objective, "rehearsal")
     with precision.autocast():
+        if objective is not None and rehearsal is not None:
+            return objective(model, rehearsal(rows))[0]
         return model(rows[:, :-1], rows[:, 1:])
 
 
@@ -106,12 +125,14 @@ def _allowed(device: torch.device) -> float:
     return 1.0 if ask is None else ask(device)
 
 
-def _trial(model: nn.Module, precision: Precision, world: World, seq_len: int) -> Callable[[int], bool]:
+def _trial(
+    model: nn.Module, precision: Precision, world: World, seq_len: int, objective: Objective | None = None
+) -> Callable[[int], bool]:
     """Whether a micro-batch can be trained on and, with the rows that an evaluation takes for it, evaluated."""
 
     def fits(micro_batch_size: int) -> bool:
         try:
-            _forward(model, precision, world.device, micro_batch_size, seq_len).backward()
+            _forward(model, precision, world.device, micro_batch_size, seq_len, objective).backward()
             rows = torch.zeros((EVALUATION_ROWS * micro_batch_size, seq_len), dtype=torch.int64, device=world.device)
             with torch.no_grad(), precision.autocast():
                 model(rows, rows, reduction="none")

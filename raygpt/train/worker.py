@@ -7,7 +7,7 @@ import gc
 import math
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -40,8 +40,13 @@ from raygpt.train import compile_cache
 from raygpt.train.evaluation import evaluate_tokens
 from raygpt.train.hooks import RunHooks
 from raygpt.train.loop import LoopOptions, train
+from raygpt.train.objective import Objective, extra
 from raygpt.train.plan import TrainPlan
 from raygpt.train.strategy import Recipe, build, device_memory
+
+# Makes a rank's objective, of a floor that training does not know. Pickled; called on every rank alike, for it may read
+# weights for all of a machine.
+MakeObjective = Callable[[World, TrainPlan], Objective]
 
 STREAMED_BYTES_PER_SECOND = 300e6  # to a disk of this decade, one hash of a core on the way
 
@@ -65,6 +70,7 @@ class Assignment:
     control: Any
     reader: str  # name of the nodes' reader services
     planned_rows: int | None = None
+    objective: MakeObjective | None = None  # language modelling where there is none
 
 
 def train_worker(assignment: Assignment) -> None:
@@ -98,8 +104,9 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     stream = _stream(source, config.data.backend, assignment.reader, world, state.step, plan.total_steps)
     model_config = registry.model_config(assignment.model)
     cached = found is not None and config.train.compile and _load_compiled(run, world, link)
+    objective = assignment.objective(world, plan) if assignment.objective is not None else None
     recipe = Recipe(config.model, config.optim, config.train, config.run.seed)
-    strategy, precision = build(recipe, model_config, world, plan, found, state, assignment.planned_rows)
+    strategy, precision = build(recipe, model_config, world, plan, found, state, assignment.planned_rows, objective)
     if config.train.compile and world.rank == 0 and not cached:
         compiled = compile_cache.pack(world.device)  # rehearsing has compiled all that training needs
         if compiled is not None:
@@ -169,7 +176,8 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     )
     model.train()
     try:
-        end = train(strategy.step, stream, plan, state, world, hooks, options, evaluate, rank_state)
+        beside, figures = extra(objective, "beside"), extra(objective, "figures") or dict
+        end = train(strategy.step, stream, plan, state, world, hooks, options, evaluate, rank_state, beside, figures)
     except BaseException:
         hooks.finish(failed=True)
         raise

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raygpt.parallel.zero import ZeroEngine
 from raygpt.train.objective import Batch, LanguageModelling, Objective, as_batch, divisor, rows_of, split
-from raygpt.train.step import StepResult, all_finite
+from raygpt.train.step import StepResult, add_parts, all_finite
 
 
 class ZeroStep:
@@ -40,15 +40,18 @@ class ZeroStep:
         weights = [self.objective.weight(micro) for micro in micro_batches]
         over = divisor(weights, rows, self.global_rows or rows * world_size, world_size)
         passes = self.engine.engine.gradient_accumulation_steps()
+        parts: dict[str, Tensor] = {}
         padded = [*micro_batches, *[micro_batches[0]] * (passes - len(micro_batches))]
 
         def loss_of(index: int) -> Tensor:
             loss_sum, _ = self.objective(self.engine.engine, padded[index])
             counted = 1.0 if index < len(micro_batches) else 0.0
+            if counted:
+                add_parts(parts, self.objective, over)
             return (loss_sum / over * counted).float()
 
         losses = (partial(loss_of, index) for index in range(passes))
-        return StepResult(*self.engine.step(losses, lr))
+        return StepResult(*self.engine.step(losses, lr), parts)
 
     def loss_scale(self) -> float | None:
         return self.engine.loss_scale

@@ -267,7 +267,7 @@ def evaluation(site: Site) -> str:
     arrays = [np.random.default_rng(seed).integers(0, 300, (3, 9)).astype(np.uint16) for seed in range(3)]
     ahead = Ahead(iter([SimpleNamespace(tokens=array) for array in arrays]), site.device)  # type: ignore[arg-type]
     for array in arrays:
-        _, rows = ahead.take()
+        rows = ahead.take()[1]["rows"]
         ahead.fetch()
         assert np.array_equal(rows.cpu().numpy(), array)
     rows_wanted = 10 if site.gpu else 3  # over 8192 tokens: more than one piece

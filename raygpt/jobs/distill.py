@@ -1,0 +1,145 @@
+"""`raygpt distill`: a student learns from a teacher: from text it wrote, or from its probabilities (logits)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from raygpt.config import Config
+from raygpt.config.checks import base_tokenizer, strategy, training_text
+from raygpt.config.job import Call, Job
+from raygpt.config.section import Problem
+from raygpt.errors import UserError
+
+if TYPE_CHECKING:
+    from raygpt.distill.teacher_states import MakeDistillation, TeacherSource
+    from raygpt.distill.transport import Transport
+    from raygpt.train.resolve import Resolved
+
+
+def _text_and_teacher(config: Config) -> Iterator[Problem]:
+    if config.distill.store is None:
+        yield from training_text(config)
+    elif not config.data.train:
+        yield "data.train", "is not set: name the shard folder or raw text whose states distill.store gets"
+    if config.distill.mode == "logits" and config.distill.teacher is None:
+        yield "distill.teacher", "is not set: name the run, checkpoint, Hugging Face folder or id to learn from"
+    if config.distill.mode == "logits" and config.distill.real is not None:
+        yield "distill.real", "is mixed in with distill.mode=sequence alone: at logit level name all text in data.train"
+
+
+DECLARATION = Job(
+    "distill",
+    "train a student on what a teacher wrote, or on its probabilities",
+    ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan", "distill"),
+    reads=("teacher",),
+    flags=("dry_run",),
+    checks=(_text_and_teacher, strategy, base_tokenizer),
+    place=45,
+)
+
+
+def run(config: Config, call: Call) -> int:
+    if config.distill.mode == "sequence":
+        return _sequence(config, call)
+    return _logits(config, call) if config.distill.store is None else _store(config, call)
+
+
+def _sequence(config: Config, call: Call) -> int:
+    """Fine-tuning on synthetic shards, mixed with real ones."""
+    raise NotImplementedError
+
+
+# --- mode=logits ----------------------------------------------------------------------------------------------------
+
+
+def _logits(config: Config, call: Call) -> int:
+    """Pretraining's run with another objective: the order, checkpoints and strategies are the same."""
+    from raygpt.jobs import pretrain
+
+    return pretrain.run(config, call, distillation)
+
+
+def distillation(config: Config, job: Resolved) -> tuple[MakeDistillation, int]:
+    """(what makes a worker's objective, bytes that its teacher takes there). UserError for a teacher that cannot be."""
+    from raygpt.distill.stored import check_states, is_stored, read_states_manifest
+    from raygpt.distill.teacher_states import MakeDistillation, teacher_bytes
+
+    settings = config.distill
+    assert settings.teacher is not None
+    if is_stored(settings.teacher):
+        manifest = read_states_manifest(settings.teacher)
+        wanted = _transport(config, manifest.transport.width, job.model.vocab_size)
+        check_states(settings.teacher, manifest, job.train, wanted, job.model.vocab_size, job.train_uri)
+        cache = int(config.data.cache_gb * 1e9)
+        make = MakeDistillation(wanted, settings.alpha, settings.divergence, stored=settings.teacher, cache_bytes=cache)
+    else:
+        source = _source(config, job.train_uri, seq_len=job.plan.order.seq_len, student=job.model)
+        wanted = _transport(config, source.width, job.model.vocab_size)
+        make = MakeDistillation(wanted, settings.alpha, settings.divergence, teacher=source)
+    return make, teacher_bytes(make)
+
+
+def _source(config: Config, train: str, *, seq_len: int, student: object = None) -> TeacherSource:
+    from raygpt import storage
+    from raygpt.data.shards import TOKENIZER, load_manifest
+    from raygpt.distill.teacher_states import find_teacher
+
+    assert config.distill.teacher is not None
+    return find_teacher(
+        config.distill.teacher,
+        load_manifest(train).tokenizer,
+        storage.read_bytes(storage.locate(train) / TOKENIZER),
+        precision=config.teacher.precision,
+        seq_len=seq_len,
+        student=student,
+    )
+
+
+def _transport(config: Config, width: int, vocab_size: int) -> Transport:
+    from raygpt.distill.transport import Transport
+
+    settings = config.distill
+    return Transport(
+        settings.transport, width, vocab_size, settings.temperature, top_k=settings.top_k, samples=settings.samples
+    )
+
+
+def _store(config: Config, call: Call) -> int:
+    """Write the teacher's states of data.train; train nothing."""
+    from raygpt import storage
+    from raygpt.cluster.connect import connect, wants_gpu
+    from raygpt.data.shards import load_manifest
+    from raygpt.data.sources import shard_folders
+    from raygpt.distill.store_run import Workers, store_states
+    from raygpt.distill.storing import StatesPlan, teacher_digest
+    from raygpt.jobs.prepare import with_prepared_data
+    from raygpt.run.frame import run_job
+
+    settings = config.distill
+    assert settings.store is not None and settings.teacher is not None
+    if config.scale.worker_range[0] != config.scale.worker_range[1]:
+        raise UserError("scale.num_workers must be one number with distill.store: a rerun may use another one.")
+    storage.check_writable(storage.locate(settings.store), "distill.store")
+    print(connect(config.scale, workers_cpus=config.scale.cpus_per_worker), flush=True)
+    prepared = with_prepared_data(config)
+    train, _ = shard_folders(prepared.data.train, prepared.data.val)
+    source = _source(config, train, seq_len=1)
+    plan = StatesPlan(
+        load_manifest(train).layout(train),
+        storage.locate(settings.store).uri,
+        source.uri,
+        teacher_digest(source.weights()),
+        _transport(config, source.width, source.vocab_size),
+        source.seq_len,
+        config.run.seed,
+    )
+    workers = Workers(
+        config.scale.worker_range[1], wants_gpu(config.scale), config.scale.cpus_per_worker, config.train.max_failures
+    )
+    return run_job(
+        config,
+        lambda run: store_states(run, plan, source, workers),
+        again=call.command,
+        stopping="finishing the parts in hand",
+    ).exit_status
