@@ -36,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "n_embd": 512,
     "vocab_size": 50257,
     "bias": True,
+    "loss_tokens": 0,  # tokens whose logits exist at a time under ddp, 0 for all
     "steps": 2,
 }
 
@@ -125,6 +126,7 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
         from raygpt.train.optim import make_optimizer
 
         model = GPT(config, case["activation_checkpointing"])
+        model.loss_tokens = case["loss_tokens"]
         optimizer = make_optimizer("adamw", model, lr=1e-4, weight_decay=0.1, betas=(0.9, 0.95))
         wrapped: torch.nn.Module = model
         if case["world_size"] > 1:

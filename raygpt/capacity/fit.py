@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from raygpt.capacity.memory import Needs, Setup, needs
-from raygpt.capacity.micro_batch import accumulation, micro_batch_choices
+from raygpt.capacity.micro_batch import accumulation, micro_batch_choices, most_rows
 from raygpt.model.architecture import ModelConfig
 
 # What may be planned with: the rest is left to the system, other programs and what nobody can know beforehand.
 DEVICE_SHARE = 0.97
 HOST_SHARE = 0.95
-MOST_ROWS = 16  # larger micro-batches gain nothing on these models
 FULL_ROWS = 4  # smaller ones leave a GPU idle between kernels
 # How much longer a step takes, roughly: only their order matters. ZeRO's communication, from the ZeRO papers
 # (Rajbhandari et al., 2020; Ren et al., 2021); recomputation adds a forward pass to a forward and a backward one.
@@ -81,8 +80,11 @@ def slowdown(setup: Setup) -> float:
 
 
 def largest_rows(model: ModelConfig, setup: Setup, hardware: Hardware, local_rows: int) -> Setup | None:
-    """The setup with the largest micro-batch that fits device and host, None where not even one row does."""
-    for rows in micro_batch_choices(local_rows, MOST_ROWS):
+    """The setup with the largest micro-batch that fits device and host, None where not even one row does.
+
+    No larger than workers would take (`most_rows`).
+    """
+    for rows in micro_batch_choices(local_rows, most_rows(setup.strategy, setup.gpu, setup.seq_len)):
         candidate = resized(setup, rows, local_rows)
         if not _too_large(model, candidate, hardware):
             return candidate

@@ -11,7 +11,7 @@ from typing import Any
 
 from raygpt.capacity.fit import Hardware, Shortage, fit, largest_rows, resized, shortages, smallest
 from raygpt.capacity.memory import Counts, Needs, Setup, needs, peak
-from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, micro_batch_choices
+from raygpt.capacity.micro_batch import micro_batch_choices, most_rows
 from raygpt.model.architecture import ModelConfig
 
 GB = 1e9
@@ -141,7 +141,7 @@ def forecast(
         setup = resized(setup, micro_batch_size, local_rows)
     elif hardware.gpu is None:
         # on a CPU the workers do not try sizes out: larger ones gain nothing
-        most = max(1, CPU_MICRO_BATCH_TOKENS // setup.seq_len)
+        most = most_rows(setup.strategy, gpu=False, seq_len=setup.seq_len)
         setup = resized(setup, micro_batch_choices(local_rows, most)[0], local_rows)
     else:
         fitting = largest_rows(model, setup, hardware, local_rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from raygpt.capacity.allocator import is_tight
-from raygpt.capacity.micro_batch import EVALUATION_ROWS
+from raygpt.capacity.micro_batch import EVALUATION_ROWS, LOSS_TOKENS
 from raygpt.model import registry
 from raygpt.model.architecture import ModelConfig, Work
 from raygpt.parallel.zero_config import BUCKET, LIVE_PARAMETERS, STAGES, SUB_GROUP
@@ -55,6 +55,7 @@ class Setup:
     workers_per_host: int = 1
     gpu: bool = True
     keep_checkpoints: int = 2
+    loss_tokens: int | None = None  # tokens whose logits exist at a time, 0 for all; none: what training takes there
 
     @property
     def stage(self) -> int:
@@ -74,8 +75,19 @@ class Setup:
     def work(self) -> Work:
         """One micro-batch."""
         autocast = self.half and not self.stage
-        tokens = self.micro_batch_size * self.seq_len
-        return Work(tokens, self.seq_len, self.half, autocast, self.width, self.gpu, self.activation_checkpointing)
+        pieces = self.loss_tokens
+        if pieces is None:
+            pieces = LOSS_TOKENS if self.gpu and not self.stage else 0
+        return Work(
+            tokens=self.micro_batch_size * self.seq_len,
+            seq_len=self.seq_len,
+            half=self.half,
+            autocast=autocast,
+            width=self.width,
+            gpu=self.gpu,
+            activation_checkpointing=self.activation_checkpointing,
+            loss_tokens=0 if self.precision == "fp16" else pieces,  # head_loss.py says why
+        )
 
     @property
     def cut(self) -> int:

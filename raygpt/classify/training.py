@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from raygpt.classify.classifier import Classifier, classification_metrics, layer_groups, pad_rows, reinit_top, with_pad
+from raygpt.classify.predict import predict
 from raygpt.classify.tasks import Encoded, assemble
 from raygpt.config import Config
 from raygpt.hardware import choose_precision
@@ -33,7 +34,6 @@ METRICS = ("accuracy", "f1", "loss", "train_loss")
 # Batches of one pool are sorted by length before they are cut, so that a batch is padded little; 16 batches of 16 pairs
 # bring MRPC's padding from 40 % of all tokens to 8 %.
 POOL_BATCHES = 16
-EVAL_TOKENS = 8192
 
 
 @dataclass(frozen=True)
@@ -210,12 +210,17 @@ class Training:
         progress.history.append(record)
         return record
 
-    @torch.no_grad()
     def predict(self, part: Encoded) -> np.ndarray:
         """(N, K) float32 logits of a part, in its order; pairs in both orders, averaged, where swap_eval is set."""
-        self.model.eval()
-        orders = (False, True) if part.second is not None and self.recipe.swap_eval else (False,)
-        return sum(self._logits(part, swap) for swap in orders) / len(orders)  # type: ignore[return-value]
+        return predict(
+            self.model,
+            part,
+            eot_id=self.task.eot_id,
+            max_tokens=self.max_tokens,
+            swap=self.recipe.swap_eval,
+            device=self.device,
+            autocast=self.precision.autocast,
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, plain values) to go on from: weights, optimizer, best epoch and history."""
@@ -268,21 +273,6 @@ class Training:
             chosen = batches[index]
             tokens = pad_rows([rows[i] for i in chosen], self.model.pad_id)
             yield tokens.to(self.device), torch.from_numpy(part.labels[order[chosen]]).to(self.device)
-
-    def _logits(self, part: Encoded, swap: bool) -> np.ndarray:
-        rows = [assemble(part, i, self.task.eot_id, self.max_tokens, swap) for i in range(len(part))]
-        out = np.zeros((len(rows), self.model.num_labels), dtype=np.float32)
-        order = np.argsort([len(row) for row in rows], kind="stable")
-        start = 0
-        while start < len(order):
-            # sorted by length, so the rows of a batch are nearly as long as its last one
-            longest = max(1, len(rows[order[min(start + 255, len(order) - 1)]]))
-            chosen = order[start : start + max(1, EVAL_TOKENS // longest)]
-            tokens = pad_rows([rows[i] for i in chosen], self.model.pad_id).to(self.device)
-            with self.precision.autocast():
-                out[chosen] = self.model(tokens).float().cpu().numpy()
-            start += len(chosen)
-        return out
 
 
 def set_dropout(model: Classifier, probability: float) -> None:

@@ -14,7 +14,10 @@ class Eval(Section):
         250, description="steps between evaluations; 0: only at the end", ge=0
     )
     batches: Annotated[int | None, AlsoCalled(("eval_iters",))] = Field(
-        None, description="global batches per evaluation, evenly spaced; none: all", ge=1
+        None,
+        description="global batches per evaluation in training, evenly spaced; none: a tenth of what is trained on "
+        "between two, a million tokens at least (`raygpt evaluate` takes all)",
+        ge=1,
     )
     first: bool = Field(False, description="evaluate before the first step: where training starts from")
     patience: int | None = Field(

@@ -146,7 +146,7 @@ class Mixture:
         return self.train.steps_per_epoch * self.global_batch_rows
 
     def _first_step(self, epoch: int, most: int | None) -> int:
-        """First step before which `epoch` passes over data.train were taken; `most` is a step known to be no earlier."""
+        """First step before which `epoch` passes over data.train were made; `most` is one known to be no earlier."""
         wanted = epoch * self._epoch_rows
         if most is None:
             most = 1

@@ -100,24 +100,22 @@ def manifests(train: str, val: str) -> tuple[Manifest, Manifest]:
     return first, second
 
 
-def real_manifest(real: str, train: Manifest, train_uri: str) -> Manifest:
-    """Manifest of the shard folder distill.real, which has to be of the tokenizer of data.train. Raises UserError."""
-    found = load_manifest(real)
+def real_manifest(real: str, train: Manifest, train_uri: str) -> tuple[str, Manifest]:
+    """Folder and manifest of the shards distill.real, a folder or an output of `raygpt prepare`.
+
+    Raises UserError where they were made with another tokenizer than data.train.
+    """
+    folder = storage.locate(real)
+    if storage.exists(folder / "train" / MANIFEST):
+        folder = folder / "train"
+    found = load_manifest(folder)
     if found.tokenizer.sha256 != train.tokenizer.sha256:
         raise UserError(
             f"distill.real={real} was made with tokenizer {found.tokenizer.name} of {found.tokenizer.vocab_size:,}, "
             f"data.train={train_uri} with {train.tokenizer.name} of {train.tokenizer.vocab_size:,}: prepare both with "
             "one tokenizer, or name distill.real's raw text."
         )
-    return found
-
-
-def real_folder(real: str) -> str | None:
-    """Shard folder that distill.real names, None for raw text."""
-    if not is_prepared(real):
-        return None
-    where = storage.locate(real)
-    return (where / "train").uri if storage.exists(where / "train" / MANIFEST) else where.uri
+    return folder.uri, found
 
 
 def real_options(real: str, train: str, settings: PrepareOptions) -> PrepareOptions:

@@ -8,7 +8,7 @@ documents do not wait for long ones; what pads a row costs nothing (-100).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from raygpt.errors import UserError
-from raygpt.train.evaluation import IGNORE_INDEX
+from raygpt.model.head_loss import IGNORE_INDEX
+from raygpt.train.evaluation import token_losses
 
 OnProgress = Callable[[int, int], None]
 Row = TypeVar("Row")
@@ -60,29 +61,29 @@ def document_losses(
     surprisals = [np.zeros(len(ids), np.float32) for ids in documents]
     rows = [(n, start) for n, ids in enumerate(documents) for start in range(0, len(ids), seq_len)]
     total, done = sum(map(len, documents)), 0
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in batches(rows, lambda row: min(seq_len, len(documents[row[0]]) - row[1]), batch_tokens):
-            width = min(seq_len, len(documents[batch[0][0]]) - batch[0][1])
-            block = np.full((len(batch), width + 1), IGNORE_INDEX, dtype=np.int64)
-            for line, (n, start) in zip(block, batch):
-                piece = documents[n][start : start + width]
-                line[0] = documents[n][start - 1] if start else eot_id
-                line[1 : 1 + len(piece)] = piece
-            tokens = torch.from_numpy(block).to(device)
-            with torch.no_grad(), autocast():
-                # what stands in for inputs after the end is any valid id: nothing looks back at it
-                losses = model(tokens[:, :-1].clamp(min=0), tokens[:, 1:].contiguous(), reduction="none")
-            for line, (n, start) in zip(losses.float().cpu().numpy(), batch):
-                piece = surprisals[n][start : start + width]
+    made = batches(rows, lambda row: min(seq_len, len(documents[row[0]]) - row[1]), batch_tokens)
+    blocks = (_block(documents, batch, eot_id, seq_len) for batch in made)
+    with closing(token_losses(model, blocks, device, autocast)) as losses:
+        for batch, (_, each) in zip(made, losses):
+            for line, (n, start) in zip(each.cpu().numpy(), batch):
+                piece = surprisals[n][start : start + seq_len]
                 piece[:] = line[: len(piece)]
                 done += len(piece)
             if on_progress is not None:
                 on_progress(done, total)
-    finally:
-        model.train(was_training)
     return DocumentLosses(surprisals)
+
+
+def _block(documents: Sequence[np.ndarray], batch: Sequence[tuple[int, int]], eot_id: int, seq_len: int) -> np.ndarray:
+    """(rows, longest + 1) int64: what stands before each row's first token, its tokens, and IGNORE_INDEX after them.
+    Rows are (document, first token), the longest first."""
+    width = min(seq_len, len(documents[batch[0][0]]) - batch[0][1])
+    block = np.full((len(batch), width + 1), IGNORE_INDEX, dtype=np.int64)
+    for line, (n, start) in zip(block, batch):
+        piece = documents[n][start : start + width]
+        line[0] = documents[n][start - 1] if start else eot_id
+        line[1 : 1 + len(piece)] = piece
+    return block
 
 
 def batches(rows: Sequence[Row], length: Callable[[Row], int], batch_tokens: int) -> list[list[Row]]:

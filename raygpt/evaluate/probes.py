@@ -17,6 +17,7 @@ import torch
 
 from raygpt.evaluate.document_losses import OnProgress, batches
 from raygpt.model.gpt import GPT
+from raygpt.train.evaluation import evaluating
 
 # Positions whose logits exist at a time: 512 x 50,257 in fp32 are 100 MB.
 LOGIT_ROWS = 512
@@ -59,9 +60,7 @@ def probe(
     log_probability, rank = np.zeros(len(stretches)), np.zeros(len(stretches), np.int64)
     rows = _rows(stretches, seq_len)
     done = 0
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches(list(rows), lambda row: row[2] - row[1], batch_tokens):
             width = batch[0][2] - batch[0][1]
             block = np.full((len(batch), width), eot_id, dtype=np.int64)
@@ -88,8 +87,6 @@ def probe(
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(rows))
-    finally:
-        model.train(was_training)
     return Probed(log_probability, rank)
 
 

@@ -76,7 +76,10 @@ class Cache(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """A pass over rows of seq_len tokens. `width` is the size in bytes of a number of the residual stream."""
+    """A pass over rows of seq_len tokens. `width` is the size in bytes of a number of the residual stream.
+
+    `loss_tokens`: of how many tokens logits shall exist at a time (`LanguageModel.loss_tokens`), 0 for all.
+    """
 
     tokens: int
     seq_len: int
@@ -85,6 +88,7 @@ class Work:
     width: int
     gpu: bool
     activation_checkpointing: bool
+    loss_tokens: int = 0
 
 
 class Architecture(ABC):

@@ -28,9 +28,16 @@ def forward_work(model: GPTConfig, work: Work) -> dict[str, int]:
             + 2 * work.width * model.padded_vocab_size * model.n_embd,
             "half-precision copies": copies // model.n_layer,
         }
+    logits = LOGITS * tokens * model.padded_vocab_size
+    if work.loss_tokens:
+        # a piece beside that before it, and the sum of the output matrix's gradients; or that sum while a piece's is
+        # added to it; and gradients of the hidden states, which are there at once
+        piece = LOGITS * min(tokens, work.loss_tokens) * model.padded_vocab_size
+        matrix = 4 * model.padded_vocab_size * model.n_embd
+        logits = max(piece + matrix, piece // 2 + 3 * matrix) + stream
     return {
         "activations": model.n_layer * _block(model, work) + 2 * stream,  # the last norm's input and output
-        "logits and loss": LOGITS * tokens * model.padded_vocab_size,
+        "logits and loss": logits,
         "half-precision copies": copies,
     }
 

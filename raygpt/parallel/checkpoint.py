@@ -72,6 +72,7 @@ class RunState:
     stopped_early: bool = False
     world_size: int = 1
     micro_batch_size: int = 1
+    device_memory: int | None = None  # bytes of the smallest rank's, 0 on CPUs
     scaler: dict[str, Any] = field(default_factory=dict)
     wandb_id: str | None = None
     order_version: int = 1  # of raygpt.data.order; states written before it was recorded are of version 1

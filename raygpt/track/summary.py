@@ -15,6 +15,7 @@ SUMMARY: dict[str, str] = {
     "tokens": "training tokens seen",
     "train_loss": "last training loss, nats per token",
     "val_loss": "last validation loss, nats per token",
+    "val_tokens": "validation tokens that each of these losses is over, always the same",
     "best_val_loss": "lowest validation loss, nats per token",
     "best_step": "step of the lowest validation loss",
     "tokens_per_second": "median training tokens per second of step time, warm-up left out",

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raygpt.errors import UserError
 from raygpt.hardware import to_device
 from raygpt.model.head_loss import IGNORE_INDEX
+
+# What an evaluation in training takes unless eval.batches says otherwise: of the tokens trained on since the one before
+# this share, which costs a thirtieth of the time (a forward pass is a third of a step's work), but never fewer than
+# these tokens: over a million the mean of losses that spread by 3 nats is right to 0.003.
+SHARE = 0.1
+FEWEST_TOKENS = 2**20
 
 
 class TokenSource(Protocol):
@@ -59,6 +65,52 @@ class Evaluation:
     rows: int
 
 
+def token_losses(
+    model: nn.Module,
+    blocks: Iterable[np.ndarray],
+    device: torch.device | str,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(block, losses) of every block in turn: (N, T + 1) int64 tokens, and the (N, T) float32 nats on the device that
+    each of a row's tokens but the first costs, given those before it.
+
+    A token IGNORE_INDEX, which stands after a row's end, costs 0, and neither it nor other rows change what the rest
+    costs. The one place where a model is run over data for its loss. It is in eval mode until the last block: close
+    this where you may stop earlier.
+    """
+    device = torch.device(device)
+    with evaluating(model):
+        for block in blocks:
+            rows = to_device(block, device)
+            with torch.no_grad(), uncompiled(), autocast():
+                # what stands in for inputs after the end is any valid id: nothing looks back at it
+                losses = model(rows[:, :-1].clamp(min=0), rows[:, 1:].contiguous(), reduction="none")
+            yield block, losses.float()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode meanwhile."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def rows_in_training(batches: int | None, *, seq_len: int, batch_rows: int, steps_between: int) -> int:
+    """Rows that every evaluation of a run takes, the last one too, where its validation data has more.
+
+    They are the same rows each time, so that losses of one run compare, and are evenly spaced. `batches` of
+    `batch_rows` rows where eval.batches is set; else a SHARE of what `steps_between` two evaluations train on,
+    FEWEST_TOKENS at least: a large validation set does not hold training up. `raygpt evaluate` takes all of it.
+    """
+    if batches is not None:
+        return batches * batch_rows
+    return max(math.ceil(FEWEST_TOKENS / seq_len), int(SHARE * steps_between * batch_rows))
+
+
 def evaluate_tokens(
     model: nn.Module,
     reader: TokenSource,
@@ -90,7 +142,13 @@ def evaluate_tokens(
     # every rank makes the same number of passes, the last one maybe on nothing: weights of ZeRO-3 take all ranks
     passes = math.ceil(math.ceil(len(rows) / world_size) / batch_rows)
     blocks = _batches(reader, mine, seq_len, batch_rows, passes)
-    loss_sum, tokens = _sum_losses(model, blocks, torch.device(device), autocast)
+    # float64: 10^8 float32 losses would lose digits
+    sums, tokens = torch.zeros((), dtype=torch.float64, device=device), 0
+    with closing(token_losses(model, blocks, device, autocast)) as losses:
+        for block, each in losses:
+            tokens += int(np.count_nonzero(block[:, 1:] != IGNORE_INDEX))
+            sums += each.sum(dtype=torch.float64)
+    loss_sum = float(sums)
     if reduce is not None:
         loss_sum, tokens_summed = reduce(loss_sum, float(tokens))
         tokens = round(tokens_summed)
@@ -188,32 +246,6 @@ def _read(reader: TokenSource, rows: np.ndarray, seq_len: int) -> np.ndarray:
         tail = reader.read(int(starts[-1]), reader.total_tokens)
         batch[-1, : len(tail)] = tail
     return batch
-
-
-def _sum_losses(
-    model: nn.Module,
-    batches: Iterator[np.ndarray],
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager],
-) -> tuple[float, int]:
-    """Sum of losses in nats and number of predicted tokens. Sums are float64: 10^8 float32 losses would lose digits."""
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    tokens = 0
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), uncompiled():
-            for batch in batches:
-                tokens += int(np.count_nonzero(batch[:, 1:] != IGNORE_INDEX))
-                block = to_device(batch, device)
-                targets = block[:, 1:].contiguous()
-                with autocast():
-                    # what stands in for inputs after the end is any valid id: nothing looks back at it
-                    losses = model(block[:, :-1].clamp(min=0), targets, reduction="none")
-                loss_sum += losses.sum(dtype=torch.float64)
-    finally:
-        model.train(was_training)
-    return float(loss_sum), tokens
 
 
 def uncompiled() -> AbstractContextManager:

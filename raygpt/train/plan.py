@@ -12,11 +12,15 @@ from raygpt.train.schedule import Schedule
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """What a run will do. `global_batch_rows` rows of `seq_len` tokens per optimizer step over all workers."""
+    """What a run will do. `global_batch_rows` rows of `seq_len` tokens per optimizer step over all workers.
+
+    `evaluation_rows`: the most rows an evaluation takes, None for all there are.
+    """
 
     order: AnyOrder
     schedule: Schedule
     total_steps: int
+    evaluation_rows: int | None = None
 
     @property
     def tokens_per_step(self) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from raygpt.capacity.micro_batch import LOSS_TOKENS
 from raygpt.hardware import prefer_attention
 from raygpt.model.architecture import LanguageModel
 from raygpt.model.tensorfile import TensorStream
@@ -20,10 +21,6 @@ from raygpt.train.warmup import compile_for_training, find_micro_batch, rehearse
 
 if TYPE_CHECKING:
     from raygpt.parallel.checkpoint import RunState
-
-# Tokens whose logits exist at a time on a GPU (head_loss.py): 8192 of GPT-2's take 0.8 GB in bf16, and adding up the
-# output matrix's gradient over 8 such pieces moves 4 GB, some 1 % of what a step of 64 rows moves.
-LOSS_TOKENS = 8192
 
 
 class Replica:

@@ -19,6 +19,7 @@ from raygpt.parallel import checkpoint
 from raygpt.run.frame import check_start, run_location
 from raygpt.storage import Location
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
+from raygpt.train.evaluation import rows_in_training
 from raygpt.train.model_shape import model_shape
 from raygpt.train.optim import check_name
 from raygpt.train.plan import TrainPlan, batch_rows, total_steps, warmup
@@ -63,6 +64,13 @@ class Resolved:
             return train
         return JoinedLayout(train, self.real.layout(self.real_uri))
 
+    @property
+    def val_tokens(self) -> int:
+        """Tokens that every evaluation of the run predicts."""
+        rows = self.plan.evaluation_rows
+        every = self.val.tokens - 1
+        return every if rows is None else min(every, rows * self.plan.order.seq_len)
+
 
 def resolve(config: Config, real: RealText | None = None) -> Resolved:
     """Read the manifests and work out everything that follows. Needs no Ray. Raises UserError for what cannot be."""
@@ -85,21 +93,22 @@ def resolve(config: Config, real: RealText | None = None) -> Resolved:
             f"data.seq_len={seq_len} exceeds the model's context of {model.seq_len}: lower it or raise model.seq_len."
         )
     rows = batch_rows(config.train.global_batch_tokens, seq_len, config.scale.worker_range)
-    mixed = real_manifest(real.uri, train, train_uri) if real is not None else None
+    real_uri, mixed = real_manifest(real.uri, train, train_uri) if real is not None else (None, None)
     width = max(each.numpy_dtype.itemsize for each in (train, mixed) if each is not None)
-    order: AnyOrder = Order(train.fingerprint, config.run.seed, seq_len, rows, train.tokens, width)
+    own = Order(train.fingerprint, config.run.seed, seq_len, rows, train.tokens, width)
     steps = total_steps(
-        order,
+        own,
         rows * seq_len,
         max_steps=config.train.max_steps,
         max_tokens=config.train.max_tokens,
         epochs=config.train.epochs,
         real_share=(real.start + real.end) / 2 if real is not None else 0.0,
     )
+    order: AnyOrder = own
     if real is not None and mixed is not None:
         _check_length(mixed, real.uri, rows * seq_len)
         second = Order(mixed.fingerprint, config.run.seed, seq_len, rows, mixed.tokens, width)
-        order = Mixture(order, second, Share(real.start, real.end, steps - 1))
+        order = Mixture(own, second, Share(real.start, real.end, steps - 1))
     schedule = Schedule(
         config.optim.schedule,
         config.optim.lr,
@@ -107,6 +116,12 @@ def resolve(config: Config, real: RealText | None = None) -> Resolved:
         warmup(steps, config.optim.warmup_steps, config.optim.warmup_fraction),
         config.optim.min_lr_ratio,
         config.optim.decay_fraction,
+    )
+    evaluated = rows_in_training(
+        config.eval.batches,
+        seq_len=seq_len,
+        batch_rows=rows,
+        steps_between=min(steps, config.eval.every or steps),
     )
     facts = {
         "fingerprint": order.fingerprint,
@@ -129,11 +144,11 @@ def resolve(config: Config, real: RealText | None = None) -> Resolved:
         train,
         val,
         model,
-        TrainPlan(order, schedule, steps),
+        TrainPlan(order, schedule, steps, evaluated),
         earlier.step if earlier else 0,
         storage.read_bytes(storage.locate(train_uri) / TOKENIZER),
         earlier.stopped_early if earlier else False,
-        real.uri if real is not None else None,
+        real_uri,
         mixed,
     )
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from raygpt import hardware
-from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, accumulation, micro_batch_choices, most_local_rows
+from raygpt.capacity.micro_batch import Found, accumulation, most_local_rows, untried_rows
 from raygpt.config import Config
 from raygpt.model import registry
 from raygpt.model.architecture import LanguageModel, ModelConfig
@@ -70,7 +70,8 @@ def build(
     check_name(config.optim.name, config.train.strategy)
     precision, reason = hardware.choose_precision(config.train.precision, world.device)
     attention = hardware.prefer_attention(world.device)
-    previous = state.micro_batch_size if found is not None and state.world_size == world.size else None
+    same = found is not None and state.world_size == world.size
+    earlier = Found(state.micro_batch_size, state.device_memory) if same else None
     strategy: Strategy
     if config.train.strategy == "ddp":
         model = _whole_model(config, model_config, world, found, state)
@@ -88,7 +89,7 @@ def build(
             eps=config.optim.eps,
             optimizer=config.optim.name,
             grad_clip=config.optim.grad_clip,
-            previous=previous,
+            previous=earlier.rows if earlier is not None else None,  # tried out again
             compile=config.train.compile,
         )
         if found is not None:
@@ -99,7 +100,15 @@ def build(
             reads = config.model.init_from != "random"
             fresh = lambda: fresh_weights(config, model_config)  # noqa: E731
             weights = once_per_node(world, fresh) if reads else fresh()
-        rows = previous or (planned_rows if world.device.type == "cuda" else None)
+        rows = config.train.micro_batch_size
+        if not isinstance(rows, int):
+            rows = untried_rows(
+                most_local_rows(plan.order.global_batch_rows, world.size),
+                seq_len=plan.order.seq_len,
+                memory=device_memory(world),
+                planned=planned_rows,
+                earlier=earlier,
+            )
         strategy = zero = Zero(model_config, weights, config, world, plan, precision, rows)
         if found is not None:
             zero.restore(checkpoint.open_tensors(found), state)
@@ -164,13 +173,12 @@ class Zero:
         world: World,
         plan: TrainPlan,
         precision: str,
-        previous: int | None,
+        micro_batch_size: int,
     ) -> None:
         """Without `weights` they are undefined until `restore`."""
         self.world = world
         rows = plan.order.global_batch_rows
-        most = most_local_rows(rows, world.size)
-        self.micro_batch_size = _micro_batch(config.train.micro_batch_size, most, plan, world, previous)
+        self.micro_batch_size = micro_batch_size
         self.engine = ZeroEngine(
             model_config,
             world.device,
@@ -212,10 +220,8 @@ class Zero:
         return {f"zero-{self.world.rank:05d}.safetensors": piece_stream(self.engine.pieces())}
 
 
-def _micro_batch(wanted: int | str, local_rows: int, plan: TrainPlan, world: World, previous: int | None) -> int:
-    if isinstance(wanted, int):
-        return wanted
-    if previous is not None and previous in micro_batch_choices(local_rows, local_rows):
-        return previous
-    limit = max(1, CPU_MICRO_BATCH_TOKENS // plan.order.seq_len)
-    return micro_batch_choices(local_rows, limit if world.device.type == "cpu" else 4)[0]
+def device_memory(world: World) -> int:
+    """Bytes of the smallest rank's device, 0 where they compute on CPUs. All ranks call it."""
+    if world.device.type != "cuda":
+        return 0
+    return world.minimum(torch.cuda.get_device_properties(world.device).total_memory)

@@ -100,6 +100,11 @@ def _announce(config: Config, job: Resolved, progress: Progress) -> None:
             f"Mixed with {job.real_uri}: {human_count(job.real.tokens)} tokens, share of a batch "
             f"{order.share.describe()}, {passes:.2f} epochs of it"
         )
+    if job.val_tokens < job.val.tokens - 1:
+        progress.note(
+            f"Validation {job.val_uri}: the same {human_count(job.val_tokens)} of {human_count(job.val.tokens)} "
+            "tokens, evenly spaced, at every evaluation (eval.batches); `raygpt evaluate` takes all"
+        )
     progress.note(
         f"Run {job.run.uri}: {job.plan.total_steps:,} steps of {job.plan.tokens_per_step:,} tokens "
         f"({order.epochs(job.plan.total_steps):.2f} epochs)"
@@ -240,6 +245,7 @@ def _summary(run: Run, job: Resolved, end: dict[str, Any], outcome: str) -> dict
         restarts=lock.restarts,
         best_val_loss=state["best_val_loss"],
         best_step=state["best_step"],
+        val_tokens=job.val_tokens if state["val_loss"] is not None else None,
         data_wait_fraction=state["wait_seconds"] / max(state["train_seconds"], 1e-9),
         cost_usd=run.cost_usd(),
     )

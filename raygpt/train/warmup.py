@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from raygpt.capacity.micro_batch import CPU_MICRO_BATCH_TOKENS, EVALUATION_ROWS, micro_batch_choices
+from raygpt.capacity.micro_batch import EVALUATION_ROWS, micro_batch_choices, most_rows
 from raygpt.errors import UserError
 from raygpt.model.architecture import LanguageModel
 from raygpt.parallel.distributed import World
@@ -41,7 +41,7 @@ def find_micro_batch(
         return micro_batch_size
     if fits is None and world.device.type == "cuda":
         fits = _trial(model, precision, world, seq_len)
-    choices = micro_batch_choices(local_rows, 64 if fits else max(1, CPU_MICRO_BATCH_TOKENS // seq_len))
+    choices = micro_batch_choices(local_rows, most_rows("ddp", fits is not None, seq_len))
     if previous is not None and previous in micro_batch_choices(local_rows, local_rows):
         choices.insert(0, previous)  # tried as well: this GPU may be a smaller one
     if fits is None:

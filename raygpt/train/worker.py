@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import time
 import uuid
 from collections.abc import Iterator
@@ -40,7 +41,7 @@ from raygpt.train.evaluation import evaluate_tokens
 from raygpt.train.hooks import RunHooks
 from raygpt.train.loop import LoopOptions, train
 from raygpt.train.plan import TrainPlan
-from raygpt.train.strategy import build
+from raygpt.train.strategy import build, device_memory
 
 STREAMED_BYTES_PER_SECOND = 300e6  # to a disk of this decade, one hash of a core on the way
 
@@ -112,9 +113,8 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         if saved is not None:
             checkpoint.restore_rng(saved["rng"], world.device)
             rank_state = saved["loss"]
-    state.world_size, state.micro_batch_size = world.size, micro
+    state.world_size, state.micro_batch_size, state.device_memory = world.size, micro, device_memory(world)
     val_reader = TokenReader(assignment.val, int(config.data.cache_gb * 1e9))
-    evaluation_rows = config.eval.batches * plan.order.global_batch_rows if config.eval.batches else None
 
     def evaluate() -> float:
         result = evaluate_tokens(
@@ -124,7 +124,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
             EVALUATION_ROWS * micro,
             world.device,
             strategy.autocast,
-            max_rows=evaluation_rows,
+            max_rows=plan.evaluation_rows,
             rank=world.rank,
             world_size=world.size,
             reduce=world.sum,
@@ -156,7 +156,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         cost=Cost(config.track.price_per_hour),
         spent_seconds=assignment.spent_seconds + max(0.0, time.time() - assignment.started),
         # a forward pass is a third of a step's work
-        evaluation_steps=(evaluation_rows or val_reader.total_tokens / plan.order.seq_len)
+        evaluation_steps=min(plan.evaluation_rows or math.inf, val_reader.total_tokens / plan.order.seq_len)
         / (3 * plan.order.global_batch_rows),
         # a snapshot costs next to nothing; what is written while training waits goes at about this speed with hashing
         checkpoint_seconds=0.0

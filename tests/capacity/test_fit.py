@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from raygpt.capacity.fit import SLOWDOWN, Hardware, fit, largest_rows, shortages, slowdown
+from raygpt.capacity.forecast import forecast
 from raygpt.capacity.memory import Setup, needs
-from raygpt.capacity.micro_batch import micro_batch_choices
 from raygpt.model.gpt import GPTConfig
 from raygpt.model.presets import PRESETS
 
@@ -94,6 +94,14 @@ def test_a_full_disk_is_told_apart() -> None:
     assert [(shortage.what, shortage.needed) for shortage in found] == [("disk", need.disk)]
 
 
-def test_automatic_micro_batches_divide_the_rows() -> None:
-    assert micro_batch_choices(12) == [12, 6, 4, 3, 2, 1]
-    assert micro_batch_choices(480)[0] == 60
+@pytest.mark.parametrize(("strategy", "gpu", "rows"), [("ddp", True, 64), ("zero2", True, 16), ("ddp", False, 16)])
+def test_auto_is_forecast_with_the_rows_that_workers_take(strategy: str, gpu: bool, rows: int) -> None:
+    # workers try up to 64 rows out on a GPU; ZeRO, which cannot, takes what the plan found; a CPU up to 16,384 tokens
+    machine = Hardware(500 * GB, "H100" if gpu else None, 80 * GB if gpu else 0)
+    setup = Setup(strategy, precision="bf16" if gpu else "fp32", seq_len=1024, gpu=gpu)
+    report = forecast(SMALL, setup, machine, local_rows=512, micro_batch_size="auto", run="runs/x")
+    assert report.fits and report.micro_batch_size == rows
+    tight = replace(machine, gpu_memory=24 * GB)
+    if gpu and strategy == "ddp":
+        report = forecast(SMALL, setup, tight, local_rows=512, micro_batch_size="auto", run="runs/x")
+        assert report.fits and 8 <= report.micro_batch_size < 64

@@ -63,6 +63,27 @@ def test_activations_are_what_autograd_keeps(precision: str, checkpointing: bool
     assert seen == pytest.approx(predicted, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("setup", "logits_at_a_time"),
+    [
+        (Setup(precision="bf16"), 8192),
+        (Setup(precision="tf32"), 8192),
+        (Setup(precision="fp16"), 64 * 1024),  # all of them: gradients must see the loss scale
+        (Setup("zero2", precision="bf16"), 64 * 1024),
+        (Setup(precision="fp32", gpu=False), 64 * 1024),
+        (Setup(precision="bf16", loss_tokens=2048), 2048),
+    ],
+    ids=lambda value: f"{value.strategy}-{value.precision}-{value.loss_tokens}" if isinstance(value, Setup) else "",
+)
+def test_no_more_logits_are_counted_than_exist_at_a_time(setup: Setup, logits_at_a_time: int) -> None:
+    small = GPTConfig(**PRESETS["gpt2"])
+    parts = needs(small, replace(setup, micro_batch_size=64))
+    counted = (parts.device or parts.host)["forward pass"]["logits and loss"]
+    matrix, hidden = 4 * 50304 * 768, 4 * 64 * 1024 * 768  # gradients that are there by then, in fp32
+    assert counted == pytest.approx(12 * logits_at_a_time * 50304, abs=2 * matrix + hidden)
+    assert counted >= 12 * logits_at_a_time * 50304
+
+
 def test_model_states_are_the_known_multiples_of_the_parameters() -> None:
     parameters = Counts.of(XL).total
     assert parameters == 1_557_611_200 + 47 * 1600  # with the padding rows of the vocabulary

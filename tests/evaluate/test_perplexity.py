@@ -17,7 +17,7 @@ from raygpt.data.reader import TokenReader
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.train.evaluation import ArrayTokens, evaluate_text, evaluate_tokens
+from raygpt.train.evaluation import ArrayTokens, evaluate_text, evaluate_tokens, rows_in_training
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +187,28 @@ def test_too_little_data_or_another_vocabulary_is_one_sentence(model: GPT, make_
     small = GPT(GPTConfig(vocab_size=100, seq_len=16, n_layer=1, n_head=1, n_embd=8))
     with pytest.raises(UserError, match=r"prepared with bytes \(257 tokens\) but the model knows 100.*data\.val"):
         evaluate_tokens(small, TokenReader(make_shards(200)), 16, 4)
+
+
+def test_an_evaluation_in_training_costs_a_thirtieth_of_it_and_a_small_text_is_read_whole() -> None:
+    # the defaults: 250 steps of 524,288 tokens between two, 13.1 million validation tokens
+    rows = rows_in_training(None, seq_len=1024, batch_rows=512, steps_between=250)
+    assert rows * 1024 == 0.1 * 250 * 524_288
+    # short runs and small batches: a million tokens all the same, so that the figure is worth something
+    assert rows_in_training(None, seq_len=1000, batch_rows=16, steps_between=10) == math.ceil(2**20 / 1000)
+    assert rows_in_training(20, seq_len=1024, batch_rows=512, steps_between=250) == 20 * 512, "as eval.batches says"
+
+
+def test_every_evaluation_of_a_run_takes_the_same_rows(model: GPT) -> None:
+    tokens = ArrayTokens(np.random.default_rng(5).integers(0, 257, 3000))
+    found = {evaluate_tokens(model, tokens, 16, batch, max_rows=20).loss for batch in (4, 4, 4)}
+    assert len(found) == 1
+    bigram = BigramModel(257)
+    for batch in (3, 20):  # another micro-batch, as after a resume, takes the same tokens
+        evaluate_tokens(bigram, tokens, 16, batch, max_rows=20)
+    assert sorted(bigram.seen[:320]) == sorted(bigram.seen[320:]) and len(bigram.seen) == 640
+
+
+def test_batch_size_changes_no_loss(model: GPT) -> None:
+    tokens = ArrayTokens(np.random.default_rng(6).integers(0, 257, 700))  # a ragged last row and a ragged last batch
+    one, many = (evaluate_tokens(model, tokens, 16, batch) for batch in (1, 32))
+    assert one.loss == pytest.approx(many.loss, abs=1e-4) and one.tokens == many.tokens == 699

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raygpt.capacity.micro_batch import accumulation, micro_batch_choices
+from raygpt.capacity.micro_batch import accumulation
 from raygpt.data.order import Order
 from raygpt.errors import UserError
 from raygpt.train.plan import batch_rows, total_steps, warmup
@@ -45,8 +45,3 @@ def test_warm_up_is_never_longer_than_the_run() -> None:
         5,
         0,
     )
-
-
-def test_a_prime_number_of_rows_is_not_trained_one_by_one() -> None:
-    assert micro_batch_choices(103)[:3] == [52, 35, 26] and micro_batch_choices(103)[-1] == 1
-    assert [accumulation(512, world, 16) for world in (3, 5)] == [11, 7]
