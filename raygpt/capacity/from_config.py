@@ -12,6 +12,7 @@ from raygpt.config import Config, Plan
 from raygpt.errors import UserError
 from raygpt.hardware import spec_named
 from raygpt.model.architecture import ModelConfig
+from raygpt.storage import Location
 
 
 def forecast_run(config: Config, model: ModelConfig, hardware: Hardware) -> Forecast:
@@ -45,6 +46,25 @@ def forecast_run(config: Config, model: ModelConfig, hardware: Hardware) -> Fore
         micro_batch_size=config.train.micro_batch_size,
         run=f"{config.run.storage}/{config.run.name}",
     )
+
+
+def check_fit(config: Config, model: ModelConfig, run: Location) -> Forecast | None:
+    """The forecast of a run on the connected cluster, printed in a line; None with plan.check=off.
+
+    Raises UserError, naming the setting to change, where it does not fit and plan.check is refuse.
+    """
+    from raygpt.capacity.preflight import announce, survey
+    from raygpt.cluster.connect import wants_gpu
+
+    if config.plan.check == "off":
+        return None
+    use_gpu = wants_gpu(config.scale)
+    hardware, share = survey(run, use_gpu=use_gpu, workers=config.scale.worker_range[0])
+    if config.plan.gpus_per_host is None:
+        config = config.model_copy(update={"plan": config.plan.model_copy(update={"gpus_per_host": share})})
+    report = forecast_run(config, model, hardware)
+    announce(report, config.plan.check)
+    return report
 
 
 def assumed_hardware(plan: Plan, here: Hardware, workers: int) -> Hardware:

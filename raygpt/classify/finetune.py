@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 
 from raygpt import storage
 from raygpt.classify.classifier import classification_metrics
-from raygpt.classify.folder import save_classifier
+from raygpt.classify.folder import EXPORT, save_classifier
 from raygpt.classify.shared import Shared, make_shared, read_task, start_training
 from raygpt.classify.tasks import Task
 from raygpt.classify.training import Training
@@ -41,7 +41,6 @@ from raygpt.track.trackers import Trackers
 STATE = "checkpoints/state.safetensors"
 # In that file's metadata, as JSON: weights and the epoch they belong to are written at once or not at all.
 VALUES = "values"
-EXPORT = "export"
 
 
 def train_classifier(config: Config, again: str = "", stream: TextIO | None = None) -> Outcome:

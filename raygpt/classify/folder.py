@@ -21,6 +21,7 @@ from raygpt.model.export import CONV1D, missing_biases, their_config, their_valu
 from raygpt.model.gpt import GPT, GPTConfig
 
 ARCHITECTURE = "GPT2ForSequenceClassification"
+EXPORT = "export"  # where a classification run keeps it
 PAD_TOKEN = "<|pad|>"
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from raygpt.config import Config
 from raygpt.evaluate.bootstrap import Interval, ratio_intervals
+from raygpt.evaluate.compare_settings import ComparisonSettings
 from raygpt.evaluate.compare_subjects import context, domain_uri, in_place
 from raygpt.evaluate.compare_terms import (
     TermTable,
@@ -75,6 +75,7 @@ class Pair:
 class Comparison:
     """Everything the page shows. `notes` say why something was not measured, by its name."""
 
+    settings: ComparisonSettings
     base: Subject
     tuned: Subject
     seq_len: int
@@ -91,18 +92,17 @@ class Comparison:
         return self.base.tokenizer.sha256 == self.tuned.tokenizer.sha256
 
 
-def compare(config: Config, base: Subject, tuned: Subject) -> Comparison:
+def compare(settings: ComparisonSettings, base: Subject, tuned: Subject) -> Comparison:
     """Measure both models; progress goes to stdout. Raises UserError for texts and terms that cannot be used."""
-    settings = config.compare
     names = read_terms(settings.terms) if settings.terms is not None else None
     notes: dict[str, str] = {}
-    domain = _open_text(config, domain_uri(config, tuned), "compare.domain", _column(config, tuned))
+    domain = _open_text(settings, domain_uri(settings.domain, tuned), "compare.domain", _column(settings, tuned))
     general = None
     if settings.general is not None:
-        general = _open_text(config, settings.general, "compare.general", config.prepare.text_column)
+        general = _open_text(settings, settings.general, "compare.general", settings.text_column)
     else:
         notes["general"] = "name general text with --compare.general, shards or raw text, to measure it"
-    seq_len = context(config, base, tuned)
+    seq_len = context(settings.seq_len, base, tuned)
     prompts = choose_prompts(domain.texts, tuned.tokenizer, settings.samples, settings.sample_tokens)
     if settings.samples and not prompts:
         notes["samples"] = "no held-out document is long enough to begin one"
@@ -111,12 +111,12 @@ def compare(config: Config, base: Subject, tuned: Subject) -> Comparison:
         tuned_ids = tuned.tokenizer.encode_batch(domain.texts)
         tuned_losses = _losses(tuned, tuned_ids, seq_len, "tuned: domain text")
         tuned_general = general and _text_losses(tuned, general, seq_len, "tuned: general text")
-        tuned_samples = _samples(tuned, prompts, config, "tuned: samples")
+        tuned_samples = _samples(tuned, prompts, settings, "tuned: samples")
     with in_place(base):
         base_ids = base.tokenizer.encode_batch(domain.texts)
         base_losses = _losses(base, base_ids, seq_len, "base: domain text")
         base_general = general and _text_losses(base, general, seq_len, "base: general text")
-        base_samples = _samples(base, prompts, config, "base: samples")
+        base_samples = _samples(base, prompts, settings, "base: samples")
         offsets = token_offsets(base.tokenizer, domain.texts)
         if names is None:
             terms = domain_terms(domain, base_losses, offsets, settings.num_terms, general)
@@ -129,19 +129,20 @@ def compare(config: Config, base: Subject, tuned: Subject) -> Comparison:
         tuned_probed = _probe(tuned, tuned_ids, terms, own, seq_len, "tuned: terms")
     table = None
     if terms:
-        table = term_table(terms, domain, base_probed, tuned_probed, resamples=settings.resamples, seed=config.run.seed)
+        table = term_table(terms, domain, base_probed, tuned_probed, resamples=settings.resamples, seed=settings.seed)
     else:
         notes["terms"] = "no word of the held-out text is frequent enough; name terms in a file with compare.terms"
 
-    memorisation = _memorisation(config, tuned, prompts, base_samples, tuned_samples, notes)
+    memorisation = _memorisation(settings, tuned, prompts, base_samples, tuned_samples, notes)
     same = base.tokenizer.sha256 == tuned.tokenizer.sha256
 
     def losses_compared(text: Documents, before: DocumentLosses, after: DocumentLosses) -> TextComparison:
         return compare_losses(
-            text, before, after, same_tokenizer=same, resamples=settings.resamples, seed=config.run.seed
+            text, before, after, same_tokenizer=same, resamples=settings.resamples, seed=settings.seed
         )
 
     return Comparison(
+        settings=settings,
         base=base,
         tuned=tuned,
         seq_len=seq_len,
@@ -204,22 +205,22 @@ def _meter(label: str) -> Iterator[OnProgress]:
         meter.close()
 
 
-def _open_text(config: Config, uri: str, setting: str, column: str) -> Documents:
+def _open_text(settings: ComparisonSettings, uri: str, setting: str, column: str) -> Documents:
     return open_documents(
         uri,
-        config.compare.documents,
+        settings.documents,
         setting,
-        subset=config.prepare.subset,
+        subset=settings.subset,
         text_column=column,
-        encoding_errors=config.prepare.encoding_errors,
-        cache_bytes=int(config.data.cache_gb * 1e9),
-        max_documents=config.prepare.max_documents,
+        encoding_errors=settings.encoding_errors,
+        cache_bytes=settings.cache_bytes,
+        max_documents=settings.max_documents,
     )
 
 
-def _column(config: Config, tuned: Subject) -> str:
-    own = tuned.config.data.text_column if tuned.config is not None else None
-    return config.data.text_column or own or config.prepare.text_column
+def _column(settings: ComparisonSettings, tuned: Subject) -> str:
+    own = tuned.trained.text_column if tuned.trained is not None else None
+    return settings.domain_column or own or settings.text_column
 
 
 def _losses(subject: Subject, ids: Sequence[np.ndarray], seq_len: int, label: str) -> DocumentLosses:
@@ -244,9 +245,18 @@ def _text_losses(subject: Subject, documents: Documents, seq_len: int, label: st
     return _losses(subject, subject.tokenizer.encode_batch(documents.texts), seq_len, label)
 
 
-def _samples(subject: Subject, prompts: Sequence[Prompt], config: Config, label: str) -> list[str]:
+def _samples(subject: Subject, prompts: Sequence[Prompt], settings: ComparisonSettings, label: str) -> list[str]:
     with _meter(label) as show:
-        return write_samples(subject, prompts, config.compare.sample_tokens, config, show)
+        return write_samples(
+            subject,
+            prompts,
+            settings.sample_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            seed=settings.seed,
+            on_progress=show,
+        )
 
 
 def _that_fit(terms: Sequence[Term], offsets: Sequence[Sequence[np.ndarray]], seq_len: int) -> list[Term]:
@@ -281,7 +291,7 @@ def _probe(
 
 
 def _memorisation(
-    config: Config,
+    settings: ComparisonSettings,
     tuned: Subject,
     prompts: Sequence[Prompt],
     base_samples: list[str],
@@ -291,10 +301,10 @@ def _memorisation(
     if not prompts:
         notes["memorisation"] = "there are no samples to look at"
         return None
-    reader, remark = open_training_shards(config, tuned)
+    reader, remark = open_training_shards(settings.train, tuned, settings.cache_bytes)
     if reader is None:
         notes["memorisation"] = remark
         return None
     texts = {"base": base_samples, "tuned": tuned_samples, "held_out": [prompt.rest for prompt in prompts]}
     with _meter("overlaps with training text") as show:
-        return look_for_copies(reader, texts, config.compare.sample_tokens, config.compare.overlap_tokens, remark, show)
+        return look_for_copies(reader, texts, settings.sample_tokens, settings.overlap_tokens, remark, show)

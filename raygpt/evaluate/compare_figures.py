@@ -6,28 +6,27 @@ from datetime import UTC, datetime
 from typing import Any
 
 import raygpt
-from raygpt.config import Config
 from raygpt.evaluate.compare import Comparison, TextComparison
 from raygpt.evaluate.compare_headlines import headlines, perplexity
 from raygpt.evaluate.subject import Subject
 
 
-def as_dict(comparison: Comparison, config: Config) -> dict[str, Any]:
+def as_dict(comparison: Comparison) -> dict[str, Any]:
     """All figures by name, plain types only; what was not measured is absent and in `notes`."""
     facts: dict[str, Any] = {
-        "headlines": [line["text"] for line in headlines(comparison, config)],
+        "headlines": [line["text"] for line in headlines(comparison)],
         "base": _model_facts(comparison.base),
         "tuned": _model_facts(comparison.tuned),
         "same_tokenizer": comparison.same_tokenizer,
         "seq_len": comparison.seq_len,
-        "seed": config.run.seed,
-        "resamples": config.compare.resamples,
+        "seed": comparison.settings.seed,
+        "resamples": comparison.settings.resamples,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": raygpt.__version__,
         "domain": _text_facts(comparison.domain),
         "general": None if comparison.general is None else _text_facts(comparison.general),
         "terms": _term_facts(comparison),
-        "memorisation": _copy_facts(comparison, config),
+        "memorisation": _copy_facts(comparison),
         "samples": [vars(pair) for pair in comparison.pairs] or None,
         "notes": comparison.notes,
     }
@@ -124,14 +123,14 @@ def _term_facts(comparison: Comparison) -> dict[str, Any] | None:
     return facts
 
 
-def _copy_facts(comparison: Comparison, config: Config) -> dict[str, Any] | None:
+def _copy_facts(comparison: Comparison) -> dict[str, Any] | None:
     found = comparison.memorisation
     if found is None:
         return None
     return {
         "uri": found.uri,
         "training_tokens": found.training_tokens,
-        "overlap_tokens": config.compare.overlap_tokens,
+        "overlap_tokens": comparison.settings.overlap_tokens,
         **{
             kind: {
                 "longest": found.longest(kind),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-from raygpt.config import Config
 from raygpt.evaluate.bootstrap import Interval
 from raygpt.evaluate.compare import Comparison, TextComparison
 from raygpt.evaluate.pairs import SHORTEST
 
 
-def headlines(comparison: Comparison, config: Config) -> list[dict[str, str]]:
+def headlines(comparison: Comparison) -> list[dict[str, str]]:
     """What came out, in sentences with figures and intervals; `kind` is good, bad or empty."""
     lines = [_text_headline("On domain text", comparison.domain)]
     if comparison.general is not None:
@@ -29,7 +28,7 @@ def headlines(comparison: Comparison, config: Config) -> list[dict[str, str]]:
         )
         lines.append({"text": text, "kind": verdict(change, better_below=False)})
     if comparison.memorisation is not None:
-        lines.append(_copy_headline(comparison, config.compare.overlap_tokens))
+        lines.append(_copy_headline(comparison, comparison.settings.overlap_tokens))
     return lines
 
 

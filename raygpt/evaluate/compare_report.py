@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import raygpt
-from raygpt.config import Config
 from raygpt.evaluate.bootstrap import Interval
 from raygpt.evaluate.compare import Comparison, Pair, TextComparison
 from raygpt.evaluate.compare_figures import as_dict
@@ -29,17 +28,17 @@ CAPTIONS = {
 }
 
 
-def write_comparison(comparison: Comparison, config: Config, target: Location) -> dict[str, Any]:
+def write_comparison(comparison: Comparison, target: Location) -> dict[str, Any]:
     """Write plots/, comparison.json and, last, the page below `target`; returns the figures."""
-    figures = as_dict(comparison, config)
+    figures = as_dict(comparison)
     with tempfile.TemporaryDirectory() as folder:
         plots = keep_plots(make_comparison_plots(comparison, Path(folder)), target / "plots", CAPTIONS)
     write_text(target / FIGURES, json.dumps(figures, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    write_text(target / PAGE, render(comparison, config, figures, plots))
+    write_text(target / PAGE, render(comparison, figures, plots))
     return figures
 
 
-def render(comparison: Comparison, config: Config, figures: dict[str, Any], plots: list[dict[str, str]]) -> str:
+def render(comparison: Comparison, figures: dict[str, Any], plots: list[dict[str, str]]) -> str:
     import jinja2
 
     texts = [_text_row("domain", comparison.domain)]
@@ -49,17 +48,17 @@ def render(comparison: Comparison, config: Config, figures: dict[str, Any], plot
     return template.render(
         base=figures["base"],
         tuned=figures["tuned"],
-        headlines=headlines(comparison, config),
+        headlines=headlines(comparison),
         same_tokenizer=comparison.same_tokenizer,
         texts=texts,
         plots=plots,
         notes=comparison.notes,
-        how=_how(comparison, config),
+        how=_how(comparison),
         terms=[_term_row(row) for row in comparison.terms.results] if comparison.terms else [],
         absent=", ".join(comparison.terms.absent) if comparison.terms else "",
         copies=_copy_rows(comparison),
-        overlap_tokens=config.compare.overlap_tokens,
-        pairs=_pair_rows(comparison, config),
+        overlap_tokens=comparison.settings.overlap_tokens,
+        pairs=_pair_rows(comparison),
         facts=_facts(figures),
         version=raygpt.__version__,
         written=figures["written"],
@@ -135,7 +134,7 @@ def _copy_rows(comparison: Comparison) -> list[dict[str, str]]:
     return rows
 
 
-def _pair_rows(comparison: Comparison, config: Config) -> list[dict[str, Any]]:
+def _pair_rows(comparison: Comparison) -> list[dict[str, Any]]:
     rows = []
     for number, pair in enumerate(comparison.pairs):
         texts = {"base": pair.base, "tuned": pair.tuned, "held_out": _same_length(pair)}
@@ -143,9 +142,7 @@ def _pair_rows(comparison: Comparison, config: Config) -> list[dict[str, Any]]:
         rows.append(
             {
                 "prompt": " ".join(pair.prompt.split()),
-                "texts": [
-                    (names[kind], _marked(comparison, config, kind, number, text)) for kind, text in texts.items()
-                ],
+                "texts": [(names[kind], _marked(comparison, kind, number, text)) for kind, text in texts.items()],
             }
         )
     return rows
@@ -157,23 +154,24 @@ def _same_length(pair: Pair) -> str:
     return pair.rest if len(pair.rest) <= longest else pair.rest[:longest].rsplit(maxsplit=1)[0] + " …"
 
 
-def _marked(comparison: Comparison, config: Config, kind: str, number: int, text: str) -> list[tuple[str, str]]:
+def _marked(comparison: Comparison, kind: str, number: int, text: str) -> list[tuple[str, str]]:
     """(tag, text) pieces: the longest run that training text has too is a mark where it is long."""
     text = text.strip() or "(the document ends here)"
     found = comparison.memorisation
     copied = found.copied[kind][number] if found is not None else None
-    if copied is None or copied.longest < config.compare.overlap_tokens or copied.text.strip() not in text:
+    if copied is None or copied.longest < comparison.settings.overlap_tokens or copied.text.strip() not in text:
         return [("span", text)]
     before, _, after = text.partition(copied.text.strip())
     return [("span", before), ("mark", copied.text.strip()), ("span", after)]
 
 
-def _how(comparison: Comparison, config: Config) -> dict[str, str]:
+def _how(comparison: Comparison) -> dict[str, str]:
     """How each figure was come by."""
+    settings = comparison.settings
     units = "parts of documents" if comparison.domain.documents.by_text else "documents"
     text = (
         f"Every document by itself in rows of {comparison.seq_len:,} tokens (of longer ones, parts of up to "
-        f"{LONGEST:,} characters). Intervals: paired bootstrap, {config.compare.resamples:,} draws of {units}, 95 %; a "
+        f"{LONGEST:,} characters). Intervals: paired bootstrap, {settings.resamples:,} draws of {units}, 95 %; a "
         "change is significant when its interval excludes 0."
     )
     if not comparison.same_tokenizer:
@@ -184,7 +182,7 @@ def _how(comparison: Comparison, config: Config) -> dict[str, str]:
             origin += ", over-represented against the general text"
         origin += "; chosen in one half of the documents, measured in the other."
     else:
-        origin = f"Terms from {config.compare.terms}."
+        origin = f"Terms from {settings.terms}."
     terms = (
         f"{origin} The context of an occurrence is all that stands before it in its document. At most "
         f"{MOST_OCCURRENCES} occurrences a term."
@@ -197,9 +195,9 @@ def _how(comparison: Comparison, config: Config) -> dict[str, str]:
         )
         memorisation += f" Caution: {found.note}." if found.note else ""
     samples = (
-        f"Beginnings of held-out documents; same seed, temperature {config.sample.temperature:g}, top_k "
-        f"{config.sample.top_k}, up to {config.compare.sample_tokens} tokens. Marked: the longest run that training "
-        f"text has too, from {config.compare.overlap_tokens} tokens on."
+        f"Beginnings of held-out documents; same seed, temperature {settings.temperature:g}, top_k "
+        f"{settings.top_k}, up to {settings.sample_tokens} tokens. Marked: the longest run that "
+        f"training text has too, from {settings.overlap_tokens} tokens on."
     )
     return {"text": text, "terms": terms, "memorisation": memorisation, "samples": samples}
 

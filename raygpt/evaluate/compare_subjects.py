@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from raygpt import storage
-from raygpt.config import Config
 from raygpt.data.sources import shard_folders
 from raygpt.errors import UserError
 from raygpt.evaluate.held_out import is_path
@@ -20,31 +20,35 @@ from raygpt.storage import Location
 HUB_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
 
 
-def open_both(config: Config) -> tuple[Subject, Subject]:
-    """(base, tuned), each on the CPU until it is its turn: two of XL do not fit a 16 GB GPU beside each other."""
-    return _open(config, "base"), _open(config, "tuned")
+def open_both(base: str, tuned: str, runs: str, **options: Any) -> tuple[Subject, Subject]:
+    """(base, tuned), each on the CPU until it is its turn: two of XL do not fit a 16 GB GPU beside each other.
+
+    `base` and `tuned` are paths, URIs, Hugging Face ids or names of runs in the folder `runs`; options as of
+    `open_subject`.
+    """
+    return _open("base", base, runs, options), _open("tuned", tuned, runs, options)
 
 
-def output_folder(config: Config, tuned: Subject) -> Location:
+def output_folder(output: str | None, tuned: Subject) -> Location:
     """compare.output, or comparison/ in the tuned run's folder."""
-    if config.compare.output is not None:
-        return storage.locate(config.compare.output)
+    if output is not None:
+        return storage.locate(output)
     if tuned.run is None:
         raise UserError("compare.output is not set, and compare.tuned lies in no run: name the folder of the page.")
     return tuned.run / "comparison"
 
 
-def domain_uri(config: Config, tuned: Subject) -> str:
-    """compare.domain, data.val, or what the tuned run was validated on."""
-    if (named := config.compare.domain or config.data.val) is not None:
+def domain_uri(named: str | None, tuned: Subject) -> str:
+    """`named`, or what the tuned run was validated on."""
+    if named is not None:
         return named
-    if tuned.config is None or tuned.config.data.train is None:
+    if tuned.trained is None or tuned.trained.train is None:
         raise UserError(
             "compare.domain is not set and compare.tuned has no validation data of its own: name held-out text of the "
             "domain."
         )
     try:
-        return shard_folders(tuned.config.data.train, tuned.config.data.val)[1]
+        return shard_folders(tuned.trained.train, tuned.trained.val)[1]
     except UserError as error:
         raise UserError(
             "compare.domain is not set and the tuned run's own validation data is gone: name held-out "
@@ -52,16 +56,15 @@ def domain_uri(config: Config, tuned: Subject) -> str:
         ) from error
 
 
-def context(config: Config, base: Subject, tuned: Subject) -> int:
+def context(wanted: int | None, base: Subject, tuned: Subject) -> int:
     """Tokens that both models can look at: data.seq_len, what the tuned one was trained on, or the shorter context."""
     longest = min(base.model.config.seq_len, tuned.model.config.seq_len)
-    if config.data.seq_len is not None and config.data.seq_len > longest:
+    if wanted is not None and wanted > longest:
         raise UserError(
-            f"data.seq_len={config.data.seq_len} exceeds the models' common context of {longest}: lower it or leave it "
-            "out."
+            f"data.seq_len={wanted} exceeds the models' common context of {longest}: lower it or leave it out."
         )
-    trained = tuned.config.data.seq_len if tuned.config is not None else None
-    return min(longest, config.data.seq_len or trained or longest)
+    trained = tuned.trained.seq_len if tuned.trained is not None else None
+    return min(longest, wanted or trained or longest)
 
 
 @contextmanager
@@ -76,12 +79,11 @@ def in_place(subject: Subject) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def _open(config: Config, which: str) -> Subject:
-    uri = _model_uri(config, which)
+def _open(which: str, name: str, runs: str, options: dict[str, Any]) -> Subject:
+    uri = _model_uri(which, name, runs)
     _check_run(uri, which)
-    chosen = config.model_copy(update={"model": config.model.model_copy(update={"init_from": uri})})
     try:
-        subject = open_subject(chosen)
+        subject = open_subject(uri, **options)
     except UserError as error:
         raise UserError(f"compare.{which}: {error}") from error
     if subject.device.type != "cpu":
@@ -100,12 +102,11 @@ def _check_run(uri: str, which: str) -> None:
         )
 
 
-def _model_uri(config: Config, which: str) -> str:
-    """What the setting means: a path or URI as it stands, a run's name in run.storage, a Hugging Face id."""
-    name = getattr(config.compare, which)
+def _model_uri(which: str, name: str, runs: str) -> str:
+    """What the setting means: a path or URI as it stands, a run's name in `runs`, a Hugging Face id."""
     if "/" in name or storage.exists(storage.locate(name)):
         return name
-    run = storage.locate(config.run.storage) / name
+    run = storage.locate(runs) / name
     # a run is called gpt2 unless it is named: as a base that is the model, as a tuned one the run
     if (which == "tuned" or name not in HUB_NAMES) and storage.exists(run / checkpoint.FOLDER):
         return run.uri

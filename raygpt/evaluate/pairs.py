@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from raygpt import storage
-from raygpt.config import Config
 from raygpt.data.reader import TokenReader
 from raygpt.data.shards import MANIFEST
 from raygpt.data.tokenizer import Tokenizer
@@ -80,7 +79,11 @@ def write_samples(
     subject: Subject,
     prompts: Sequence[Prompt],
     sample_tokens: int,
-    config: Config,
+    *,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """What the model writes after every prompt, each from a seed of its own that is the same for any model."""
@@ -91,10 +94,10 @@ def write_samples(
             subject.tokenizer,
             prompt.prompt,
             sample_tokens,
-            temperature=config.sample.temperature,
-            top_k=config.sample.top_k,
-            top_p=config.sample.top_p,
-            generator=torch.Generator(subject.device).manual_seed(config.run.seed + number),
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            generator=torch.Generator(subject.device).manual_seed(seed + number),
         )
         text = ""
         for done, piece in enumerate(pieces):
@@ -105,18 +108,18 @@ def write_samples(
     return texts
 
 
-def open_training_shards(config: Config, tuned: Subject) -> tuple[TokenReader | None, str]:
-    """(the shards the model was tuned on, a remark), or (None, why the overlaps cannot be looked for)."""
-    source = config if config.data.train is not None else tuned.config
-    if source is None or source.data.train is None:
+def open_training_shards(named: str | None, tuned: Subject, cache_bytes: int = 0) -> tuple[TokenReader | None, str]:
+    """(the shards `named`, or those the model was tuned on; a remark), or (None, why nothing can be looked for)."""
+    source = named or (tuned.trained.train if tuned.trained is not None else None)
+    if source is None:
         return None, "the tuned model does not say what it was trained on; name its token shards with data.train"
     try:
-        where = storage.locate(source.data.train)
+        where = storage.locate(source)
         if storage.exists(where / "train" / MANIFEST):
             where = where / "train"
         if not storage.exists(where / MANIFEST):
             return None, f"the training shards are not at {where.uri} any more; name a copy with data.train"
-        reader = TokenReader(where, int(config.data.cache_gb * 1e9))
+        reader = TokenReader(where, cache_bytes)
     except UserError as error:
         return None, str(error).rstrip(".")
     if tuned.state is not None and reader.manifest.fingerprint != tuned.state.fingerprint:

@@ -1,15 +1,15 @@
-"""The model a job looks at: `model.init_from`, or the newest checkpoint of the run `run.storage`/`run.name`."""
+"""The model a job looks at, and what its checkpoint says about its training."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import yaml
 
 from raygpt import storage
-from raygpt.config import Config
-from raygpt.config.settings import config_from_dict
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.hardware import choose_precision
@@ -17,17 +17,40 @@ from raygpt.model.gpt import GPT
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.weights import load
-from raygpt.run.frame import run_location
 from raygpt.storage import Location
 from raygpt.train.precision import Precision
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint's config says about its training; None for what it leaves out."""
+
+    train: str | None = None  # URI of the data
+    val: str | None = None
+    text_column: str | None = None
+    seq_len: int | None = None
+    global_batch_tokens: int | None = None
+    precision: str | None = None
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Trained:
+        """From a run's config.yaml, of whatever version."""
+        data, train = saved.get("data") or {}, saved.get("train") or {}
+        return cls(
+            data.get("train"),
+            data.get("val"),
+            data.get("text_column"),
+            data.get("seq_len"),
+            train.get("global_batch_tokens"),
+            train.get("precision"),
+        )
 
 
 @dataclass
 class Subject:
     """A model in eval mode on its device, with all that is known about where it comes from.
 
-    `state` and `config` (what it was trained with) are None for a Hugging Face model; `run` also for a checkpoint that
-    lies outside a run folder.
+    `state` and `trained` are None for a Hugging Face model; `run` also for a checkpoint that lies outside a run folder.
     """
 
     model: GPT
@@ -36,7 +59,7 @@ class Subject:
     device: torch.device
     precision: Precision
     state: RunState | None = None
-    config: Config | None = None
+    trained: Trained | None = None
     run: Location | None = None
 
     @property
@@ -54,21 +77,29 @@ class Subject:
         )
 
 
-def open_subject(config: Config, device: torch.device | None = None) -> Subject:
-    """Load the model onto `device`, or the best one scale.use_gpu allows.
+def open_subject(
+    uri: str,
+    *,
+    tokenizer: str | None = None,
+    use_gpu: bool | str = "auto",
+    precision: str = "auto",
+    device: torch.device | None = None,
+) -> Subject:
+    """Load a run's, a checkpoint's or a Hugging Face model onto `device`, or the best one that `use_gpu` allows.
 
-    The precision is train.precision, where that is auto the training's own; on a CPU always fp32. Raises UserError
-    where there is no such model.
+    `tokenizer`, as a setting names it, is for a Hugging Face model without one. A precision of auto is the training's
+    own; on a CPU it is always fp32. Raises UserError where there is no such model.
     """
-    loaded = load(subject_uri(config), config.data.tokenizer)
+    loaded = load(uri, tokenizer)
     run, saved = background(loaded.origin) if loaded.state is not None else (None, None)
-    device = device or choose_device(config.scale.use_gpu)
-    wanted = config.train.precision
-    if wanted == "auto" and saved is not None:
-        wanted = saved.train.precision
+    trained = None if saved is None else Trained.of(saved)
+    device = device or choose_device(use_gpu)
+    wanted = precision
+    if wanted == "auto" and trained is not None:
+        wanted = trained.precision or wanted
     name = "fp32" if device.type == "cpu" else choose_precision(wanted, device)[0]
     model = loaded.model.to(device)
-    return Subject(model, loaded.tokenizer, loaded.origin, device, Precision(name, device), loaded.state, saved, run)
+    return Subject(model, loaded.tokenizer, loaded.origin, device, Precision(name, device), loaded.state, trained, run)
 
 
 def choose_device(use_gpu: bool | str) -> torch.device:
@@ -78,11 +109,10 @@ def choose_device(use_gpu: bool | str) -> torch.device:
     return torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
 
 
-def subject_uri(config: Config) -> str:
-    """model.init_from, or the run `run.storage`/`run.name`; UserError where that has no checkpoint."""
-    if config.model.init_from != "random":
-        return config.model.init_from
-    run = run_location(config)
+def subject_uri(init_from: str, run: Location) -> str:
+    """model.init_from where it names weights, else the run's folder; UserError where that has no checkpoint."""
+    if init_from != "random":
+        return init_from
     if not storage.exists(run / checkpoint.FOLDER) or not storage.list_folder(run / checkpoint.FOLDER):
         raise UserError(
             f"run {run.uri} has no checkpoint: name a run with run.storage and run.name, or a model with "
@@ -91,11 +121,11 @@ def subject_uri(config: Config) -> str:
     return run.uri
 
 
-def background(origin: str) -> tuple[Location | None, Config | None]:
-    """(run folder, config it was trained with) of a checkpoint, each None where it is not known."""
+def background(origin: str) -> tuple[Location | None, dict[str, Any] | None]:
+    """(run folder, the config.yaml it was trained with) of a checkpoint, each None where it is not known."""
     where = storage.locate(origin)
     run = where.parent.parent if where.parent.name == checkpoint.FOLDER else None
     try:
-        return run, config_from_dict(yaml.safe_load(storage.read_text(where / "config.yaml")))
+        return run, yaml.safe_load(storage.read_text(where / "config.yaml"))
     except FileNotFoundError:
         return run, None

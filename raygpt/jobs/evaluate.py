@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raygpt import storage
 from raygpt.config import Config
@@ -18,6 +18,7 @@ from raygpt.config.section import Problem
 from raygpt.errors import UserError
 
 if TYPE_CHECKING:
+    from raygpt.evaluate.compare_settings import ComparisonSettings
     from raygpt.evaluate.held_out import HeldOut
     from raygpt.evaluate.subject import Subject
     from raygpt.train.evaluation import Evaluation
@@ -42,15 +43,12 @@ DECLARATION = Job(
 
 def run(config: Config, call: Call) -> int:
     from raygpt.evaluate.held_out import open_held_out
-    from raygpt.evaluate.subject import open_subject
 
     if config.compare.base is not None:
         return run_comparison(config)
     if config.task.name:
-        from raygpt.evaluate.classification import run_evaluation
-
-        return run_evaluation(config)
-    subject = open_subject(config)
+        return run_classification(config)
+    subject = chosen_subject(config)
     print(subject.describe(), flush=True)
     held_out = open_held_out(
         validation_uri(config, subject),
@@ -70,6 +68,76 @@ def run(config: Config, call: Call) -> int:
     return 0
 
 
+def chosen_subject(config: Config) -> Subject:
+    """The model that a job looks at: model.init_from, or the newest checkpoint of the run run.storage/run.name."""
+    from raygpt.evaluate.subject import open_subject, subject_uri
+    from raygpt.run.frame import run_location
+
+    uri = subject_uri(config.model.init_from, run_location(config))
+    return open_subject(uri, **subject_options(config))
+
+
+def subject_options(config: Config) -> dict[str, Any]:
+    """What the settings say of how a model is opened."""
+    return {
+        "tokenizer": config.data.tokenizer,
+        "use_gpu": config.scale.use_gpu,
+        "precision": config.train.precision,
+    }
+
+
+def run_classification(config: Config) -> int:
+    """Where task.name is set: the classifier on task.test, or else on the validation file."""
+    from raygpt.evaluate.classification import labelled_file, score_classifier
+    from raygpt.run.frame import run_location
+
+    task, run = config.task, run_location(config)
+    given = [storage.locate(config.model.init_from)] if config.model.init_from != "random" else []
+    scores = score_classifier(
+        [*given, run],
+        labelled_file(task.test, task.train, task.val),
+        text_columns=task.text_columns,
+        label_column=task.label_column,
+        resamples=config.tune.resamples,
+        missing=f"run {run.uri} has no classifier in export/: run `raygpt finetune` on the task first, or name a "
+        "classifier's folder with model.init_from.",
+    )
+    print(f"Model {scores.origin}\nData {scores.data}\n{scores.sentence()}")
+    # the last line is for scripts
+    print(json.dumps(scores.to_dict()), flush=True)
+    return 0
+
+
+def comparison_settings(config: Config) -> ComparisonSettings:
+    """What the settings ask of a comparison."""
+    from raygpt.evaluate.compare_settings import ComparisonSettings
+
+    wanted, sample = config.compare, config.sample
+    return ComparisonSettings(
+        domain=wanted.domain or config.data.val,
+        general=wanted.general,
+        terms=wanted.terms,
+        train=config.data.train,
+        num_terms=wanted.num_terms,
+        documents=wanted.documents,
+        resamples=wanted.resamples,
+        samples=wanted.samples,
+        sample_tokens=wanted.sample_tokens,
+        overlap_tokens=wanted.overlap_tokens,
+        seq_len=config.data.seq_len,
+        seed=config.run.seed,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        domain_column=config.data.text_column,
+        text_column=config.prepare.text_column,
+        encoding_errors=config.prepare.encoding_errors,
+        subset=config.prepare.subset,
+        max_documents=config.prepare.max_documents,
+        cache_bytes=int(config.data.cache_gb * 1e9),
+    )
+
+
 def run_comparison(config: Config) -> int:
     """Compare compare.tuned with compare.base; the page and comparison.json go to compare.output."""
     from raygpt.evaluate.compare import compare
@@ -77,12 +145,13 @@ def run_comparison(config: Config) -> int:
     from raygpt.evaluate.compare_report import PAGE, write_comparison
     from raygpt.evaluate.compare_subjects import open_both, output_folder
 
-    base, tuned = open_both(config)
-    target = output_folder(config, tuned)
+    assert config.compare.base is not None and config.compare.tuned is not None
+    base, tuned = open_both(config.compare.base, config.compare.tuned, config.run.storage, **subject_options(config))
+    target = output_folder(config.compare.output, tuned)
     storage.check_writable(target, "compare.output" if config.compare.output else "the tuned run's folder")
     print(f"Base: {base.describe()}\nTuned: {tuned.describe()}", flush=True)
-    comparison = compare(config, base, tuned)
-    figures = write_comparison(comparison, config, target)
+    comparison = compare(comparison_settings(config), base, tuned)
+    figures = write_comparison(comparison, target)
     print("\n".join(figures["headlines"]))
     for what, why in figures["notes"].items():
         print(f"Not measured ({what}): {why}")
@@ -98,10 +167,12 @@ def validation_uri(config: Config, subject: Subject) -> str:
 
     if config.data.val is not None:
         return config.data.val
-    source = config if config.data.train is not None else subject.config
-    if source is None or source.data.train is None:
+    if config.data.train is not None:
+        return shard_folders(config.data.train, None)[1]
+    trained = subject.trained
+    if trained is None or trained.train is None:
         raise UserError("data.val is not set: name the shard folder or the text to evaluate on.")
-    return shard_folders(source.data.train, source.data.val)[1]
+    return shard_folders(trained.train, trained.val)[1]
 
 
 def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:
@@ -109,14 +180,15 @@ def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:
     from raygpt.evaluate.held_out import evaluate_held_out
     from raygpt.track.meter import Meter
 
-    trained = subject.config or config
-    seq_len = config.data.seq_len or trained.data.seq_len or subject.model.config.seq_len
+    trained = subject.trained
+    seq_len = config.data.seq_len or (trained and trained.seq_len) or subject.model.config.seq_len
     if seq_len > subject.model.config.seq_len:
         longest = subject.model.config.seq_len
         raise UserError(f"data.seq_len={seq_len} exceeds the model's context of {longest}: lower it or leave it out.")
     rows = None
     if config.eval.batches is not None:
-        rows = max(1, config.eval.batches * trained.train.global_batch_tokens // seq_len)
+        batch = (trained and trained.global_batch_tokens) or config.train.global_batch_tokens
+        rows = max(1, config.eval.batches * batch // seq_len)
     micro = config.train.micro_batch_size
     meter = Meter("evaluate", sys.stdout)
     try:

@@ -49,14 +49,17 @@ class Exported:
 
 
 def run(config: Config, call: Call) -> int:
+    from raygpt.config.settings import config_from_dict
     from raygpt.evaluate.subject import background, subject_uri
     from raygpt.model import registry
     from raygpt.parallel.weights import open_tokenizer, open_weights
+    from raygpt.run.frame import run_location
 
-    source = open_weights(subject_uri(config))
+    source = open_weights(subject_uri(config.model.init_from, run_location(config)))
     family = registry.of(source.config)
     family.check_export()
-    run, trained = background(source.origin) if source.state is not None else (None, None)
+    run, saved = background(source.origin) if source.state is not None else (None, None)
+    trained = config_from_dict(saved) if saved is not None else None
     subject = Exported(source, open_tokenizer(source, config.data.tokenizer), trained, run)
     step = f" (step {source.state.step:,})" if source.state else ""
     print(f"Model {source.origin}{step}: {source.config.num_parameters():,} parameters", flush=True)

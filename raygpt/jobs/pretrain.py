@@ -34,7 +34,7 @@ def run(config: Config, call: Call, real: RealText | None = None) -> int:
         return print_deepspeed(config)
     if "dry_run" in call.flags:
         return dry_run(config, real)
-    from raygpt.capacity.preflight import check_fit
+    from raygpt.capacity.from_config import check_fit
     from raygpt.cluster.connect import connect
     from raygpt.train.trainer import run_training
 

@@ -53,9 +53,8 @@ def run(config: Config, call: Call) -> int:
 
         from raygpt.data.reader import TokenReader
         from raygpt.evaluate.held_out import open_held_out
-        from raygpt.evaluate.subject import open_subject
         from raygpt.evaluate.yardsticks import yardsticks
-        from raygpt.jobs.evaluate import measure
+        from raygpt.jobs.evaluate import chosen_subject, measure
         from raygpt.jobs.prepare import with_prepared_data
         from raygpt.jobs.sample import write_samples
         from raygpt.train.resolve import resolve
@@ -78,7 +77,7 @@ def run(config: Config, call: Call) -> int:
     _say("\n4/5 Evaluation and samples")
     # so small a model: where other processes share the cores, a second thread waits longer than it works
     torch.set_num_threads(1)
-    subject = open_subject(config)
+    subject = chosen_subject(config)
     held_out = open_held_out(job.val_uri, subject.tokenizer)
     result = measure(config, subject, held_out)
     train, val = TokenReader(job.train_uri), TokenReader(job.val_uri)

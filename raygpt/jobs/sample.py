@@ -28,9 +28,9 @@ _CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
 
 
 def run(config: Config, call: Call) -> int:
-    from raygpt.evaluate.subject import open_subject
+    from raygpt.jobs.evaluate import chosen_subject
 
-    subject = open_subject(config)
+    subject = chosen_subject(config)
     print(subject.describe(), flush=True)
     write_samples(config, subject, sys.stdout)
     return 0

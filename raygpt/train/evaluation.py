@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def token_losses(
     blocks: Iterable[np.ndarray],
     device: torch.device | str,
     autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> Iterator[tuple[np.ndarray, Tensor]]:
+) -> Generator[tuple[np.ndarray, Tensor]]:
     """(block, losses) of every block in turn: (N, T + 1) int64 tokens, and the (N, T) float32 nats on the device that
     each of a row's tokens but the first costs, given those before it.
 

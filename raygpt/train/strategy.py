@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from raygpt import hardware
 from raygpt.capacity.micro_batch import Found, accumulation, most_local_rows, untried_rows
-from raygpt.config import Config
+from raygpt.config import Model, Optim, Train
 from raygpt.model import registry
 from raygpt.model.architecture import LanguageModel, ModelConfig
 from raygpt.parallel import checkpoint
@@ -30,6 +31,16 @@ from raygpt.train.plan import TrainPlan
 from raygpt.train.replica import Replica
 from raygpt.train.step import StepFunction
 from raygpt.train.zero_step import ZeroStep
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The sections of the settings that a model in training is made from; `seed` is that of its weights."""
+
+    model: Model
+    optim: Optim
+    train: Train
+    seed: int
 
 
 class Strategy(Protocol):
@@ -55,7 +66,7 @@ class Strategy(Protocol):
 
 
 def build(
-    config: Config,
+    recipe: Recipe,
     model_config: ModelConfig,
     world: World,
     plan: TrainPlan,
@@ -67,40 +78,40 @@ def build(
 
     Raises UserError for a precision or micro-batch that the device cannot do.
     """
-    check_name(config.optim.name, config.train.strategy)
-    precision, reason = hardware.choose_precision(config.train.precision, world.device)
+    check_name(recipe.optim.name, recipe.train.strategy)
+    precision, reason = hardware.choose_precision(recipe.train.precision, world.device)
     attention = hardware.prefer_attention(world.device)
     same = found is not None and state.world_size == world.size
     earlier = Found(state.micro_batch_size, state.device_memory) if same else None
     strategy: Strategy
-    if config.train.strategy == "ddp":
-        model = _whole_model(config, model_config, world, found, state)
+    if recipe.train.strategy == "ddp":
+        model = _whole_model(recipe, model_config, world, found, state)
         strategy = replica = Replica(
             model,
             world,
             precision=precision,
-            micro_batch_size=config.train.micro_batch_size,
+            micro_batch_size=recipe.train.micro_batch_size,
             local_rows=most_local_rows(plan.order.global_batch_rows, world.size),
             global_rows=plan.order.global_batch_rows,
             seq_len=plan.order.seq_len,
-            lr=config.optim.lr,
-            weight_decay=config.optim.weight_decay,
-            betas=config.optim.betas,
-            eps=config.optim.eps,
-            optimizer=config.optim.name,
-            grad_clip=config.optim.grad_clip,
+            lr=recipe.optim.lr,
+            weight_decay=recipe.optim.weight_decay,
+            betas=recipe.optim.betas,
+            eps=recipe.optim.eps,
+            optimizer=recipe.optim.name,
+            grad_clip=recipe.optim.grad_clip,
             previous=earlier.rows if earlier is not None else None,  # tried out again
-            compile=config.train.compile,
+            compile=recipe.train.compile,
         )
         if found is not None:
             replica.restore(once_per_node(world, lambda: checkpoint.open_tensors(found).state()), state)
     else:
         weights = None
         if found is None:
-            reads = config.model.init_from != "random"
-            fresh = lambda: fresh_weights(config, model_config)  # noqa: E731
+            reads = recipe.model.init_from != "random"
+            fresh = lambda: fresh_weights(recipe, model_config)  # noqa: E731
             weights = once_per_node(world, fresh) if reads else fresh()
-        rows = config.train.micro_batch_size
+        rows = recipe.train.micro_batch_size
         if not isinstance(rows, int):
             rows = untried_rows(
                 most_local_rows(plan.order.global_batch_rows, world.size),
@@ -109,46 +120,46 @@ def build(
                 planned=planned_rows,
                 earlier=earlier,
             )
-        strategy = zero = Zero(model_config, weights, config, world, plan, precision, rows)
+        strategy = zero = Zero(model_config, weights, recipe, world, plan, precision, rows)
         if found is not None:
             zero.restore(checkpoint.open_tensors(found), state)
     return strategy, f"{precision} ({reason})" + (f"; {attention}" if world.device.type == "cuda" else "")
 
 
-def fresh_weights(config: Config, model_config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def fresh_weights(recipe: Recipe, model_config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """(name, value) of every parameter at step 0: those of model.init_from, or random ones from run.seed."""
-    if config.model.init_from != "random":
-        return open_weights(config.model.init_from, seq_len=model_config.seq_len).items()
-    torch.manual_seed(config.run.seed)
+    if recipe.model.init_from != "random":
+        return open_weights(recipe.model.init_from, seq_len=model_config.seq_len).items()
+    torch.manual_seed(recipe.seed)
     return registry.of(model_config).initial_weights(model_config)
 
 
 def _whole_model(
-    config: Config, model_config: ModelConfig, world: World, found: Location | None, state: RunState
+    recipe: Recipe, model_config: ModelConfig, world: World, found: Location | None, state: RunState
 ) -> LanguageModel:
     """The model with its weights, and with adapters where model.lora_rank asks for them. One rank of a node reads."""
 
     def fresh() -> Iterator[tuple[str, Tensor]]:
-        return fresh_weights(config, model_config)
+        return fresh_weights(recipe, model_config)
 
-    rank = config.model.lora_rank
+    rank = recipe.model.lora_rank
     if not rank:
         with torch.device("meta"):
-            model = registry.of(model_config).build(model_config, config.train.activation_checkpointing)
+            model = registry.of(model_config).build(model_config, recipe.train.activation_checkpointing)
         model.to_empty(device=world.device)  # where it will stay: nothing whole lies in the host's memory
         model.tie()
         weights = fresh if found is None else lambda: checkpoint.open_tensors(found).items()
-        reads = found is not None or config.model.init_from != "random"
+        reads = found is not None or recipe.model.init_from != "random"
         fill_model(model, once_per_node(world, weights) if reads else fresh())  # type: ignore[arg-type]
         return model
-    model = registry.of(model_config).build(model_config, config.train.activation_checkpointing)
+    model = registry.of(model_config).build(model_config, recipe.train.activation_checkpointing)
     base = Recognised(once_per_node(world, fresh))  # type: ignore[arg-type]
     fill_model(model, iter(base))
-    alpha = config.model.lora_alpha or 2.0 * rank
-    adapters = Adapters(config.model.init_from, rank, alpha, config.model.lora_dropout, base.digest)
+    alpha = recipe.model.lora_alpha or 2.0 * rank
+    adapters = Adapters(recipe.model.init_from, rank, alpha, recipe.model.lora_dropout, base.digest)
     if state.adapters:
         check_base(Adapters(**state.adapters), base.digest)
-    torch.manual_seed(config.run.seed)
+    torch.manual_seed(recipe.seed)
     add_adapters(model, adapters)
     state.adapters = adapters.to_dict()
     if found is not None:
@@ -169,7 +180,7 @@ class Zero:
         self,
         model_config: ModelConfig,
         weights: Iterable[tuple[str, Tensor]] | None,
-        config: Config,
+        recipe: Recipe,
         world: World,
         plan: TrainPlan,
         precision: str,
@@ -183,25 +194,25 @@ class Zero:
             model_config,
             world.device,
             deepspeed_config(
-                strategy=config.train.strategy,
-                offload=config.train.offload,
+                strategy=recipe.train.strategy,
+                offload=recipe.train.offload,
                 precision=precision,
                 micro_batch_size=self.micro_batch_size,
                 grad_accum_steps=accumulation(rows, world.size, self.micro_batch_size),
-                grad_clip=config.optim.grad_clip,
+                grad_clip=recipe.optim.grad_clip,
                 pin_memory=world.device.type == "cuda",
-                overrides=config.train.deepspeed,
+                overrides=recipe.train.deepspeed,
             ),
             partial(
                 make_optimizer,
-                config.optim.name,
-                lr=config.optim.lr,
-                weight_decay=config.optim.weight_decay,
-                betas=config.optim.betas,
-                eps=config.optim.eps,
+                recipe.optim.name,
+                lr=recipe.optim.lr,
+                weight_decay=recipe.optim.weight_decay,
+                betas=recipe.optim.betas,
+                eps=recipe.optim.eps,
             ),
             precision=precision,
-            activation_checkpointing=config.train.activation_checkpointing,
+            activation_checkpointing=recipe.train.activation_checkpointing,
         )
         if weights is not None:
             self.engine.fill(weights)

@@ -41,7 +41,7 @@ from raygpt.train.evaluation import evaluate_tokens
 from raygpt.train.hooks import RunHooks
 from raygpt.train.loop import LoopOptions, train
 from raygpt.train.plan import TrainPlan
-from raygpt.train.strategy import build, device_memory
+from raygpt.train.strategy import Recipe, build, device_memory
 
 STREAMED_BYTES_PER_SECOND = 300e6  # to a disk of this decade, one hash of a core on the way
 
@@ -99,7 +99,8 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     stream = _stream(source, config.data.backend, assignment.reader, world, state.step, plan.total_steps)
     model_config = registry.model_config(assignment.model)
     cached = found is not None and config.train.compile and _load_compiled(run, world, link)
-    strategy, precision = build(config, model_config, world, plan, found, state, assignment.planned_rows)
+    recipe = Recipe(config.model, config.optim, config.train, config.run.seed)
+    strategy, precision = build(recipe, model_config, world, plan, found, state, assignment.planned_rows)
     if config.train.compile and world.rank == 0 and not cached:
         compiled = compile_cache.pack(world.device)  # rehearsing has compiled all that training needs
         if compiled is not None:

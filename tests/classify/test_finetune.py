@@ -53,8 +53,14 @@ def test_ctrl_c_keeps_the_epoch_and_the_next_start_goes_on(ray_cluster: str, tmp
     assert outcome.outcome == "finished" and outcome.summary["epochs"] == 5
     assert train_classifier(longer, "", io.StringIO()).outcome == "complete"
     # the classifier that is named is scored, not the one of the run that has the default name
-    named = {"task.test": str(moved / "validation.csv"), "model.init_from": str(tmp_path / "whole" / "export")}
-    scores = score_classifier(config_with(config, {**named, "run.name": "r"}, "test"))
+    task = config.task
+    scores = score_classifier(
+        [locate(tmp_path / "whole" / "export"), locate(tmp_path / "r")],
+        str(moved / "validation.csv"),
+        text_columns=task.text_columns,
+        label_column=task.label_column,
+        resamples=100,
+    )
     assert scores.origin == str(tmp_path / "whole" / "export")
     exported = json.loads((tmp_path / "whole" / "export" / "tokenizer.json").read_text())
     assert exported["model"] == json.loads(load(str(tmp_path / "ddp")).tokenizer.to_json())["model"]

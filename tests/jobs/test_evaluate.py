@@ -149,10 +149,10 @@ def test_an_empty_file_and_a_model_without_data_are_refused(
 def test_progress_reaches_the_end(finished: FinishedRun) -> None:
     from raygpt.config.settings import load_config
     from raygpt.evaluate.held_out import evaluate_held_out, open_held_out
-    from raygpt.evaluate.subject import open_subject
+    from raygpt.jobs.evaluate import chosen_subject
 
     config = load_config("evaluate", None, {"run.storage": str(finished.root), "run.name": "tiny"}, {})
-    subject = open_subject(config)
+    subject = chosen_subject(config)
     held_out = open_held_out(str(finished.root / "data" / "val"), subject.tokenizer)
     seen: list[tuple[int, int]] = []
     evaluate_held_out(subject, held_out, 16, batch_rows=2, on_progress=lambda done, total: seen.append((done, total)))

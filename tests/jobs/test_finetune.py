@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raygpt.capacity.preflight import check_fit
+from raygpt.capacity.from_config import check_fit
 from raygpt.cli import main, parse
 from raygpt.config.checks import problems
 from raygpt.config.settings import load_config
