@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Tensor, device, dtype, nn
 
 from raygpt.errors import UserError
+from raygpt.model.slots import LayerShape, SlotCache
 
 if TYPE_CHECKING:
     from raygpt.storage import Location  # needs pyarrow, which a machine that only measures may lack
@@ -141,6 +142,15 @@ class Architecture(ABC):
     def next_logits(self, model: Any, tokens: Tensor, cache: Any = None) -> Tensor:
         """Logits (B, V) of the token after `tokens` (B, T), which follow those in the cache and are added to it."""
         return model(tokens)[:, -1]
+
+    def slot_layers(self, config: Any, dtype: dtype, device: device) -> list[LayerShape] | None:
+        """What each layer remembers of a token of a model of that dtype, for a `SlotCache`; None where `next_logits`
+        and `all_logits` take none: a server then makes a pass over the whole window for every token."""
+        return None
+
+    def all_logits(self, model: Any, tokens: Tensor, cache: SlotCache | None = None) -> Tensor:
+        """Logits (B, T, V) after every token of (B, T); with a cache as `next_logits`."""
+        return model(tokens)
 
     # --- Hugging Face ------------------------------------------------------------------------------------------
 

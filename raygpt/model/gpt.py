@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from raygpt.errors import UserError
 from raygpt.model.architecture import LanguageModel
 from raygpt.model.head_loss import IGNORE_INDEX, chunked_loss
+from raygpt.model.slots import SlotCache
 
 INIT_STD = 0.02
 LOGIT_ROWS = 1024  # tokens whose logits exist at a time under activation checkpointing
@@ -117,7 +118,18 @@ class KVCache:
     def __init__(self, config: GPTConfig) -> None:
         self.capacity = config.seq_len
         self.length = 0  # tokens held, the same for every layer between two forward passes
+        self.positions = torch.empty(0)  # (T,) int64 of the pass that has begun
+        self.mask: Tensor | None = None  # (T, keys) bool, true where a token sees a key; None: what the shape says
         self._layers: list[tuple[Tensor, Tensor] | None] = [None] * config.n_layer
+
+    def begin(self, tokens: int, device: torch.device) -> None:
+        """Begin a pass of the next `tokens`. Raises UserError where they are too many."""
+        past = self.length
+        _check_context(past + tokens, self.capacity)
+        self.positions = torch.arange(past, past + tokens, device=device)
+        self.mask = None
+        if past and tokens > 1:
+            self.mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=device).tril(past)
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Adds (B, H, T, D) keys and values; returns all there are so far, as views."""
@@ -130,6 +142,18 @@ class KVCache:
         for buffer, new in zip(pair, (key, value)):
             buffer[:, :, self.length : end] = new
         return pair[0][:, :, :end], pair[1][:, :, :end]
+
+    def advance(self) -> None:
+        """End the pass: its tokens are held now, by every layer."""
+        self.length += self.positions.numel()
+
+
+def _check_context(tokens: int, seq_len: int) -> None:
+    if tokens > seq_len:
+        raise UserError(
+            f"a sequence of {tokens} tokens does not fit the model's context of {seq_len}: shorten it, or train with "
+            "a larger model.seq_len."
+        )
 
 
 class Linear(nn.Linear):
@@ -175,7 +199,7 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.layer = layer
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         b, t, c = x.shape
         fused = self.c_attn(x)
@@ -188,10 +212,8 @@ class Attention(nn.Module):
         )  # each (B, H, T, D), views of one buffer
         mask = None
         if cache is not None:
-            past = cache.length
             key, value = cache.update(self.layer, key, value)
-            if past and t > 1:
-                mask = torch.ones(t, past + t, dtype=torch.bool, device=x.device).tril(past)
+            mask = cache.mask
         with torch.autocast(fused.device.type, enabled=False):
             y = F.scaled_dot_product_attention(
                 query,
@@ -232,7 +254,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
@@ -280,20 +302,19 @@ class GPT(LanguageModel):
         for name, value in initial_weights(self.config):
             parameters[name].copy_(value)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
         """Final hidden states (B, T, C) of tokens (B, T) int64, normalised: what the output matrix takes.
 
         With a cache, the tokens follow those it holds and are added to it. Raises UserError when the
         context would be longer than config.seq_len.
         """
-        past = cache.length if cache is not None else 0
         length = tokens.size(1)
-        if past + length > self.config.seq_len:
-            raise UserError(
-                f"a sequence of {past + length} tokens does not fit the model's context of {self.config.seq_len}: "
-                "shorten it, or train with a larger model.seq_len."
-            )
-        positions = torch.arange(past, past + length, device=tokens.device)
+        if cache is None:
+            _check_context(length, self.config.seq_len)
+            positions = torch.arange(length, device=tokens.device)
+        else:
+            cache.begin(length, tokens.device)
+            positions = cache.positions
         x = self.wte(tokens) + self.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.h:
@@ -302,7 +323,7 @@ class GPT(LanguageModel):
             else:
                 x = block(x, cache)
         if cache is not None:
-            cache.length += length
+            cache.advance()
         return self.ln_f(x)
 
     def forward(
@@ -310,7 +331,7 @@ class GPT(LanguageModel):
         tokens: Tensor,
         targets: Tensor | None = None,
         reduction: Reduction = "mean",
-        cache: KVCache | None = None,
+        cache: KVCache | SlotCache | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of tokens (B, T) int64, or with targets (B, T) int64 the loss in nats per token.
 

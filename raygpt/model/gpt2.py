@@ -13,6 +13,7 @@ from raygpt.model import gpt2_memory
 from raygpt.model.architecture import Architecture, Work
 from raygpt.model.gpt import GPT, GPTConfig, KVCache, initial_weights
 from raygpt.model.presets import PRESETS
+from raygpt.model.slots import LayerShape, SlotCache
 
 if TYPE_CHECKING:
     from raygpt.storage import Location
@@ -49,9 +50,18 @@ class Gpt2(Architecture):
     def new_cache(self, config: GPTConfig) -> KVCache:
         return KVCache(config)
 
-    def next_logits(self, model: GPT, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def next_logits(self, model: GPT, tokens: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
         hidden = model.hidden(tokens, cache)
         return model.lm_head(hidden[:, -1])[:, : model.config.vocab_size]
+
+    def slot_layers(self, config: GPTConfig, dtype: torch.dtype, device: torch.device) -> list[LayerShape]:
+        width = config.n_embd // config.n_head
+        # attention on a CPU is made in fp32 (see gpt.py), so that is what its keys are
+        kept = torch.float32 if device.type == "cpu" else dtype
+        return [LayerShape(config.n_head, width, width, kept)] * config.n_layer
+
+    def all_logits(self, model: GPT, tokens: Tensor, cache: SlotCache | None = None) -> Tensor:
+        return model(tokens, cache=cache)
 
     def read_config(self, folder: Path, *, dropout: float = 0.0, seq_len: int | None = None) -> GPTConfig:
         from raygpt.model.huggingface import read_config
