@@ -81,21 +81,20 @@ def in_short(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def lines(figures: dict[str, Any]) -> list[str]:
-    """The table for a terminal."""
-    names = list(figures["texts"])
-    header = ["", "parameters", "trained on", "cost"]
-    for name in names:
-        header += [f"{name}: perplexity", "bits/byte", "against the first"]
-    rows = [header]
-    for arm in figures["arms"]:
-        row = [arm["name"], human_count(arm["parameters"]), _tokens(arm), _money(arm.get("usd"))]
-        for name in names:
+    """A table for every text, for a terminal."""
+    made: list[str] = []
+    for name in figures["texts"]:
+        rows = [
+            [f"held-out {name} text", "parameters", "trained on", "cost", "perplexity", "bits/byte", "less the first"]
+        ]
+        for arm in figures["arms"]:
             score = arm["texts"][name]
+            row = [arm["name"], human_count(arm["parameters"]), _tokens(arm), _money(arm.get("usd"))]
             row += [shown(score["perplexity"]["value"]), f"{score['bits_per_byte']['value']:.4f}"]
-            row.append(_difference(score) if "difference" in score else "-")
-        rows.append(row)
-    widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+            rows.append([*row, _difference(score) if "difference" in score else "-"])
+        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        made += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return [*made, *_equal(figures)]
 
 
 def render(compared: ArmsCompared, figures: dict[str, Any]) -> str:
@@ -234,10 +233,10 @@ def _how(compared: ArmsCompared) -> dict[str, str]:
     text = (
         f"Every document by itself in rows of {compared.seq_len:,} tokens, behind an end-of-text token (of longer "
         f"ones, parts of up to {LONGEST:,} characters). Intervals: paired bootstrap, {compared.settings.resamples:,} "
-        f"draws of {units}, 95 %. Differences are in bits per byte, less than 0 where the model is better than the first."
+        f"draws of {units}, 95 %. Differences are in bits per byte, below 0 where a model is better than the first."
     )
     if not compared.same_tokenizer:
-        text += " The models have different tokenizers: perplexities are per token of each, bits per byte compare."
+        text += " Tokenizers differ: perplexities are per token of each; bits per byte compare."
     samples = (
         f"Beginnings of held-out {compared.prompts_from} documents, as plain text without a chat template; same seed, "
         f"temperature {compared.settings.temperature:g}, up to {compared.settings.sample_tokens} tokens."

@@ -39,7 +39,7 @@ def _both_sides(config: Config) -> Iterator[Problem]:
 
 DECLARATION = Job(
     "evaluate",
-    "loss, perplexity, bits per byte; --base, --tuned: what fine-tuning bought; --compare: models side by side",
+    "loss, perplexity, bits per byte of a model; --base and --tuned, or --compare: of several, as a page",
     ("run", "scale", "model", "data", "prepare", "eval", "train", "compare", "sample"),
     reads=("task", "tune"),
     aliases=(("base", "compare.base"), ("tuned", "compare.tuned"), ("compare", "compare.models")),

@@ -72,7 +72,7 @@ def test_a_run_stands_beside_a_foreign_model(
     assert figures["seq_len"] == 16 and not figures["same_tokenizer"]
     assert figures["texts"]["real"]["documents_in_all"] == len(VAL_TEXTS)
     page = (tmp_path / "page" / "arms.html").read_text()
-    assert "tiny-llama" in page and "different tokenizers" in page and "held-out synthetic text" in page
+    assert "tiny-llama" in page and "Tokenizers differ" in page and "held-out synthetic text" in page
     sample = figures["samples"][0]
     assert set(sample["written"]) == {"tiny", "tiny-llama"} and all(sample["written"].values())
 
