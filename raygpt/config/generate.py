@@ -30,7 +30,16 @@ class Generate(Section):
     chat: bool | Literal["auto"] = Field(
         "auto", description="ask through the chat protocol (auto: as the template says)"
     )
-    max_prompts: int | None = Field(None, description="ask only the first so many prompts; none: all", ge=1)
+    text_words: int | None = Field(
+        None, description="words of a row's `text` that the template sees; none: all (continue: 100)", ge=1
+    )
+    id_column: str | None = Field(
+        "id", description="column that names rows: two rows of one id are refused; none: rows have no names"
+    )
+    skip_bad_rows: bool = Field(
+        False, description="leave out rows that are empty, lack a field or are too long, instead of asking nothing"
+    )
+    max_prompts: int | None = Field(None, description="ask only for the first so many rows; none: all", ge=1)
     samples_per_prompt: int = Field(1, description="answers to every prompt", ge=1)
     max_new_tokens: Annotated[int, AlsoCalled(("max_tokens",))] = Field(
         512, description="longest answer in tokens", ge=1
@@ -89,3 +98,5 @@ class Generate(Section):
             yield "min_characters", "is larger than generate.max_characters: no text could be kept"
         if any(not text for text in self.stop):
             yield "stop", "holds an empty text, which would end every answer at once"
+        if empty := [name for name, values in self.options.items() if not values]:
+            yield "options", f"has an empty list for {empty[0]}: name something, or leave it out"

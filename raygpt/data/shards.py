@@ -248,15 +248,19 @@ class ShardWriter:
     """Appends tokens to a shard folder; every shard but the last holds exactly `shard_tokens`.
 
     Where `append` was cut into calls does not change a byte of the result. A shard appears under its
-    name only when it is complete.
+    name only when it is complete. Numbers begin at `first`: beside the shards of a manifest that stands
+    until the new one replaces it.
     """
 
-    def __init__(self, location: str | Location, dtype: np.dtype | str, shard_tokens: int = 2**24) -> None:
+    def __init__(
+        self, location: str | Location, dtype: np.dtype | str, shard_tokens: int = 2**24, first: int = 0
+    ) -> None:
         if shard_tokens < 1:
             raise UserError(f"prepare.shard_tokens is {shard_tokens}: give at least 1.")
         self.folder = storage.locate(location)
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.shard_tokens = shard_tokens
+        self.first = first
         self.shards: list[Shard] = []
         self.total_tokens = 0
         self._open: list[np.ndarray] = []
@@ -288,17 +292,21 @@ class ShardWriter:
 
     def _write_open(self) -> None:
         data = self.pending().tobytes()
-        name = shard_name(len(self.shards))
+        name = shard_name(self.first + len(self.shards))
         storage.write_bytes(self.folder / name, data)
         self.shards.append(Shard(name, len(data) // self.dtype.itemsize, hashlib.sha256(data).hexdigest()))
         self._open, self._open_tokens = [], 0
+
+    def close(self) -> None:
+        """Write the open shard."""
+        if self._open_tokens:
+            self._write_open()
 
     def finish(
         self, tokenizer: TokenizerInfo, tokenizer_json: bytes, documents: int, text_bytes: int, sources: Sequence[str]
     ) -> Manifest:
         """Write the open shard, tokenizer.json and, last, the manifest."""
-        if self._open_tokens:
-            self._write_open()
+        self.close()
         return finish_folder(
             self.folder, self.dtype, self.shards, tokenizer, tokenizer_json, documents, text_bytes, sources
         )

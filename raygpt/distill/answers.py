@@ -23,6 +23,11 @@ class Question:
         asked = json.dumps([generation, self.prompt, self.messages, self.sample], ensure_ascii=True)
         return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
+    @property
+    def asked(self) -> str:
+        """The prompt, or the conversation's contents one after another."""
+        return self.prompt if self.prompt is not None else "\n\n".join(content for _, content in self.messages)
+
 
 def generation_name(model: str, sampling: dict[str, Any], template: str) -> str:
     """16 hex digits of all that decides an answer beside its prompt: model, sampling parameters, template version."""
@@ -40,3 +45,12 @@ class Answer:
     finish: str
     prompt_tokens: int
     answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A question that could not be answered, and why in one sentence."""
+
+    key: str
+    question: Question
+    reason: str

@@ -1,0 +1,341 @@
+"""One run of `raygpt generate`: look at the teacher, read the prompts, ask, make documents, say what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raygpt import storage
+from raygpt.data.tokenizer import Tokenizer
+from raygpt.distill.answers import Answer, Question, generation_name
+from raygpt.distill.asking import Tally
+from raygpt.distill.card import Facts, table
+from raygpt.distill.client import Asking, Client, Stopped
+from raygpt.distill.documents import QualityOptions, make_documents
+from raygpt.distill.endpoints import choose_model, look
+from raygpt.distill.generation import ANSWERS, PARKED_FILE, Counts, Generation, scan_prompts, write_parked
+from raygpt.distill.limits import Spend, TokenPrice
+from raygpt.distill.prompts import Prompts, open_prompts, questions
+from raygpt.distill.templates import Template
+from raygpt.errors import UserError
+from raygpt.run.frame import COMPLETE, FAILED, FINISHED, SPENT, STOPPED, Outcome, Run, run_location
+from raygpt.run.lock import RunLock
+from raygpt.storage import Location
+from raygpt.track.meter import Meter
+from raygpt.track.progress import human_count, human_duration
+
+# A mark is a digit or two; its question's version stands for the wording.
+MARKS, MARK_TOKENS = "marks-1", 8
+
+
+@dataclass(frozen=True)
+class Production:
+    """The settings of a run, as plain values. `price` is None where tokens cost nothing by themselves."""
+
+    sources: tuple[str, ...]
+    template: Template
+    asking: Asking
+    output: Location
+    tokenizer: Tokenizer
+    quality: QualityOptions
+    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    samples: int = 1
+    id_column: str | None = "id"
+    max_rows: int | None = None
+    skip_bad_rows: bool = False
+    seed: int = 0
+    api_key: str | None = field(default=None, repr=False)
+    max_model_len: int | None = None
+    price: TokenPrice | None = None
+    max_cost_usd: float | None = None
+    retry_parked: bool = False
+    with_prompt: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Who answers: the model's name and context, None where nobody says it; `problem` where it does not answer now."""
+
+    model: str
+    context: int | None
+    problem: str | None = None
+
+
+def find_teacher(production: Production) -> Teacher:
+    """Look at the endpoints. Raises UserError for a model that one of them does not have and for a refused key."""
+    asking = production.asking
+    try:
+        served, silent = asyncio.run(look(asking.endpoints, production.api_key))
+    except UserError as error:
+        if not asking.model or "refuses" in str(error):
+            raise
+        return Teacher(asking.model, production.max_model_len, str(error))
+    model, context = choose_model(asking.model or None, served)
+    for sentence in silent:
+        print(f"{sentence}: the others are asked.", flush=True)
+    return Teacher(model, min(filter(None, (context, production.max_model_len)), default=None))
+
+
+def open_generation(production: Production, teacher: Teacher, work: Path) -> Generation:
+    """The generation that these settings ask for, with all its prompts read. Raises UserError for what cannot be asked,
+    with file and line."""
+    asking, template = production.asking, production.template
+    sampling = {**asking.sampling, "seed": production.seed}
+    name = generation_name(teacher.model, sampling, template.version)
+    if teacher.context is not None and asking.max_new_tokens >= teacher.context:
+        raise UserError(
+            f"generate.max_new_tokens={asking.max_new_tokens:,} leaves no room for a prompt in the teacher's context "
+            f"of {teacher.context:,} tokens: lower it."
+        )
+    prompts = open_prompts(
+        production.sources,
+        Prompts(
+            (),
+            template,
+            name,
+            production.options,
+            production.samples,
+            production.id_column,
+            production.max_rows,
+            teacher.context,
+            asking.max_new_tokens,
+            production.skip_bad_rows,
+        ),
+    )
+    about = {"generation": name, "model": teacher.model, "sampling": sampling, "template": template.version}
+    asked = partial(questions, prompts)
+    generation = Generation(name, asked, production.output, about, work / "questions", asking.max_new_tokens)
+    scan_prompts(prompts, generation, work / "ids")
+    return generation
+
+
+def check_only(production: Production) -> str:
+    """All that can be told without asking, in one line. Raises UserError for everything that is wrong."""
+    with tempfile.TemporaryDirectory(prefix="raygpt-") as folder:
+        teacher = find_teacher(production)
+        generation = open_generation(production, teacher, Path(folder))
+        counts = generation.settle(write=False)
+        return f"{described(counts)}; generation {generation.name} of {teacher.model}; nothing was asked."
+
+
+def described(counts: Counts) -> str:
+    """`1,200 rows, 2,400 prompts: 800 answered, 3 parked, 1,597 to ask`."""
+    more = f" ({counts.repeated:,} more of them repeat one)" if counts.repeated else ""
+    left_out = f", {counts.bad_rows:,} left out," if counts.bad_rows else ","
+    return (
+        f"{counts.rows:,} rows{left_out} {counts.total:,} prompts{more}: {counts.answered:,} answered, "
+        f"{counts.parked:,} parked, {counts.to_ask:,} to ask"
+    )
+
+
+def produce(production: Production, run: Run, printed: dict[str, Any]) -> Outcome:
+    """The work of the run; `printed` gets the figures of the last line."""
+    with tempfile.TemporaryDirectory(prefix="raygpt-") as folder, _held(production.output, run):
+        return _Producing(production, run, Path(folder)).work(printed)
+
+
+class _Producing:
+    """One run: its teacher, its generation, what came of it."""
+
+    def __init__(self, production: Production, run: Run, work: Path) -> None:
+        self.production, self.run, self.folder = production, run, work
+        self.teacher = find_teacher(production)
+        self.generation = open_generation(production, self.teacher, work)
+        self.price = production.price or TokenPrice()
+        self.tally = Tally()
+        self.marks_usd = 0.0
+
+    def work(self, printed: dict[str, Any]) -> Outcome:
+        production, run, generation = self.production, self.run, self.generation
+        counts = generation.settle()
+        run.say(f"{described(counts)}.")
+        _say_which(generation, production.output, run.say)
+        if production.retry_parked and not counts.parked:
+            run.say("Nothing is parked: nothing was asked.")
+        out_of_money = False
+        if counts.parked if production.retry_parked else counts.to_ask:
+            self.tally, out_of_money = self.ask(generation, production.asking, production.retry_parked)
+        run.check_held()
+        totals = generation.finish()
+        write_parked(generation.parked(), production.output / PARKED_FILE)
+        printed.update(self.figures(totals))
+        if run.stop.requested:
+            return Outcome(STOPPED, dict(printed), closing=_closing(printed, "go on"))
+        if not totals["answered"]:
+            reason = next((parked.reason for parked in generation.parked()), "nothing was asked")
+            return Outcome(FAILED, dict(printed), closing=f"No prompt was answered ({reason}): see {PARKED_FILE}.")
+        try:
+            made = self.documents(totals)
+        except Stopped:
+            return Outcome(STOPPED, dict(printed), closing=_closing(printed, "go on"))
+        printed.update(self.figures(totals) | made)
+        if out_of_money:
+            return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"))
+        return Outcome(FINISHED if self.tally.done else COMPLETE, dict(printed), closing=_closing(printed, "end"))
+
+    def ask(self, generation: Generation, asking: Asking, retry_parked: bool = False) -> tuple[Tally, bool]:
+        """Ask what a generation lacks, under the limits of the run; what came of it, and whether the money ended it."""
+        if self.teacher.problem:
+            raise UserError(self.teacher.problem)
+        production, run = self.production, self.run
+        spent = self.generation.spent(self.price) + self.marks_usd
+        asking = replace(asking, model=self.teacher.model)
+        with _meter(run) as meter:
+            return generation.ask(
+                lambda: Client(asking, production.api_key),
+                Spend(self.price, production.max_cost_usd, spent),
+                concurrency=asking.concurrency,
+                retry_parked=retry_parked,
+                stop=run.stop,
+                show=partial(_show, meter, production, run),
+            )
+
+    def documents(self, totals: dict[str, int]) -> dict[str, Any]:
+        production, generation = self.production, self.generation
+        figures = self.figures(totals)
+        facts = Facts(
+            teacher=self.teacher.model,
+            template=production.template.version,
+            sampling=generation.about["sampling"],
+            generation=generation.name,
+            prompts=figures["prompts"],
+            parked=totals["parked"],
+            prompt_tokens=totals["prompt_tokens"],
+            answer_tokens=totals["answer_tokens"],
+            seconds=generation.usage.seconds,
+            cost_usd=figures["total_cost_usd"],
+            command=production.command,
+        )
+        made = make_documents(
+            generation.answers,
+            production.output,
+            tokenizer=production.tokenizer,
+            options=production.quality,
+            facts=facts,
+            text_of=prompt_and_answer if production.with_prompt else answer_alone,
+            scorer=self.marks if "score" in production.quality.filters else None,
+        )
+        self.run.say(table(made))
+        return {"documents": made["documents"], "document_tokens": made["tokens"]}
+
+    def marks(self, questions: Callable[[], Iterator[Question]]) -> Iterator[Answer]:
+        """The teacher's marks of texts: a generation of its own, as little paid for twice as the answers."""
+        asking = replace(self.production.asking, temperature=0.0, max_new_tokens=MARK_TOKENS, stop=())
+        name = generation_name(self.teacher.model, asking.sampling, MARKS)
+        about = {"generation": name, "model": self.teacher.model, "sampling": asking.sampling, "template": MARKS}
+        work = self.folder / "marks"
+        marks = Generation(name, questions, self.production.output, about, work, MARK_TOKENS)
+        marks.add_all()
+        if marks.settle().to_ask:
+            self.run.say(f"{marks.counts.to_ask:,} texts to mark.")
+            tally, _ = self.ask(marks, asking)
+            self.marks_usd = tally.usd
+            if self.run.stop.requested:
+                raise Stopped
+        marks.finish()
+        return marks.answers()
+
+    def figures(self, totals: dict[str, int]) -> dict[str, Any]:
+        """What the last line and summary.json say. Tokens, requests and cost_usd are of this call, total_cost_usd of
+        all; teacher_tokens are what the teacher wrote."""
+        run, price, counts, tally = self.run, self.production.price, self.generation.counts, self.tally
+        by_time, total_by_time = 0.0, run.cost_usd()
+        if total_by_time:
+            by_time = total_by_time * (1 - run.lock.earlier_seconds / run.lock.wall_seconds)
+        known = price is not None or total_by_time is not None
+        total = (self.generation.spent(price) + self.marks_usd if price else 0.0) + (total_by_time or 0.0)
+        return {
+            "prompts": counts.total,
+            "answered": totals["answered"],
+            "parked": totals["parked"],
+            "documents": 0,
+            "teacher_tokens": tally.answer_tokens + tally.wasted_answer_tokens,
+            "prompt_tokens": tally.prompt_tokens + tally.wasted_prompt_tokens,
+            "reused_answers": counts.answered,
+            "cost_usd": round(tally.usd + self.marks_usd + by_time, 6) if known else None,
+            "total_cost_usd": round(total, 6) if known else None,
+            "requests": tally.requests,
+            "rows": counts.rows,
+            "rows_left_out": counts.bad_rows,
+            "repeated_prompts": counts.repeated,
+            "generation": self.generation.name,
+            "answers": self.generation.store.folder.uri,
+        }
+
+
+def answer_alone(answer: Answer) -> str:
+    return answer.text
+
+
+def prompt_and_answer(answer: Answer) -> str:
+    """A prompt that the teacher went on with, or a question with its answer below it."""
+    if answer.question.prompt is not None:
+        return answer.question.prompt + answer.text
+    asked = "\n\n".join(content for role, content in answer.question.messages if role != "system")
+    return f"{asked}\n\n{answer.text}"
+
+
+def _closing(figures: dict[str, Any], how: str) -> str:
+    done = f"{figures['answered']:,} of {figures['prompts']:,} prompts answered"
+    parked = f", {figures['parked']:,} parked (parked.jsonl; ask them again with --generate.retry_parked=true)"
+    done += parked if figures["parked"] else ""
+    if how == "go on":
+        return f"with {done}; answers are kept."
+    if how == "limit":
+        return f"generate.max_cost_usd is reached with {done}: raise it to go on."
+    return f"{done}; {figures['documents']:,} documents."
+
+
+@contextlib.contextmanager
+def _meter(run: Run) -> Iterator[Meter]:
+    meter = Meter("generate", run.stream)
+    try:
+        yield meter
+    finally:
+        meter.close()
+
+
+def _show(meter: Meter, production: Production, run: Run, tally: Tally) -> None:
+    """`generate ####....  50% | 1,200 answered | 3 parked | 1.2k tok/s | $0.12 | $1.10/1M tokens | eta 4m10s`."""
+    price = production.price
+    usd = (tally.usd if price is not None else 0.0) + (run.cost_usd() or 0.0)
+    figures = [f"{tally.answered:,} answered", f"{human_count(tally.speed[1])} tok/s"]
+    if tally.parked:
+        figures.insert(1, f"{tally.parked:,} parked")
+    if price is not None or run.cost_usd() is not None:
+        figures.append(f"${usd:.2f}")
+        if tally.answer_tokens:
+            figures.append(f"${usd / tally.answer_tokens * 1e6:.2f}/1M tokens")
+    if (left := tally.seconds_left) is not None:
+        figures.append(f"eta {human_duration(left)}")
+    meter.show(tally.done, tally.to_ask, *figures)
+
+
+def _say_which(generation: Generation, output: Location, say: Callable[[str], None]) -> None:
+    """Tell this generation apart from those that are kept beside it."""
+    name = generation.name
+    others = [entry.base_name for entry in storage.list_folder(output / ANSWERS) if entry.base_name != name]
+    others = [other for other in others if storage.exists(output / ANSWERS / other / "generation.json")]
+    kept = f"; {len(others)} of other settings ({', '.join(others[:3])}) kept beside it" if others else ""
+    say(f"Generation {name}: {generation.about['model']}, template {generation.about['template']}{kept}.")
+
+
+@contextlib.contextmanager
+def _held(output: Location, run: Run) -> Iterator[None]:
+    """An output that is not the run's own folder may be another run's: one at a time."""
+    if output.uri == run_location(run.config).uri:
+        yield
+        return
+    lock = RunLock(output / ANSWERS, on_lost=lambda: run.stop.request("displaced"))
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release("finished")
