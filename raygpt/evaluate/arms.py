@@ -21,7 +21,7 @@ from raygpt.storage import Location
 
 QUALITY = "quality.json"  # what `raygpt generate` says about the documents that it made
 MOST_BASES = 16  # runs that were trained on from one another
-EQUAL = 0.01  # figures that differ by less count as the same
+EQUAL = 0.005  # figures that differ by less count as the same
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,7 @@ def _equal(figures: dict[str, Any]) -> list[str]:
             if key in arm and arm["name"] not in seen:
                 group = [arm["name"], *arm[key]]
                 seen |= set(group)
-                said.append(f"{', '.join(group[:-1])} and {group[-1]} {what} (within 1 %).")
+                said.append(f"{', '.join(group[:-1])} and {group[-1]} {what} (within 0.5 %).")
     return said
 
 
