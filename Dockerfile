@@ -18,8 +18,9 @@ RUN if [ -n "$TORCH_INDEX" ]; then \
     fi
 COPY pyproject.toml LICENSE README.md ./
 COPY raygpt raygpt
-# all that a run may ask for: DeepSpeed for train.strategy=zero…, peft for model.lora_rank, Optuna for searches
-RUN pip install --no-cache-dir -c constraints.txt ".[zero,lora,tune]"
+# all that a run may ask for: DeepSpeed for train.strategy=zero…, peft for model.lora_rank, Optuna for searches,
+# lm-evaluation-harness. Not vLLM (extra llm), which brings a PyTorch of its own.
+RUN pip install --no-cache-dir -c constraints.txt ".[zero,lora,tune,eval]"
 
 ENV PYTHONUNBUFFERED=1 RAY_USAGE_STATS_ENABLED=0
 WORKDIR /work

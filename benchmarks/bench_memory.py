@@ -79,7 +79,7 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
     from raygpt.config.settings import dump, load_config
     from raygpt.data.tokenizer import load_tokenizer
     from raygpt.model.registry import parameter_shapes
-    from raygpt.parallel import checkpoint
+    from raygpt.parallel import checkpoint, saving
     from raygpt.parallel.pieces import Piece, piece_stream
     from raygpt.storage import locate
 
@@ -108,9 +108,9 @@ def save(preset: str, folder: Path, part: int, parts: int) -> None:
         files |= {"state.json": state.to_json().encode(), "tokenizer.json": tokenizer.to_json()}
         files["config.yaml"] = dump(load_config("sample", None, {}, {})).encode()
     where = locate(folder / "run" / "checkpoints" / STEP)
-    checkpoint.write_part(where, part, parts, files, attempt="bench")
+    saving.write_part(where, part, parts, files, attempt="bench")
     if part == parts - 1:  # the parts come one after another
-        checkpoint.commit(where, parts, "bench")
+        saving.commit(where, parts, "bench")
 
 
 def export(preset: str, folder: Path, part: int, parts: int) -> None:
@@ -132,15 +132,15 @@ def shape(preset: str) -> Any:
 
 def planned(preset: str, stage: str, parts: int) -> int:
     """Bytes of host memory that the plan allows one process of a stage."""
-    from raygpt.capacity.memory import Counts, Setup, loading, process, saving
+    from raygpt.capacity.memory import Counts, Setup, process, reading
 
     setup = Setup("zero3", gpu=False, world_size=parts)
-    model = shape(preset)
-    if stage == "load":
-        return process(setup, deepspeed=False) + loading(model, whole=True)
-    if stage == "save":
-        return process(setup, deepspeed=False) + 12 * -(-Counts.of(model).total // parts) + saving(model)
-    return process(setup, deepspeed=False) + loading(model, whole=False)
+    counts, bare = Counts.of(shape(preset)), process(setup, deepspeed=False)
+    if stage == "load":  # a whole model in fp32, one tensor on its way
+        return bare + 4 * counts.total + reading(counts)
+    if stage == "save":  # the state, one tensor on its way
+        return bare + 12 * -(-counts.total // parts) + 4 * counts.largest
+    return bare + reading(counts)
 
 
 @contextmanager
@@ -243,9 +243,9 @@ def train_small() -> list[dict[str, Any]]:
 
 def train(preset: str, workers: int, **case: Any) -> dict[str, Any]:
     """A real optimizer step with ZeRO on this CPU beside the plan for the same."""
-    from memory_probe import probe
+    from memory_probe import per_worker, probe
 
-    from raygpt.capacity.memory import Setup, needs, per_worker
+    from raygpt.capacity.memory import Setup, needs
     from raygpt.model.gpt import GPTConfig
 
     model = GPTConfig(**SMALL_SHAPE) if preset == SMALL else shape(preset)

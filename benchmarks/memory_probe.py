@@ -17,7 +17,10 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raygpt.capacity.memory import Needs, Setup
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
@@ -194,6 +197,15 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
         "peaks": phases.peaks,
         "ends": phases.ends,
     }
+
+
+def per_worker(need: Needs, setup: Setup) -> int:
+    """Bytes that the plan of a host allows one worker's process on a CPU at its worst moment."""
+    from raygpt.capacity.memory import process
+
+    others = ("object store", "snapshot for checkpoints", "processes")
+    moments = [sum(size for name, size in parts.items() if name not in others) for parts in need.host.values()]
+    return max(moments) // setup.workers_per_host + process(setup)
 
 
 def probe(timeout: float = 600, limit: int | None = None, **case: Any) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from raygpt.cli import main
 from raygpt.data.shards import verify
-from raygpt.parallel import checkpoint
+from raygpt.parallel import checkpoint, saving
 from raygpt.parallel.checkpoint import RunState
 from raygpt.run.lock import RunLock
 from raygpt.storage import locate
@@ -137,7 +137,7 @@ def test_another_tokenizer_or_other_tokens_on_a_resume_are_refused_and_the_check
     )
     where = job.run / checkpoint.FOLDER / checkpoint.folder_name(2)
     files: dict = {"state.json": state.to_json().encode(), "config.yaml": dump(config).encode()}
-    checkpoint.write(where, files)
+    saving.write(where, files)
     assert "data.train holds other tokens" in refused("pretrain", training(others, tmp_path))
     assert "run.seed is 5 but" in refused("pretrain", training(shards, tmp_path, run__seed=5))
     other = json.loads((Path(shards) / "manifest.json").read_text())

@@ -189,31 +189,9 @@ def _ray(workers: int) -> int:
     return (PROCESSES["ray in a worker"] + PROCESSES["reader"]) * workers
 
 
-def loading(model: ModelConfig, whole: bool) -> int:
-    """Host memory of reading weights: `whole` into an fp32 model, or one at a time, as every rank of ZeRO does.
-
-    Files are mapped or read piece by piece; the largest tensor exists up to three times while it is converted.
-    """
-    counts = Counts.of(model)
-    return 4 * counts.total * whole + _reading(counts)
-
-
-def _reading(counts: Counts) -> int:
+def reading(counts: Counts) -> int:
     """One tensor on its way from a file: as it lies there, in fp32, and as it is laid out here."""
     return 3 * 4 * counts.largest
-
-
-def saving(model: ModelConfig) -> int:
-    """Host memory of writing a sharded checkpoint besides the state itself: one tensor on its way."""
-    return 4 * Counts.of(model).largest
-
-
-def per_worker(need: Needs, setup: Setup) -> int:
-    """Bytes of one worker's process on a CPU at its worst moment: a host's without what exists once."""
-    once = ("object store", "snapshot for checkpoints")
-    shared = PROCESSES["ray and driver"] + _ray(setup.workers_per_host)
-    moments = [sum(size for name, size in parts.items() if name not in once) for parts in need.host.values()]
-    return (max(moments) - shared) // setup.workers_per_host
 
 
 def _host(worker: Parts, setup: Setup, moment: str, counts: Counts) -> Parts:
@@ -236,7 +214,7 @@ def _ddp_states(counts: Counts, setup: Setup) -> dict[str, tuple[Parts, Parts]]:
     between = _sum(always, {"gradients": gradients if setup.world_size > 1 else 0})
     full = _sum(always, {"gradients": gradients})
     # one tensor at a time passes through a GPU's host; a model that adapters are put beside is made there as a whole
-    passing = {"loading": weights if setup.lora_rank else _reading(counts)} if setup.gpu else {}
+    passing = {"loading": weights if setup.lora_rank else reading(counts)} if setup.gpu else {}
     return {
         "start": (full, passing),
         "forward pass": (full if setup.grad_accum_steps > 1 else between, {}),

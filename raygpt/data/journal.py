@@ -236,11 +236,6 @@ def _progress(saved: dict[str, Any]) -> Progress:
     )
 
 
-def read_progress(output: Location) -> Progress:
-    """Progress of the last commit."""
-    return _progress(_read_segments(output / FOLDER)[-1][2]["progress"])
-
-
 def read_request(output: Location) -> dict[str, Any] | None:
     """Request of the interrupted preparation, None where there is none."""
     record = _head(output)

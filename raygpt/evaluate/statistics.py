@@ -44,11 +44,6 @@ class Difference:
     high: float
     better: float
 
-    @property
-    def is_gain(self) -> bool:
-        """Whether the interval lies above 0."""
-        return self.low > 0
-
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 

@@ -26,7 +26,7 @@ from raygpt.model.export import CONV1D, INDEX, VOCABULARY, export_huggingface
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.storage import child, explain, list_folder, locate
 
-__all__ = ["export_huggingface", "load_huggingface", "open_folder", "read_config", "read_weights"]
+__all__ = ["export_huggingface", "open_folder", "read_config", "read_weights"]
 
 MASKS = (".attn.bias", ".attn.masked_bias")
 # single file, index of several files; safetensors first: mapped, and data rather than code
@@ -34,25 +34,6 @@ WEIGHT_FILES = (
     ("model.safetensors", INDEX),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-
-
-def load_huggingface(
-    folder_or_hub_id: str | os.PathLike[str], *, dropout: float = 0.0, seq_len: int | None = None
-) -> GPT:
-    """GPT in float32 on the CPU from a GPT-2 folder (local or s3://) or a Hugging Face id, tied or not.
-
-    A smaller seq_len keeps the first positions of the embedding. Raises UserError for another architecture,
-    a missing or truncated file, weights that do not fit config.json, and a seq_len the model has no
-    positions for. Draws no random numbers.
-    """
-    with open_folder(folder_or_hub_id) as folder:
-        config = read_config(folder, dropout=dropout, seq_len=seq_len)
-        model = GPT(config, initialise=False)
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name, value in read_weights(folder, config):
-                parameters[name].copy_(value)
-    return model
 
 
 @contextmanager

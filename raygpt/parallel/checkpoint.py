@@ -31,16 +31,11 @@ from pyarrow import fs as pafs
 
 from raygpt import storage
 from raygpt.errors import UserError
-from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel.distributed import World
 from raygpt.parallel.index import Index, is_finished, read_index
 from raygpt.parallel.pieces import CheckpointTensors
-from raygpt.parallel.rng import restore_rng, rng_state
-from raygpt.parallel.saving import commit, unmark, write, write_part
+from raygpt.parallel.saving import unmark
 from raygpt.storage import Location
-
-# beside what is defined here
-__all__ = ["TensorStream", "commit", "restore_rng", "rng_state", "write", "write_part"]
 
 FOLDER = "checkpoints"
 BEST = "best"  # stands in for the name of a step's folder
@@ -218,7 +213,7 @@ def size(where: Location) -> int:
 def read_rank(where: Location, rank: int) -> dict[str, Any] | None:
     """What one rank saved, None where the checkpoint was written by fewer ranks."""
     try:
-        data = storage.read_bytes(where / _rank_name(rank))
+        data = storage.read_bytes(where / rank_file(rank))
     except FileNotFoundError:
         return None
     return torch.load(io.BytesIO(data), weights_only=True)
@@ -282,7 +277,7 @@ def rank_bytes(state: dict[str, Any]) -> bytes:
 
 
 def rank_file(rank: int) -> str:
-    return _rank_name(rank)
+    return f"rank-{rank:05d}.pt"
 
 
 def locate_checkpoint(uri: str) -> Location | None:
@@ -314,7 +309,3 @@ def _best(run: Location) -> Location:
             "the run for its newest one."
         )
     return run / FOLDER / folder_name(step)
-
-
-def _rank_name(rank: int) -> str:
-    return f"rank-{rank:05d}.pt"

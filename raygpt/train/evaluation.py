@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -40,14 +40,6 @@ class TokenSource(Protocol):
 
     def read_rows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """(len(starts), length) tokens."""
-
-
-class TextEncoder(Protocol):
-    """What is needed of `raygpt.data.tokenizer.Tokenizer`."""
-
-    eot_id: int
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -155,30 +147,6 @@ def evaluate_tokens(
     manifest = getattr(reader, "manifest", None)
     whole = len(rows) == all_rows
     return _evaluation(loss_sum, tokens, len(rows), manifest.bytes if manifest is not None and whole else None)
-
-
-def evaluate_text(
-    model: nn.Module,
-    tokenizer: TextEncoder,
-    text: str | Sequence[str],
-    seq_len: int,
-    batch_rows: int = 8,
-    device: torch.device | str = "cpu",
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> Evaluation:
-    """Loss over one text or several documents, each with an end of text before it, as in training.
-
-    So the first token of a text is predicted too and every byte counts. Raises UserError where there is no text.
-    """
-    documents = [text] if isinstance(text, str) else list(text)
-    pieces = [piece for piece in tokenizer.encode_batch([document for document in documents if document]) if len(piece)]
-    if not pieces:
-        raise UserError("there is no text to evaluate: the file is empty.")
-    end = np.array([tokenizer.eot_id])
-    tokens = np.concatenate([part for piece in pieces for part in (end, piece)])
-    result = evaluate_tokens(model, ArrayTokens(tokens), seq_len, batch_rows, device, autocast)
-    size = sum(len(document.encode("utf-8")) for document in documents)
-    return _evaluation(result.loss * result.tokens, result.tokens, result.rows, size)
 
 
 class ArrayTokens:

@@ -12,9 +12,11 @@ import ray.train
 from raygpt.config import Config
 from raygpt.config.settings import dump
 from raygpt.errors import UserError
-from raygpt.parallel import checkpoint
-from raygpt.parallel.checkpoint import RunState, TensorStream
+from raygpt.model.tensorfile import TensorStream
+from raygpt.parallel import checkpoint, saving
+from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World
+from raygpt.parallel.rng import rng_state
 from raygpt.run.control import ControlLink
 from raygpt.storage import Location
 from raygpt.track.record import Record
@@ -82,14 +84,14 @@ class RunHooks:
             files["state.json"] = state.to_json().encode()
             files["config.yaml"] = dump(self.config).encode()
             files["tokenizer.json"] = self.tokenizer_json
-        rng = checkpoint.rng_state(self.world.device)
+        rng = rng_state(self.world.device)
         files[checkpoint.rank_file(self.world.rank)] = checkpoint.rank_bytes({"rng": rng, "loss": rank_state})
         step = state.step  # `state` goes on
         name = checkpoint.folder_name(step)
         target = self.run / checkpoint.FOLDER / name
 
         def write() -> None:
-            checkpoint.write_part(target, self.world.rank, self.world.size, files, attempt=self.attempt)
+            saving.write_part(target, self.world.rank, self.world.size, files, attempt=self.attempt)
 
         if not self.strategy.background:
             write()
@@ -129,7 +131,7 @@ class RunHooks:
         self.recorded.wait()
         if self.trackers is not None:
             self.trackers.flush(wait=True)
-        checkpoint.commit(target, self.world.size, self.attempt, self.abandoned.is_set)
+        saving.commit(target, self.world.size, self.attempt, self.abandoned.is_set)
         try:
             _, notes = checkpoint.delete_old(self.run, self.config.train.keep_checkpoints, self.best_step, step)
         except (UserError, OSError) as error:

@@ -16,8 +16,9 @@ from raygpt.capacity.micro_batch import Found, accumulation, most_local_rows, un
 from raygpt.config import Model, Optim, Train
 from raygpt.model import registry
 from raygpt.model.architecture import LanguageModel, ModelConfig
+from raygpt.model.tensorfile import TensorStream
 from raygpt.parallel import checkpoint
-from raygpt.parallel.checkpoint import RunState, TensorStream
+from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World
 from raygpt.parallel.loading import once_per_node
 from raygpt.parallel.lora import Adapters, Recognised, add_adapters, check_base

@@ -30,7 +30,7 @@ from raygpt.model import registry
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World
-from raygpt.parallel.rng import rank_seed
+from raygpt.parallel.rng import rank_seed, restore_rng
 from raygpt.parallel.saving import new_attempt
 from raygpt.parallel.shared import check_shared
 from raygpt.run.control import ControlLink
@@ -112,7 +112,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     if found is not None:
         saved = checkpoint.read_rank(found, world.rank) if state.world_size == world.size else None
         if saved is not None:
-            checkpoint.restore_rng(saved["rng"], world.device)
+            restore_rng(saved["rng"], world.device)
             rank_state = saved["loss"]
     state.world_size, state.micro_batch_size, state.device_memory = world.size, micro, device_memory(world)
     val_reader = TokenReader(assignment.val, int(config.data.cache_gb * 1e9))

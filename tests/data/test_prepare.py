@@ -26,13 +26,12 @@ from raygpt.data import journal as journal_module
 from raygpt.data import pipeline
 from raygpt.data import prepare as prepare_module
 from raygpt.data.corpus import expand_sources
-from raygpt.data.journal import Progress, read_progress
+from raygpt.data.journal import FOLDER, Progress
 from raygpt.data.pipeline import Cursor, ReadPlan, is_validation
 from raygpt.data.prepare import Account, PrepareOptions, PrepareProgress, prepare, tokenizer_texts
 from raygpt.data.shards import load_manifest, verify
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
-from raygpt.storage import locate
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -53,6 +52,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[600:]))
     (folder / "texts.json").write_text(json.dumps(texts))
     return folder
+
+
+def committed(output: Path) -> dict[str, Any]:
+    """Progress of an interrupted preparation's last commit, as it lies in the journal."""
+    newest = max((output / FOLDER).glob("segment-*.json"), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
+    return json.loads(newest.read_text())["progress"]
 
 
 def texts_of(corpus: Path) -> list[str]:
@@ -254,7 +259,7 @@ def test_killed_twice_and_run_again_gives_the_unbroken_bytes(
             with pytest.raises(Killed):
                 prepare(wanted)
     if not on_the_way:
-        assert read_progress(locate(tmp_path / "out")).completed > 50
+        assert committed(tmp_path / "out")["completed"] > 50
     # what the kill left half done after the commit must not matter
     shutil.copy(tmp_path / "out/train/shard-00000.bin", tmp_path / "out/train/shard-00020.bin")
     result = prepare(wanted)
@@ -386,7 +391,7 @@ def test_validation_sources_survive_kills_in_both_parts(
             interrupt(patch, 7, of_val)
             with pytest.raises(Killed):
                 prepare(wanted)
-        at.append(read_progress(locate(tmp_path / "out")).cursor.unit)
+        at.append(committed(tmp_path / "out")["cursor"]["unit"])
     assert at[0] < len(expand_sources([str(corpus / "a.parquet")])) <= at[1]
     result = prepare(wanted)
     assert result.resumed and (result.account, result.val_account) == (whole.account, whole.val_account)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench_memory import drill
-from benchmarks.memory_probe import DEFAULTS, probe
-from raygpt.capacity.memory import Setup, needs, per_worker, process
+from benchmarks.memory_probe import DEFAULTS, per_worker, probe
+from raygpt.capacity.memory import Setup, needs, process
 from raygpt.model.gpt import GPTConfig
 
 

@@ -60,7 +60,7 @@ def test_a_pair_differs_less_than_its_parts_vary() -> None:
     difference = draws.difference("ours", "theirs", "accuracy")
     score = draws.score("ours", "accuracy")
     assert difference.mean == pytest.approx(0.1)
-    assert difference.is_gain and difference.better > 0.99
+    assert difference.low > 0 and difference.better > 0.99
     assert difference.high - difference.low < score.high - score.low
 
 
@@ -72,7 +72,7 @@ def test_no_difference_is_no_gain_and_spread_over_seeds_widens_the_interval() ->
     spread = (np.arange(200)[None] < rates[:, None] * 200).astype(int)
     given = {"same": by_seed(same), "again": by_seed(same), "spread": by_seed(spread)}
     draws = PairedBootstrap(labels, 2, given, resamples=1000)
-    assert not draws.difference("same", "again", "accuracy").is_gain
+    assert draws.difference("same", "again", "accuracy").low <= 0
     narrow, wide = draws.score("same", "accuracy"), draws.score("spread", "accuracy")
     assert wide.sd == pytest.approx(np.std(rates, ddof=1)) and wide.high - wide.low > narrow.high - narrow.low
 

@@ -13,8 +13,9 @@ from raygpt.config.settings import dump, load_config
 from raygpt.data.shards import Manifest, ShardWriter
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.parallel import checkpoint
-from raygpt.parallel.checkpoint import RunState, TensorStream
+from raygpt.model.tensorfile import TensorStream
+from raygpt.parallel import checkpoint, saving
+from raygpt.parallel.checkpoint import RunState
 from raygpt.storage import locate
 
 TRAIN = ["It was the best of times, it was the worst of times.", "Call me Ishmael.\nSome years ago..."] * 8
@@ -82,7 +83,7 @@ def make_run(root: Path) -> FinishedRun:
         "config.yaml": dump(config).encode(),
         "tokenizer.json": tokenizer.to_json(),
     }
-    checkpoint.write(locate(folder / "checkpoints" / checkpoint.folder_name(30)), files)
+    saving.write(locate(folder / "checkpoints" / checkpoint.folder_name(30)), files)
     (folder / "config.yaml").write_text(dump(config))
     records = [{"step": step, "tokens": 32 * step, "train_loss": 5.5 - step / 60} for step in (10, 20, 30)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -20,8 +20,9 @@ from raygpt.config.settings import dump, load_config
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.model.huggingface import export_huggingface
-from raygpt.parallel import checkpoint
-from raygpt.parallel.checkpoint import RunState, TensorStream
+from raygpt.model.tensorfile import TensorStream
+from raygpt.parallel import checkpoint, saving
+from raygpt.parallel.checkpoint import RunState
 from raygpt.storage import locate
 from tests.jobs.conftest import write_shards
 
@@ -77,7 +78,7 @@ def save_run(root: Path, name: str, model: GPT, tokenizer: Tokenizer, data: Path
         "config.yaml": dump(config).encode(),
         "tokenizer.json": tokenizer.to_json(),
     }
-    checkpoint.write(locate(root / name / "checkpoints" / checkpoint.folder_name(150)), files)
+    saving.write(locate(root / name / "checkpoints" / checkpoint.folder_name(150)), files)
     return root / name
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from raygpt.parallel.weights import load_weights
 
 
 def transformers_gpt2(seed: int = 0, **shape: Any) -> Any:
@@ -20,6 +23,11 @@ def transformers_gpt2(seed: int = 0, **shape: Any) -> Any:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     return model
+
+
+def load_model(source: str | os.PathLike[str], **options: Any) -> Any:
+    """The model of a folder or id as every job loads it."""
+    return load_weights(os.fspath(source), **options)[0]
 
 
 def loss_by_hand(logits: Tensor, targets: Tensor) -> list[list[float | None]]:

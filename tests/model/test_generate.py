@@ -10,8 +10,7 @@ import torch
 from raygpt.errors import UserError
 from raygpt.model.generate import choose, generate, stream
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.model.huggingface import load_huggingface
-from tests.model.reference import transformers_gpt2
+from tests.model.reference import load_model, transformers_gpt2
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     expected = theirs.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=20, do_sample=False, pad_token_id=0
     )
-    assert torch.equal(generate(load_huggingface(tmp_path), prompts, 20, temperature=0, eot_id=0), expected)
+    assert torch.equal(generate(load_model(tmp_path), prompts, 20, temperature=0, eot_id=0), expected)
 
 
 def test_the_same_generator_gives_the_same_sample_and_another_seed_another(model: GPT, prompts: torch.Tensor) -> None:

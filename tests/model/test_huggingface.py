@@ -16,9 +16,9 @@ from raygpt.errors import UserError
 from raygpt.model.export import export_huggingface, export_weights
 from raygpt.model.generate import generate
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.model.huggingface import load_huggingface, read_config, read_weights
+from raygpt.model.huggingface import read_config, read_weights
 from raygpt.model.presets import PRESETS
-from tests.model.reference import transformers_gpt2
+from tests.model.reference import load_model, transformers_gpt2
 
 TINY: dict[str, Any] = {"vocab_size": 65, "n_positions": 16, "n_layer": 2, "n_head": 2, "n_embd": 32}
 
@@ -57,7 +57,7 @@ def test_logits_equal_those_of_transformers_for_every_preset_both_ways(preset: s
         tie_word_embeddings=tied,
     )
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_huggingface(tmp_path / "theirs").eval()
+    ours = load_model(tmp_path / "theirs").eval()
     assert ours.config.tie_weights is tied and (ours.lm_head.weight is ours.wte.weight) is tied
     tokens = torch.randint(0, 1000, (2, 64), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -78,13 +78,13 @@ def test_an_exported_model_gives_transformers_the_same_logits(bias: bool, tie_we
     with torch.no_grad():
         expected = model(tokens)
         assert (transformers_load(folder)(tokens).logits - expected).abs().max() < 1e-4
-        assert (load_huggingface(folder).eval()(tokens) - expected).abs().max() < 1e-6
+        assert (load_model(folder).eval()(tokens) - expected).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("tie_weights", [True, False])
 def test_a_round_trip_keeps_every_bit(tie_weights: bool, tmp_path: Path) -> None:
     model = random_model(tie_weights=tie_weights)
-    again = load_huggingface(export_huggingface(model, tmp_path / "x", tokenizer_json=None, eot_id=0))
+    again = load_model(export_huggingface(model, tmp_path / "x", tokenizer_json=None, eot_id=0))
     assert again.config == model.config
     for (name, before), after in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(before, after), name
@@ -124,7 +124,7 @@ def test_a_large_model_becomes_several_files_that_transformers_loads(dtype: str,
     with torch.no_grad():
         difference = transformers_load(folder).float()(tokens).logits - model(tokens)
         assert difference.abs().max() < (1e-4 if dtype == "float32" else 0.1)
-        assert torch.equal(load_huggingface(folder)(tokens), load_huggingface(whole)(tokens))
+        assert torch.equal(load_model(folder)(tokens), load_model(whole)(tokens))
 
 
 def test_weights_may_come_in_any_order_but_must_be_the_models(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_an_export_does_not_replace_a_folder_of_something_else(tmp_path: Path) -
 
 def test_a_trained_adder_still_adds_all_ten_thousand_pairs(shared_data: Path) -> None:
     # trained in minGPT by somebody else; the answer's three digits come out in reverse
-    model = load_huggingface(shared_data / "tiny_gpt2_adder" / "hf")
+    model = load_model(shared_data / "tiny_gpt2_adder" / "hf")
     assert not model.config.tie_weights and model.config.padded_vocab_size == 128
     a, b = torch.arange(100).repeat_interleave(100), torch.arange(100).repeat(100)
     digits = torch.stack((a // 10, a % 10, b // 10, b % 10), dim=1)
@@ -261,7 +261,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_older_layouts_load_the_same(folder: Path) -> None:
-    expected = load_huggingface(folder).state_dict()
+    expected = load_model(folder).state_dict()
     weights = load_file(folder / "model.safetensors")
     mask = torch.ones(1, 1, 16, 16).tril()
     bare = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
@@ -269,9 +269,7 @@ def test_older_layouts_load_the_same(folder: Path) -> None:
     bare |= {"h.0.attn.masked_bias": torch.tensor(-1e4), "lm_head.weight": weights["transformer.wte.weight"].clone()}
 
     def same() -> bool:
-        return all(
-            torch.equal(tensor, expected[name]) for name, tensor in load_huggingface(folder).state_dict().items()
-        )
+        return all(torch.equal(tensor, expected[name]) for name, tensor in load_model(folder).state_dict().items())
 
     # without the prefix, with mask buffers and a second copy of a tied matrix
     save_file(bare, folder / "model.safetensors")
@@ -287,7 +285,7 @@ def test_older_layouts_load_the_same(folder: Path) -> None:
     assert same()
     (folder / "model-2.safetensors").unlink()
     with pytest.raises(UserError, match=r"lacks model-2\.safetensors"):
-        load_huggingface(folder)
+        load_model(folder)
     (folder / "model.safetensors.index.json").unlink()
     # torch files, new and old format
     for zipped in (True, False):
@@ -296,12 +294,12 @@ def test_older_layouts_load_the_same(folder: Path) -> None:
 
 
 def test_fewer_positions_crop_and_more_are_refused(folder: Path) -> None:
-    whole, cropped = load_huggingface(folder), load_huggingface(folder, seq_len=8, dropout=0.1)
+    whole, cropped = load_model(folder), load_model(folder, seq_len=8, dropout=0.1)
     assert cropped.config.seq_len == 8 and cropped.config.dropout == 0.1
     tokens = torch.randint(0, 65, (2, 8))
     assert torch.equal(whole.eval()(tokens), cropped.eval()(tokens))
     with pytest.raises(UserError, match=r"model\.seq_len is 32 but .* only 16 positions"):
-        load_huggingface(folder, seq_len=32)
+        load_model(folder, seq_len=32)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +317,7 @@ def test_fewer_positions_crop_and_more_are_refused(folder: Path) -> None:
 def test_a_model_we_do_not_compute_exactly_is_refused(folder: Path, values: dict, sentence: str) -> None:
     change_config(folder, **values)
     with pytest.raises(UserError, match=sentence):
-        load_huggingface(folder)
+        load_model(folder)
 
 
 def test_broken_folders_are_named(folder: Path, tmp_path: Path) -> None:
@@ -328,26 +326,26 @@ def test_broken_folders_are_named(folder: Path, tmp_path: Path) -> None:
     for cut in (0, 5, 200, len(whole) - 10):
         weights.write_bytes(whole[:cut])
         with pytest.raises(UserError, match=r"model\.safetensors is truncated or not a weight file"):
-            load_huggingface(folder)
+            load_model(folder)
     weights.unlink()
     with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
-        load_huggingface(folder)
+        load_model(folder)
     torch.save({"wte.weight": torch.zeros(65, 32)}, folder / "pytorch_model.bin")
     whole = (folder / "pytorch_model.bin").read_bytes()
     for cut in (0, 100, len(whole) - 10):
         (folder / "pytorch_model.bin").write_bytes(whole[:cut])
         with pytest.raises(UserError, match=r"pytorch_model\.bin is truncated or not a weight file"):
-            load_huggingface(folder)
+            load_model(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
-        load_huggingface(folder)
+        load_model(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"has no config\.json"):
-        load_huggingface(folder)
+        load_model(folder)
     with pytest.raises(UserError, match="is not a folder"):
-        load_huggingface(tmp_path / "nowhere")
+        load_model(tmp_path / "nowhere")
     with pytest.raises(UserError, match="neither a local folder nor could it be fetched"):
-        load_huggingface("nobody/no-such-model")
+        load_model("nobody/no-such-model")
 
 
 def test_code_hidden_in_a_weight_file_does_not_run(folder: Path, tmp_path: Path) -> None:
@@ -358,13 +356,13 @@ def test_code_hidden_in_a_weight_file_does_not_run(folder: Path, tmp_path: Path)
     (folder / "model.safetensors").unlink()
     torch.save({"wte.weight": Trap()}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match="not a weight file"):
-        load_huggingface(folder)
+        load_model(folder)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_loading_draws_no_random_numbers(folder: Path) -> None:
     before = torch.get_rng_state()
-    load_huggingface(folder)
+    load_model(folder)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -384,4 +382,4 @@ def test_an_index_may_name_files_of_its_folder_only(tmp_path: Path, named: objec
     index = {"weight_map": {"transformer.wte.weight": named}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match="which is no file of its folder"):
-        load_huggingface(folder)
+        load_model(folder)

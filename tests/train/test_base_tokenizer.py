@@ -13,7 +13,7 @@ from raygpt.data import tokenizer as tokenizer_module
 from raygpt.data.shards import load_manifest
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.errors import UserError
-from raygpt.parallel import checkpoint
+from raygpt.parallel import checkpoint, saving
 from raygpt.parallel.checkpoint import RunState
 from raygpt.storage import locate
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer, chosen_tokenizer
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Path:
     tokenizer = load_tokenizer("bytes")
     state = RunState(step=3, tokenizer_name="bytes", tokenizer_sha256=tokenizer.sha256, eot_id=tokenizer.eot_id)
     files: dict = {"state.json": state.to_json().encode(), "tokenizer.json": tokenizer.to_json()}
-    checkpoint.write(locate(tmp_path / "run") / checkpoint.FOLDER / checkpoint.folder_name(3), files)
+    saving.write(locate(tmp_path / "run") / checkpoint.FOLDER / checkpoint.folder_name(3), files)
     return tmp_path / "run"
 
 

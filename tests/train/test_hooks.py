@@ -12,7 +12,8 @@ import torch
 
 from raygpt import storage
 from raygpt.errors import UserError
-from raygpt.parallel import checkpoint
+from raygpt.model.tensorfile import TensorStream
+from raygpt.parallel import checkpoint, saving
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.distributed import World
 from raygpt.storage import Location, locate
@@ -26,7 +27,7 @@ class Tensors:
     background = True
 
     def tensor_files(self) -> dict[str, Any]:
-        return {"model.safetensors": checkpoint.TensorStream.of({"w": torch.ones(3)})}
+        return {"model.safetensors": TensorStream.of({"w": torch.ones(3)})}
 
 
 class Notes:
@@ -63,9 +64,9 @@ def test_a_checkpoint_counts_once_the_record_of_its_step_is_kept(
     hooks: RunHooks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
-    flush, commit = hooks.trackers.flush, checkpoint.commit  # type: ignore[union-attr]
+    flush, commit = hooks.trackers.flush, saving.commit  # type: ignore[union-attr]
     monkeypatch.setattr(hooks.trackers, "flush", lambda wait=False: (order.append(f"flush {wait}"), flush(wait)))
-    monkeypatch.setattr(checkpoint, "commit", lambda *words: (order.append("commit"), commit(*words)))
+    monkeypatch.setattr(saving, "commit", lambda *words: (order.append("commit"), commit(*words)))
     hooks.save(RunState(step=5), {})
     time.sleep(0.2)
     assert steps(hooks) == [] and order == []  # the loop logs a step's record after it has saved
@@ -109,7 +110,7 @@ def test_a_checkpoint_whose_records_could_not_be_kept_does_not_count(hooks: RunH
     assert hooks.trackers is not None
     hooks.trackers.metrics.problem = UserError("s3://… cannot be reached.")
     target = hooks.run / checkpoint.FOLDER / checkpoint.folder_name(5)
-    checkpoint.write_part(target, 0, 1, {"state.json": RunState(step=5).to_json().encode()}, attempt="a")
+    saving.write_part(target, 0, 1, {"state.json": RunState(step=5).to_json().encode()}, attempt="a")
     hooks.recorded.set()
     with pytest.raises(UserError, match="cannot be reached"):
         hooks._commit(target, 5)

@@ -15,15 +15,15 @@ import torch
 from raygpt import storage
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.model.tensorfile import Spec
-from raygpt.parallel import checkpoint
-from raygpt.parallel.checkpoint import RunState, TensorStream
+from raygpt.model.tensorfile import Spec, TensorStream
+from raygpt.parallel import checkpoint, saving
+from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.index import Index
 from raygpt.parallel.pieces import Piece, starts_of
 from raygpt.parallel.saving import GivenUp
 from raygpt.parallel.shares import file_of, share_out
 from raygpt.storage import Location, locate
-from tests.train.filesystems import Killed, counting
+from tests.parallel.filesystems import Killed, counting
 from tests.train.thread_world import on_ranks
 
 SHAPES = {"wte": (40, 8), "w": (8, 24), "b": (24,), "proj": (24, 8)}
@@ -74,8 +74,8 @@ def zero_files(rank: int, world: int, value: float) -> dict[str, bytes | TensorS
 def save(run: Location, step: int, world: int, value: float, attempt: str = "a") -> Location:
     where = run / checkpoint.FOLDER / checkpoint.folder_name(step)
     for rank in range(world):
-        checkpoint.write_part(where, rank, world, files_of(rank, world, step, value), attempt=attempt)
-    checkpoint.commit(where, world, attempt)
+        saving.write_part(where, rank, world, files_of(rank, world, step, value), attempt=attempt)
+    saving.commit(where, world, attempt)
     return where
 
 
@@ -106,8 +106,8 @@ def test_pieces_are_found_through_the_index_alone(tmp_path: Path, world: int) ->
     run, counts = counting(tmp_path)
     where = run / checkpoint.FOLDER / checkpoint.folder_name(7)
     for rank in range(world):
-        checkpoint.write_part(where, rank, world, zero_files(rank, world, 2.0), attempt="a")
-    checkpoint.commit(where, world, "a")
+        saving.write_part(where, rank, world, zero_files(rank, world, 2.0), attempt="a")
+    saving.commit(where, world, "a")
     counts.requests.clear()
     found = checkpoint.open_tensors(where)
     assert dict(counts.requests) == {"read": 1}
@@ -144,17 +144,17 @@ def test_parts_of_two_attempts_never_make_a_checkpoint(tmp_path: Path) -> None:
     """A group dies while it saves; the next one saves the same step, and a worker of the dead one is still writing."""
     run = locate(tmp_path)
     where = run / checkpoint.FOLDER / checkpoint.folder_name(7)
-    checkpoint.write_part(where, 1, 2, files_of(1, 2, 7, 1.0), attempt="old")
-    checkpoint.write_part(where, 0, 2, files_of(0, 2, 7, 2.0), attempt="new")
+    saving.write_part(where, 1, 2, files_of(1, 2, 7, 1.0), attempt="old")
+    saving.write_part(where, 0, 2, files_of(0, 2, 7, 2.0), attempt="new")
     for attempt in ("old", "new"):
         with pytest.raises(GivenUp):
-            checkpoint.commit(where, 2, attempt, give_up=lambda: True)
+            saving.commit(where, 2, attempt, give_up=lambda: True)
     assert checkpoint.complete_checkpoints(run) == []
-    checkpoint.write_part(where, 1, 2, files_of(1, 2, 7, 2.0), attempt="new")
-    checkpoint.commit(where, 2, "new")
+    saving.write_part(where, 1, 2, files_of(1, 2, 7, 2.0), attempt="new")
+    saving.commit(where, 2, "new")
     assert value_of(where, 2) == 2.0
     # the dying worker comes last: what it left is not what the index names
-    checkpoint.write_part(where, 1, 2, files_of(1, 2, 7, 1.0), attempt="old")
+    saving.write_part(where, 1, 2, files_of(1, 2, 7, 1.0), attempt="old")
     assert "damaged" in str(checkpoint.verify(where))
 
 
@@ -163,9 +163,9 @@ def test_a_new_group_deletes_what_a_dying_one_left_and_the_dying_one_makes_no_ch
 ) -> None:
     run = locate(tmp_path)
     where = run / checkpoint.FOLDER / checkpoint.folder_name(7)
-    checkpoint.write_part(where, 0, 2, files_of(0, 2, 7, 1.0), attempt="old")
+    saving.write_part(where, 0, 2, files_of(0, 2, 7, 1.0), attempt="old")
     assert checkpoint.delete_leftovers(run) == [] and not storage.exists(where)
-    checkpoint.write_part(where, 1, 2, files_of(1, 2, 7, 1.0), attempt="old")
+    saving.write_part(where, 1, 2, files_of(1, 2, 7, 1.0), attempt="old")
     assert checkpoint.complete_checkpoints(run) == []
     save(run, 9, 2, 2.0, attempt="new")
     assert checkpoint.delete_old(run, 2, None, 9) == (["step_00000007"], [])
@@ -180,7 +180,7 @@ def requests_of(folder: Path, world: int) -> tuple[int, int]:
     counts.requests.clear()
     save(run, 3, world, 1.0)
     assert checkpoint.delete_old(run, 2, None, 3) == (["step_00000001"], [])
-    saving = sum(counts.requests.values())
+    saves = sum(counts.requests.values())
     counts.requests.clear()
     counts.bytes_read.clear()
     chosen = on_ranks(world, lambda ranks: checkpoint.newest_usable(run, ranks))
@@ -193,15 +193,15 @@ def requests_of(folder: Path, world: int) -> tuple[int, int]:
         checkpoint.read_state(chosen[rank][0])
         checkpoint.open_tensors(chosen[rank][0])
         checkpoint.read_rank(chosen[rank][0], rank)
-    return saving, sum(counts.requests.values())
+    return saves, sum(counts.requests.values())
 
 
 def test_saving_and_starting_cost_requests_in_proportion_to_the_ranks_and_each_byte_is_verified_once(
     tmp_path: Path,
 ) -> None:
     counted = {world: requests_of(tmp_path / str(world), world) for world in (1, 2, 4, 16, 64)}
-    for world, (saving, starting) in counted.items():
-        assert saving <= 20 + 6 * world, counted  # three files and a part of each rank, and the reading of the part
+    for world, (saves, starting) in counted.items():
+        assert saves <= 20 + 6 * world, counted  # three files and a part of each rank, and the reading of the part
         assert starting <= 10 + 7 * world, counted
 
 
@@ -262,8 +262,8 @@ def test_a_checkpoint_of_before_the_index_loads_verifies_and_is_deleted(tmp_path
 
     def write_old(step: int) -> Location:
         where = run / checkpoint.FOLDER / checkpoint.folder_name(step)
-        checkpoint.write(where, files_of(0, 1, step, 5.0))
-        checkpoint.write_part(where, 1, 2, {"rank-00001.pt": checkpoint.rank_bytes({"value": 5.0})}, attempt="x")
+        saving.write(where, files_of(0, 1, step, 5.0))
+        saving.write_part(where, 1, 2, {"rank-00001.pt": checkpoint.rank_bytes({"value": 5.0})}, attempt="x")
         for name in os.listdir(where.path):
             if name.startswith(("index", "part")):
                 (Path(where.path) / name).unlink()

@@ -10,9 +10,10 @@ import torch
 
 from raygpt import storage
 from raygpt.errors import UserError
-from raygpt.model.tensorfile import Spec
-from raygpt.parallel import checkpoint
+from raygpt.model.tensorfile import Spec, TensorStream
+from raygpt.parallel import checkpoint, saving
 from raygpt.parallel.checkpoint import RunState
+from raygpt.parallel.rng import restore_rng, rng_state
 from raygpt.parallel.snapshot import SnapshotBuffers
 from raygpt.storage import Location, locate
 
@@ -20,15 +21,13 @@ from raygpt.storage import Location, locate
 def write(run: Location, step: int, ranks: int = 2, only: tuple[int, ...] | None = None) -> Location:
     where = run / checkpoint.FOLDER / checkpoint.folder_name(step)
     for rank in only or range(ranks):
-        files: dict = {
-            checkpoint.rank_file(rank): checkpoint.rank_bytes({"rng": checkpoint.rng_state(torch.device("cpu"))})
-        }
+        files: dict = {checkpoint.rank_file(rank): checkpoint.rank_bytes({"rng": rng_state(torch.device("cpu"))})}
         if rank == 0:
-            files["model.safetensors"] = checkpoint.TensorStream.of({"w": torch.full((3, 2), float(step))})
+            files["model.safetensors"] = TensorStream.of({"w": torch.full((3, 2), float(step))})
             files["state.json"] = RunState(step=step, val_loss=1.5).to_json().encode()
-        checkpoint.write_part(where, rank, ranks, files, attempt="a")
+        saving.write_part(where, rank, ranks, files, attempt="a")
     if only is None:
-        checkpoint.commit(where, ranks, "a")
+        saving.commit(where, ranks, "a")
     return where
 
 
@@ -101,19 +100,19 @@ def test_nothing_in_a_checkpoint_needs_unpickling_code(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_no_checkpoint_behind(tmp_path: Path) -> None:
     run = locate(tmp_path / "first")
     where = run / checkpoint.FOLDER / "step_00000100"
-    wrong = checkpoint.TensorStream([Spec("b", torch.float32, (3,))], lambda: [torch.zeros(4)])
+    wrong = TensorStream([Spec("b", torch.float32, (3,))], lambda: [torch.zeros(4)])
     with pytest.raises(ValueError, match="b is"):
-        checkpoint.write(where, {"a": b"1", "b": wrong})
+        saving.write(where, {"a": b"1", "b": wrong})
     assert checkpoint.complete_checkpoints(run) == []
     checkpoint.delete_leftovers(run)
     assert [path.name for path in (tmp_path / "first" / checkpoint.FOLDER).iterdir()] == []
 
 
 def test_random_generators_go_on_where_they_were() -> None:
-    state = checkpoint.rng_state(torch.device("cpu"))
+    state = rng_state(torch.device("cpu"))
     first = torch.rand(5)
     torch.rand(100)
-    checkpoint.restore_rng(state, torch.device("cpu"))
+    restore_rng(state, torch.device("cpu"))
     assert torch.equal(torch.rand(5), first)
 
 

@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 
 from raygpt.errors import UserError
 from raygpt.model.tensorfile import TensorStream
-from raygpt.parallel import checkpoint
+from raygpt.parallel import checkpoint, saving
 from raygpt.parallel.distributed import World
 from raygpt.parallel.loading import once_per_node
 from raygpt.parallel.pieces import TensorFile
@@ -41,7 +41,7 @@ def load(rank: int, folder: str) -> None:
 
 def test_every_rank_has_every_tensor_and_one_of_each_node_read_it(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3, 4), "b": torch.randn(5)}
-    checkpoint.write(locate(tmp_path / "step_00000001"), {"model.safetensors": TensorStream.of(weights)})
+    saving.write(locate(tmp_path / "step_00000001"), {"model.safetensors": TensorStream.of(weights)})
     mp.spawn(load, (str(tmp_path),), nprocs=4)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]
     assert [result["reads"] for result in results] == [["a.weight", "b.weight"], [], ["a.weight", "b.weight"], []]

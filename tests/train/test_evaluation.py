@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from raygpt.data.reader import TokenReader
-from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.train.evaluation import ArrayTokens, evaluate_text, evaluate_tokens, rows_in_training
+from raygpt.train.evaluation import ArrayTokens, evaluate_tokens, rows_in_training
 
 
 @pytest.fixture(scope="module")
@@ -159,26 +158,6 @@ def test_bf16_autocast_is_close_to_fp32(model: GPT) -> None:
     exact = evaluate_tokens(model, tokens, 16, 8).loss
     rough = evaluate_tokens(model, tokens, 16, 8, autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16)).loss
     assert rough != exact and rough == pytest.approx(exact, rel=0.02)
-
-
-def test_a_text_is_scored_from_its_first_byte_on(model: GPT) -> None:
-    tokenizer = load_tokenizer("bytes")
-    text = "naïve café"
-    result = evaluate_text(model, tokenizer, text, 16)
-    data = text.encode()
-    assert result.tokens == len(data), "one prediction for every byte"
-    assert result.bits_per_byte == pytest.approx(result.loss / math.log(2))
-    by_hand = evaluate_tokens(model, ArrayTokens(np.array([256, *data])), 16, 1)
-    assert result.loss == pytest.approx(by_hand.loss, rel=1e-9)
-    both = evaluate_text(model, tokenizer, ["ab", "", "cd"], 16)
-    assert both.tokens == len("ab") + 1 + len("cd"), "each document begins after an end of text"
-    assert both.bits_per_byte == pytest.approx(both.loss * 5 / math.log(2) / 4)
-
-
-@pytest.mark.parametrize("text", ["", [], [""]])
-def test_an_empty_text_is_one_sentence(model: GPT, text: str | list[str]) -> None:
-    with pytest.raises(UserError, match="no text to evaluate"):
-        evaluate_text(model, load_tokenizer("bytes"), text, 16)
 
 
 def test_too_little_data_or_another_vocabulary_is_one_sentence(model: GPT, make_shards: Callable[..., str]) -> None:
