@@ -17,6 +17,7 @@ class Generate(Section):
         [],
         description="prompts, or texts and fields for the template: JSONL, CSV or parquet files, or a Hugging Face id",
     )
+    subset: str | None = Field(None, description="subset of a Hugging Face dataset, such as sample-10BT")
     template: str = Field(
         "prompt",
         description="what a row becomes: prompt, instruction, topics, continue, tutorial, faq, table, math, or "

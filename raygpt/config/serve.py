@@ -14,7 +14,9 @@ class Serve(Section):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets the whole network in")
     port: int = Field(8000, description="port of the OpenAI protocol and of the page; 0: a free one", ge=0, le=65535)
     max_concurrent: int = Field(
-        256, description="requests that are served or wait; those beyond are told to come again later", ge=1
+        256,
+        description="answers that a replica writes or has waiting; requests beyond are told to come again later",
+        ge=1,
     )
     max_tokens: int = Field(4096, description="most tokens that a request may ask for", ge=1)
     max_body_mb: float = Field(4.0, description="largest request", gt=0)

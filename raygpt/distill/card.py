@@ -20,8 +20,16 @@ LICENCES = (
     (r"smollm", "apache-2.0", "The teacher's licence, Apache-2.0, sets no terms for what it writes."),
     (r"gpt2|gpt-2", "mit", "The teacher's licence, a modified MIT licence, sets no terms for what it writes."),
 )
-SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-SIZES += ((10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"))
+# What the hub calls the sizes of data sets: fewer documents than so many.
+SIZES = {
+    1_000: "n<1K",
+    10_000: "1K<n<10K",
+    100_000: "10K<n<100K",
+    1_000_000: "100K<n<1M",
+    10_000_000: "1M<n<10M",
+    100_000_000: "10M<n<100M",
+    1_000_000_000: "100M<n<1B",
+}
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ def _how(quality: dict[str, Any]) -> str:
     for source in quality["decontaminated"]:
         lines.append(
             f"contamination: n-grams of n = {words} words of the {source['texts']:,} texts of "
-            f"{_name(source['source'])}, a match of {words} words or more removes: {source['contaminated']:,} documents, "
+            f"{_name(source['source'])}, a match of {words} or more removes: {source['contaminated']:,} documents, "
             f"longest match {source['longest']} words; {source['too_short']:,} texts are too short to be found"
         )
     if near := quality["near_duplicates"]:
@@ -208,7 +216,7 @@ def _licence(teacher: str) -> tuple[str, str]:
 
 
 def _size(documents: int) -> str:
-    return next((name for most, name in SIZES if documents < most), "n>1B")
+    return next((name for most, name in SIZES.items() if documents < most), "n>1B")
 
 
 def _name(uri: str) -> str:

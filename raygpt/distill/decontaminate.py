@@ -2,7 +2,9 @@
 
 Texts are compared by their words (raygpt.distill.words), exactly: a document is contaminated when `words` of its words
 in a row stand in one of these texts too, and the longest such run is reported. A text with fewer words cannot be
-found, and how many there are is said. What only means the same is not found either.
+found, and how many there are is said. What only means the same is not found either. Good text shares 8 words with
+HellaSwag or MRPC by chance ("the U.S. Centers for Disease Control and Prevention") in 0.1 % of web pages and 0.7 % of
+textbook sections, 10 words in none and 0.04 %, 13 words never; a tenth of MRPC's sentences are shorter than 13 words.
 
 HellaSwag's rows (`ctx`, `endings`) become the context with its right ending, and the others with the context's last
 words before them. Of other tables every text of a row counts by itself: both sentences of MRPC, question and choices.
@@ -30,8 +32,6 @@ from raygpt.data.documents import Reading, Unit, read_documents
 from raygpt.data.reader import TokenReader
 from raygpt.distill.words import Worded, worded, words_of
 from raygpt.errors import UserError, one_line
-from raygpt.evaluate.documents import document_bounds, shard_tokenizer
-from raygpt.evaluate.held_out import shard_folder
 from raygpt.evaluate.overlap import longest_overlaps
 
 SETTING = "generate.decontaminate"
@@ -117,6 +117,9 @@ def read_forbidden(uris: Sequence[str], words: int) -> Forbidden:
 
 
 def _texts(uri: str, words: int) -> Iterator[str]:
+    # imports torch, which tasks that only look for matches need not wait for
+    from raygpt.evaluate.held_out import shard_folder
+
     folder = shard_folder(uri)
     if folder is not None:
         yield from _shard_texts(folder)
@@ -130,6 +133,8 @@ def _texts(uri: str, words: int) -> Iterator[str]:
 
 
 def _shard_texts(folder: str) -> Iterator[str]:
+    from raygpt.evaluate.documents import document_bounds, shard_tokenizer
+
     reader = TokenReader(folder)
     tokenizer = shard_tokenizer(reader)
     for start, stop in document_bounds(reader, tokenizer.eot_id).tolist():
@@ -141,8 +146,8 @@ def row_texts(row: dict[str, Any], words: int) -> Iterator[str]:
     if isinstance(row.get("ctx"), str) and isinstance(row.get("endings"), list):
         context = _MARKS.sub(" ", row["ctx"])
         endings = [_MARKS.sub(" ", ending) for ending in row["endings"]]
-        right = str(row.get("label"))
-        right = int(right) if right.isdecimal() and int(right) < len(endings) else 0
+        label = str(row.get("label"))
+        right = int(label) if label.isdecimal() and int(label) < len(endings) else 0
         before = " ".join(words_of(context)[-(words - 1) :])
         yield f"{context} {endings[right]}"
         yield from (f"{before} {ending}" for number, ending in enumerate(endings) if number != right)

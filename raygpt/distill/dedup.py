@@ -8,8 +8,9 @@ and every removed one has a document that stays beside it (clusters of near dupl
 also remove what is near nothing that stays). MinHash (Broder 1997) with banding finds the pairs that may be near,
 each is compared exactly: what can go wrong is a missed pair, with the probability `Banding.missed` at the threshold.
 
-In memory per million documents: 16 MB for exact duplicates and 8 MB a band for near ones, 200 MB at the threshold 0.8.
-datasketch's own index took `LSH_BYTES` a document. Beside that, 8 bytes per word of the documents that share a band.
+In memory per million documents: 16 MB for exact duplicates and 8 MB a band for near ones, 200 MB at the threshold 0.8
+(7 s to compare a million; datasketch's own index took 5,236 MB for as many, benchmarks/quality.json). Beside that, 8
+bytes per word of the documents that share a band with another.
 """
 
 from __future__ import annotations
@@ -116,9 +117,9 @@ class NearDuplicates:
         documents, buckets, count = [], [], 0
         for column in bands.T:
             order = np.argsort(column, kind="stable")
-            same = column[order][1:] == column[order][:-1]
-            shared = np.concatenate([same, [False]]) | np.concatenate([[False], same])
-            begins = np.concatenate([[True], ~same])[: len(order)]
+            same = np.zeros(len(order) + 1, bool)  # as the one before
+            same[1:-1] = column[order][1:] == column[order][:-1]
+            shared, begins = same[1:] | same[:-1], ~same[:-1]
             documents.append(order[shared])
             buckets.append(count + np.cumsum(begins)[shared])
             count += len(order)
@@ -131,11 +132,9 @@ class NearDuplicates:
         order = np.argsort(self._rank[self._documents], kind="stable")
         documents, buckets = self._documents[order], self._buckets[order]
         staying: defaultdict[int, list[int]] = defaultdict(list)
-        removed: list[Pair] = []
-        if not len(documents):
-            return removed
-        edges = np.flatnonzero(np.diff(documents)) + 1
-        for mine, document in zip(np.split(buckets, edges), documents[np.concatenate([[0], edges])]):
+        removed = []
+        edges = np.flatnonzero(np.diff(documents, prepend=-1))
+        for mine, document in zip(np.split(buckets, edges)[1:], documents[edges], strict=True):
             near = {other for bucket in mine.tolist() for other in staying.get(bucket, ())}
             pair = self._near(int(document), sorted(near, key=self._rank.__getitem__), shingles_of)
             if pair is not None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from raygpt.data.decoding import without_surrogates
 from raygpt.distill.answers import Answer, Question
 from raygpt.distill.decontaminate import Forbidden, Match
 from raygpt.distill.dedup import Banding, band_hashes, exact_hash
@@ -72,6 +73,8 @@ def drafts(answers: Iterable[Answer], rules: Rules, text_of: Callable[[Answer], 
     for answer in answers:
         text = whole_sentences(answer) if LENGTH in rules.filters else answer.text
         document = text_of(answer if text == answer.text else replace(answer, text=text))
+        # half a surrogate pair, as JSON can escape it, is no text that a tokenizer takes
+        text, document = (without_surrogates(part, "replace", answer.key) for part in (text, document))
         yield Draft(answer.key, text, document, prompt_group(answer.question))
 
 

@@ -19,13 +19,15 @@ from raygpt.distill.card import Facts, table
 from raygpt.distill.client import Asking, Client, Stopped
 from raygpt.distill.documents import QualityOptions, make_documents
 from raygpt.distill.endpoints import choose_model, look
-from raygpt.distill.generation import ANSWERS, PARKED_FILE, Counts, Generation, scan_prompts, write_parked
+from raygpt.distill.generation import ANSWERS, PARKED_FILE, Counts, Generation, scan_here, scan_prompts, write_parked
 from raygpt.distill.limits import Spend, TokenPrice
+from raygpt.distill.nodes import NodeAskers, other_nodes, scan_on_nodes
 from raygpt.distill.prompts import Prompts, open_prompts, questions
 from raygpt.distill.templates import Template
 from raygpt.errors import UserError
 from raygpt.run.frame import COMPLETE, FAILED, FINISHED, SPENT, STOPPED, Outcome, Run, run_location
 from raygpt.run.lock import RunLock
+from raygpt.run.stop import StopToken
 from raygpt.storage import Location
 from raygpt.track.meter import Meter
 from raygpt.track.progress import human_count, human_duration
@@ -34,9 +36,14 @@ from raygpt.track.progress import human_count, human_duration
 MARKS, MARK_TOKENS = "marks-1", 8
 
 
+# Runs a teacher while its block does, and gives its URL.
+StartTeacher = Callable[[StopToken, Callable[[str], None]], contextlib.AbstractContextManager[str]]
+
+
 @dataclass(frozen=True)
 class Production:
-    """The settings of a run, as plain values. `price` is None where tokens cost nothing by themselves."""
+    """The settings of a run, as plain values. `price` is None where tokens cost nothing by themselves; `start_teacher`
+    starts a teacher of one's own, where the endpoints are not somebody else's."""
 
     sources: tuple[str, ...]
     template: Template
@@ -45,12 +52,14 @@ class Production:
     tokenizer: Tokenizer
     quality: QualityOptions
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    subset: str | None = None
     samples: int = 1
     id_column: str | None = "id"
     max_rows: int | None = None
     skip_bad_rows: bool = False
     seed: int = 0
     api_key: str | None = field(default=None, repr=False)
+    start_teacher: StartTeacher | None = None
     max_model_len: int | None = None
     price: TokenPrice | None = None
     max_cost_usd: float | None = None
@@ -71,6 +80,8 @@ class Teacher:
 def find_teacher(production: Production) -> Teacher:
     """Look at the endpoints. Raises UserError for a model that one of them does not have and for a refused key."""
     asking = production.asking
+    if production.start_teacher is not None:  # not before it is known that there is something to ask
+        return Teacher(asking.model, production.max_model_len)
     try:
         served, silent = asyncio.run(look(asking.endpoints, production.api_key))
     except UserError as error:
@@ -108,11 +119,12 @@ def open_generation(production: Production, teacher: Teacher, work: Path) -> Gen
             asking.max_new_tokens,
             production.skip_bad_rows,
         ),
+        production.subset,
     )
     about = {"generation": name, "model": teacher.model, "sampling": sampling, "template": template.version}
     asked = partial(questions, prompts)
     generation = Generation(name, asked, production.output, about, work / "questions", asking.max_new_tokens)
-    scan_prompts(prompts, generation, work / "ids")
+    scan_prompts(prompts, generation, work / "ids", scan_on_nodes if other_nodes() else scan_here)
     return generation
 
 
@@ -138,7 +150,11 @@ def described(counts: Counts) -> str:
 def produce(production: Production, run: Run, printed: dict[str, Any]) -> Outcome:
     """The work of the run; `printed` gets the figures of the last line."""
     with tempfile.TemporaryDirectory(prefix="raygpt-") as folder, _held(production.output, run):
-        return _Producing(production, run, Path(folder)).work(printed)
+        producing = _Producing(production, run, Path(folder))
+        try:
+            return producing.work(printed)
+        finally:
+            producing.dismiss()
 
 
 class _Producing:
@@ -151,6 +167,28 @@ class _Producing:
         self.price = production.price or TokenPrice()
         self.tally = Tally()
         self.marks_usd = 0.0
+        self._teaching = contextlib.ExitStack()
+        self._endpoints: tuple[tuple[str, ...], str] | None = None
+
+    def endpoints(self) -> tuple[tuple[str, ...], str]:
+        """(URLs, name of the model there). A teacher of one's own is started now, and runs until `dismiss`."""
+        production = self.production
+        if production.start_teacher is None:
+            if self.teacher.problem:
+                raise UserError(self.teacher.problem)
+            return production.asking.endpoints, self.teacher.model
+        if self._endpoints is None:
+            url = self._teaching.enter_context(production.start_teacher(self.run.stop, self.run.say))
+            if self.run.stop.requested:
+                raise Stopped
+            served, _ = asyncio.run(look((url,), None))
+            self._endpoints = (url,), choose_model(None, served)[0]
+        return self._endpoints
+
+    def dismiss(self) -> None:
+        """Stop a teacher of one's own."""
+        self._endpoints = None
+        self._teaching.close()
 
     def work(self, printed: dict[str, Any]) -> Outcome:
         production, run, generation = self.production, self.run, self.generation
@@ -161,7 +199,10 @@ class _Producing:
             run.say("Nothing is parked: nothing was asked.")
         out_of_money = False
         if counts.parked if production.retry_parked else counts.to_ask:
-            self.tally, out_of_money = self.ask(generation, production.asking, production.retry_parked)
+            with contextlib.suppress(Stopped):
+                self.tally, out_of_money = self.ask(generation, production.asking, production.retry_parked)
+        if not self.needs_marks:
+            self.dismiss()
         run.check_held()
         totals = generation.finish()
         write_parked(generation.parked(), production.output / PARKED_FILE)
@@ -180,16 +221,21 @@ class _Producing:
             return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"))
         return Outcome(FINISHED if self.tally.done else COMPLETE, dict(printed), closing=_closing(printed, "end"))
 
+    @property
+    def needs_marks(self) -> bool:
+        return "score" in self.production.quality.filters
+
     def ask(self, generation: Generation, asking: Asking, retry_parked: bool = False) -> tuple[Tally, bool]:
         """Ask what a generation lacks, under the limits of the run; what came of it, and whether the money ended it."""
-        if self.teacher.problem:
-            raise UserError(self.teacher.problem)
         production, run = self.production, self.run
+        urls, name = self.endpoints()
+        # a teacher of one's own listens on the driver's loopback
+        nodes = other_nodes() if production.start_teacher is None else []
         spent = self.generation.spent(self.price) + self.marks_usd
-        asking = replace(asking, model=self.teacher.model)
+        asking = replace(asking, model=name, endpoints=urls)
         with _meter(run) as meter:
             return generation.ask(
-                lambda: Client(asking, production.api_key),
+                lambda: NodeAskers(asking, production.api_key, nodes) if nodes else Client(asking, production.api_key),
                 Spend(self.price, production.max_cost_usd, spent),
                 concurrency=asking.concurrency,
                 retry_parked=retry_parked,
@@ -220,7 +266,7 @@ class _Producing:
             options=production.quality,
             facts=facts,
             text_of=prompt_and_answer if production.with_prompt else answer_alone,
-            scorer=self.marks if "score" in production.quality.filters else None,
+            scorer=self.marks if self.needs_marks else None,
         )
         self.run.say(table(made))
         return {"documents": made["documents"], "document_tokens": made["tokens"]}

@@ -63,13 +63,13 @@ class Scan:
     bad: list[tuple[int, str]] = field(default_factory=list)
 
 
-def open_prompts(sources: Sequence[str], prompts: Prompts) -> Prompts:
+def open_prompts(sources: Sequence[str], prompts: Prompts, subset: str | None = None) -> Prompts:
     """The same with the units of `sources`; without sources the options alone make the prompts.
 
     Raises UserError for sources that are not there, and where nothing would be asked.
     """
     if sources:
-        return replace(prompts, units=tuple(expand_sources(sources, setting="generate.prompts")))
+        return replace(prompts, units=tuple(expand_sources(sources, subset, "generate.prompts")))
     missing = [name for name in prompts.template.fields if name not in {**prompts.template.options, **prompts.options}]
     if missing:
         raise UserError(

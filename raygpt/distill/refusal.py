@@ -26,8 +26,8 @@ _SENTENCE = r"(?:^|(?<=[.!?,;:]\s)|(?<=\n))"
 _OPENINGS = [
     rf"{_SENTENCE}(?:but |however,? |unfortunately,? )?i(?: |(?='))(?:really |simply )?{_CANNOT} (?:\w+ )?{_DO}",
     # a letter may begin like this too: what is declined has to be what a model is asked for
-    r"^\W*(?:(?:i am|i'm) (?:very |so |really |truly )?(?:sorry|afraid)|sorry|(?:my )?apologies|i apologi[sz]e)\b.{0,60}"
-    rf"(?:{_CANNOT} (?:\w+ )?{_DO}|(?:do not|don't) have (?:access|the ability|enough|any)|as an ai\b"
+    r"^\W*(?:(?:i am|i'm) (?:very |so |really |truly )?(?:sorry|afraid)|sorry|(?:my )?apologies|i apologi[sz]e)\b"
+    rf".{{0,60}}(?:{_CANNOT} (?:\w+ )?{_DO}|(?:do not|don't) have (?:access|the ability|enough|any)|as an ai\b"
     r"|not (?:appropriate|possible))",
     r"^\W*as an? (?:text-based )?"
     r"(?:ai|artificial intelligence|large language model|language model|virtual assistant)\b",
@@ -47,14 +47,15 @@ _ANYWHERE = [
 _SIGNS = (
     "language model",
     "ai ",
+    "ai-",
     "artificial intelligence",
     "n't have",
     "not have",
     "my training",
     "cutoff",
     "cut-off",
+    "against my",
 )
-_SIGNS += ("against my",)
 _OPENING = re.compile("|".join(_OPENINGS), re.DOTALL)
 _OWN = re.compile("|".join(_ANYWHERE))
 

@@ -185,7 +185,7 @@ class AnswerStore:
         if all(part.name.startswith(final) or part.name == PARKED for part in parts):
             return totals
         rows = (row for row in merged(parts) if row["reason"] is None)
-        written = []
+        written: list[str] = []
         while batch := list(itertools.islice(rows, 1)):
             where = self.folder / f"{final}{len(written):05d}.parquet"
             write_part(where, itertools.chain(batch, itertools.islice(rows, SHARD_ANSWERS - 1)))

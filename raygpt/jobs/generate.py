@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raygpt import storage
@@ -18,9 +20,11 @@ if TYPE_CHECKING:
 
 def _something_to_ask(config: Config) -> Iterator[Problem]:
     generate, teacher = config.generate, config.teacher
+    if teacher.engine != "endpoint" and teacher.endpoints:
+        yield "teacher.endpoints", f"has no meaning with teacher.engine={teacher.engine}: set teacher.engine=endpoint"
     if not generate.prompts and not generate.options:
         yield "generate.prompts", "is not set: name files with prompts, or give generate.options lists to cross"
-    if teacher.engine != "endpoint" and not teacher.model and not teacher.endpoints:
+    if teacher.engine != "endpoint" and not teacher.model:
         yield "teacher.model", "is not set: name the model that writes, or set teacher.engine=endpoint"
     if teacher.api_key_env is not None and teacher.api_key is None:
         yield "teacher.api_key_env", f"names {teacher.api_key_env}, which is not set in this environment"
@@ -41,6 +45,7 @@ DECLARATION = Job(
     "generate",
     "synthetic text from a teacher, never paid for twice",
     ("run", "teacher", "generate", "data", "scale", "track"),
+    reads=("serve", "model"),
     flags=("dry_run",),
     checks=(_something_to_ask, _a_limit_needs_a_price),
     place=55,
@@ -52,6 +57,10 @@ def run(config: Config, call: Call) -> int:
     from raygpt.run.frame import check_start, run_job
 
     production = resolve(config, call.command)
+    if production.start_teacher is None and cluster_named(config):
+        from raygpt.cluster.connect import connect
+
+        print(connect(config.scale), flush=True)
     if "dry_run" in call.flags:
         print(check_only(production))
         return 0
@@ -67,6 +76,11 @@ def run(config: Config, call: Call) -> int:
     # the last line is for scripts
     print(json.dumps(printed), flush=True)
     return outcome.exit_status
+
+
+def cluster_named(config: Config) -> bool:
+    """Whether the nodes of a cluster shall ask; an endpoint alone is asked from here, without Ray."""
+    return bool(config.scale.address) or os.environ.get("RAY_ADDRESS", "local") != "local"
 
 
 def spending(config: Config) -> Config:
@@ -86,6 +100,7 @@ def resolve(config: Config, command: str) -> Production:
     from raygpt.distill.limits import TokenPrice
     from raygpt.distill.produce import Production
     from raygpt.distill.templates import load_template
+    from raygpt.jobs.serve import running
     from raygpt.run.frame import run_location
 
     settings, teacher = config.generate, config.teacher
@@ -96,6 +111,9 @@ def resolve(config: Config, command: str) -> Production:
         )
     chat = None if settings.chat == "auto" else settings.chat
     template = load_template(settings.template, system=settings.system, chat=chat, text_words=settings.text_words)
+    own = teacher.engine != "endpoint"
+    # twice what the replicas decode at a time: the next ones are there when a place is free, none waits for long
+    room = 2 * teacher.max_sequences * teacher.replica_range[1]
     asking = Asking(
         model=teacher.model or "",
         endpoints=tuple(teacher.endpoints),
@@ -103,7 +121,7 @@ def resolve(config: Config, command: str) -> Production:
         temperature=settings.temperature,
         top_p=settings.top_p,
         stop=tuple(settings.stop),
-        concurrency=settings.concurrency,
+        concurrency=min(settings.concurrency, room) if own and teacher.engine != "vllm" else settings.concurrency,
         timeout_seconds=settings.timeout_seconds,
         retries=settings.retries,
         rate=settings.requests_per_second,
@@ -126,6 +144,7 @@ def resolve(config: Config, command: str) -> Production:
         sources=tuple(settings.prompts),
         template=template,
         options={name: tuple(values) for name, values in settings.options.items()},
+        subset=settings.subset,
         samples=settings.samples_per_prompt,
         id_column=settings.id_column,
         max_rows=settings.max_prompts,
@@ -133,6 +152,7 @@ def resolve(config: Config, command: str) -> Production:
         seed=settings.seed,
         asking=asking,
         api_key=teacher.api_key,
+        start_teacher=partial(running, config) if own else None,
         max_model_len=teacher.max_model_len,
         price=TokenPrice(teacher.usd_per_million_input or 0.0, teacher.usd_per_million_output or 0.0)
         if priced

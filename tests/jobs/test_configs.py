@@ -15,7 +15,9 @@ from raygpt.model.presets import PRESETS
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
 SWEEPS = [path for path in EVERY if "\ntune:" in path.read_text()]
-CONFIGS = [path for path in EVERY if path not in SWEEPS]
+GENERATED = [path for path in EVERY if "\ngenerate:" in path.read_text()]
+TEACHERS = [path for path in EVERY if "\nteacher:" in path.read_text()]
+CONFIGS = [path for path in EVERY if path not in {*SWEEPS, *TEACHERS}]
 # name -> (rows per step, steps, peak, warm-up, parameters), worked out from the recipes by hand
 RECIPES = {
     "gpt2-124m-fineweb": (512, 19_073, 6e-4, 715, 124_439_808),
@@ -47,6 +49,18 @@ def test_each_sweep_passes_a_dry_run_on_the_real_task(
     printed = capsys.readouterr().out
     assert f"Sweep {path.stem}" in printed and "408 to validate once" in printed
     assert f"raygpt tune --config jobs/configs/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", GENERATED, ids=lambda path: path.stem)
+def test_each_generation_says_how_it_is_run(path: Path) -> None:
+    from raygpt.distill.templates import load_template
+
+    config = load_config("generate", str(path), environ={})
+    settings = config.generate
+    assert config.run.name == path.stem and f"raygpt generate --config jobs/configs/{path.name}" in path.read_text()
+    assert load_template(settings.template, text_words=settings.text_words).fields == ("text",)
+    # the longest prompt, at two tokens a word, and the longest answer fit the teacher's context
+    assert 2 * (settings.text_words or 0) + settings.max_new_tokens < (config.teacher.max_model_len or 0)
 
 
 def test_the_study_grid_is_the_published_one() -> None:
