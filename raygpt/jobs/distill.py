@@ -41,7 +41,7 @@ def _sequence(config: Config, call: Call) -> int:
     from raygpt.jobs import pretrain
     from raygpt.run.frame import run_location
 
-    status = pretrain.run(config, call, real_text(config))
+    status = pretrain.run(config, call, real=real_text(config))
     if status == 0 and "dry_run" not in call.flags:
         names = [] if config.model.init_from == "random" else [config.model.init_from]
         compared = shlex.join(["raygpt", "evaluate", "--compare", *names, run_location(config).uri])

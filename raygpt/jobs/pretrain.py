@@ -25,7 +25,7 @@ DECLARATION = Job(
 )
 
 
-def run(config: Config, call: Call, real: RealText | None = None) -> int:
+def run(config: Config, call: Call, *, real: RealText | None = None) -> int:
     """Train. `real` is text, shards or raw, that is mixed with data.train."""
     from raygpt.jobs.prepare import raw_preparation, with_prepared_data, with_prepared_text
     from raygpt.train.resolve import resolve
@@ -33,7 +33,7 @@ def run(config: Config, call: Call, real: RealText | None = None) -> int:
     if "print_deepspeed" in call.flags:
         return print_deepspeed(config)
     if "dry_run" in call.flags:
-        return dry_run(config, real)
+        return dry_run(config, real=real)
     from raygpt.capacity.from_config import check_fit
     from raygpt.cluster.connect import connect
     from raygpt.train.trainer import run_training
@@ -121,7 +121,7 @@ def is_raw(config: Config, real: RealText | None) -> bool:
     return bool(expand_sources(raw_sources(real.uri), config.prepare.subset, "distill.real"))
 
 
-def dry_run(config: Config, real: RealText | None = None) -> int:
+def dry_run(config: Config, *, real: RealText | None = None) -> int:
     """Check everything that can be checked without starting: settings, arithmetic and, where it is there, the data."""
     from raygpt.data.sources import needs_preparing
     from raygpt.train.resolve import resolve
