@@ -137,12 +137,12 @@ class Client:
                 used = sum(usage)
                 if isinstance(answer, Answer):
                     endpoint.answered()
-                    return Outcome(answer, attempts, *wasted, lost)
+                    return Outcome(answer, attempts, wasted[0], wasted[1], lost)
                 wasted = [wasted[0] + usage[0], wasted[1] + usage[1]]
                 raise answer
             except _Never as error:
                 endpoint.answered()
-                return Outcome(Parked(key, question, str(error)), attempts, *wasted, lost)
+                return Outcome(Parked(key, question, str(error)), attempts, wasted[0], wasted[1], lost)
             except _Again as error:
                 lost += error.lost
                 last = endpoint
@@ -158,7 +158,7 @@ class Client:
                 tries += 1
                 if tries > self.asking.retries:
                     reason = f"no answer in {tries} tries, at last: {error}"
-                    return Outcome(Parked(key, question, reason), attempts, *wasted, lost)
+                    return Outcome(Parked(key, question, reason), attempts, wasted[0], wasted[1], lost)
                 await self._pause(backoff(tries))
             finally:
                 self._tokens.give_back(most - used)

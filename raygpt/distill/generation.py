@@ -63,12 +63,13 @@ class Counts:
 @dataclass
 class Usage:
     """What all calls for a generation took beside its answers: seconds of asking, requests, tokens of replies that
-    were of no use."""
+    were of no use; GPUs of the teacher, where it was started here."""
 
     seconds: float = 0.0
     requests: int = 0
     wasted_prompt_tokens: int = 0
     wasted_answer_tokens: int = 0
+    gpus: float = 0.0
 
 
 class Generation:
@@ -179,6 +180,7 @@ class Generation:
                 "requests": before.requests + tally.requests,
                 "wasted_prompt_tokens": before.wasted_prompt_tokens + tally.wasted_prompt_tokens,
                 "wasted_answer_tokens": before.wasted_answer_tokens + tally.wasted_answer_tokens,
+                "gpus": before.gpus,
             }
         )
 
@@ -216,7 +218,8 @@ def write_parked(parked: Iterable[Parked], where: Location) -> None:
 
 def scan_prompts(prompts: Prompts, generation: Generation, work: Path, scans: ScanUnits | None = None) -> None:
     """Read all prompts into the generation. Raises UserError with file and line for what cannot be asked."""
-    ids, bad, counts = Ledger(work), [], generation.counts
+    ids, counts = Ledger(work), generation.counts
+    bad: list[tuple[Unit, int, str]] = []
     number_of = {unit: number for number, unit in enumerate(prompts.units)}
     for unit, found in (scans or scan_here)(prompts):
         generation.add(found.keys)

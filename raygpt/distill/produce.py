@@ -5,146 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raygpt import storage
-from raygpt.data.tokenizer import Tokenizer
 from raygpt.distill.answers import Answer, Question, generation_name
 from raygpt.distill.asking import Tally
 from raygpt.distill.card import Facts, table
 from raygpt.distill.client import Asking, Client, Stopped
-from raygpt.distill.documents import QualityOptions, make_documents
+from raygpt.distill.documents import make_documents
 from raygpt.distill.endpoints import choose_model, look
-from raygpt.distill.generation import ANSWERS, PARKED_FILE, Counts, Generation, scan_here, scan_prompts, write_parked
+from raygpt.distill.generation import ANSWERS, PARKED_FILE, Generation, write_parked
 from raygpt.distill.limits import Spend, TokenPrice
-from raygpt.distill.nodes import NodeAskers, other_nodes, scan_on_nodes
-from raygpt.distill.prompts import Prompts, open_prompts, questions
-from raygpt.distill.templates import Template
+from raygpt.distill.nodes import NodeAskers, other_nodes
+from raygpt.distill.production import Production, described, find_teacher, open_generation
 from raygpt.errors import UserError
 from raygpt.run.frame import COMPLETE, FAILED, FINISHED, SPENT, STOPPED, Outcome, Run, run_location
 from raygpt.run.lock import RunLock
-from raygpt.run.stop import StopToken
+from raygpt.run.stop import BUDGET
 from raygpt.storage import Location
 from raygpt.track.meter import Meter
 from raygpt.track.progress import human_count, human_duration
 
 # A mark is a digit or two; its question's version stands for the wording.
 MARKS, MARK_TOKENS = "marks-1", 8
-
-
-# Runs a teacher while its block does, and gives its URL.
-StartTeacher = Callable[[StopToken, Callable[[str], None]], contextlib.AbstractContextManager[str]]
-
-
-@dataclass(frozen=True)
-class Production:
-    """The settings of a run, as plain values. `price` is None where tokens cost nothing by themselves; `start_teacher`
-    starts a teacher of one's own, where the endpoints are not somebody else's."""
-
-    sources: tuple[str, ...]
-    template: Template
-    asking: Asking
-    output: Location
-    tokenizer: Tokenizer
-    quality: QualityOptions
-    options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    subset: str | None = None
-    samples: int = 1
-    id_column: str | None = "id"
-    max_rows: int | None = None
-    skip_bad_rows: bool = False
-    seed: int = 0
-    api_key: str | None = field(default=None, repr=False)
-    start_teacher: StartTeacher | None = None
-    max_model_len: int | None = None
-    price: TokenPrice | None = None
-    max_cost_usd: float | None = None
-    retry_parked: bool = False
-    with_prompt: bool = False
-    command: str = ""
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """Who answers: the model's name and context, None where nobody says it; `problem` where it does not answer now."""
-
-    model: str
-    context: int | None
-    problem: str | None = None
-
-
-def find_teacher(production: Production) -> Teacher:
-    """Look at the endpoints. Raises UserError for a model that one of them does not have and for a refused key."""
-    asking = production.asking
-    if production.start_teacher is not None:  # not before it is known that there is something to ask
-        return Teacher(asking.model, production.max_model_len)
-    try:
-        served, silent = asyncio.run(look(asking.endpoints, production.api_key))
-    except UserError as error:
-        if not asking.model or "refuses" in str(error):
-            raise
-        return Teacher(asking.model, production.max_model_len, str(error))
-    model, context = choose_model(asking.model or None, served)
-    for sentence in silent:
-        print(f"{sentence}: the others are asked.", flush=True)
-    return Teacher(model, min(filter(None, (context, production.max_model_len)), default=None))
-
-
-def open_generation(production: Production, teacher: Teacher, work: Path) -> Generation:
-    """The generation that these settings ask for, with all its prompts read. Raises UserError for what cannot be asked,
-    with file and line."""
-    asking, template = production.asking, production.template
-    sampling = {**asking.sampling, "seed": production.seed}
-    name = generation_name(teacher.model, sampling, template.version)
-    if teacher.context is not None and asking.max_new_tokens >= teacher.context:
-        raise UserError(
-            f"generate.max_new_tokens={asking.max_new_tokens:,} leaves no room for a prompt in the teacher's context "
-            f"of {teacher.context:,} tokens: lower it."
-        )
-    prompts = open_prompts(
-        production.sources,
-        Prompts(
-            (),
-            template,
-            name,
-            production.options,
-            production.samples,
-            production.id_column,
-            production.max_rows,
-            teacher.context,
-            asking.max_new_tokens,
-            production.skip_bad_rows,
-        ),
-        production.subset,
-    )
-    about = {"generation": name, "model": teacher.model, "sampling": sampling, "template": template.version}
-    asked = partial(questions, prompts)
-    generation = Generation(name, asked, production.output, about, work / "questions", asking.max_new_tokens)
-    scan_prompts(prompts, generation, work / "ids", scan_on_nodes if other_nodes() else scan_here)
-    return generation
-
-
-def check_only(production: Production) -> str:
-    """All that can be told without asking, in one line. Raises UserError for everything that is wrong."""
-    with tempfile.TemporaryDirectory(prefix="raygpt-") as folder:
-        teacher = find_teacher(production)
-        generation = open_generation(production, teacher, Path(folder))
-        counts = generation.settle(write=False)
-        return f"{described(counts)}; generation {generation.name} of {teacher.model}; nothing was asked."
-
-
-def described(counts: Counts) -> str:
-    """`1,200 rows, 2,400 prompts: 800 answered, 3 parked, 1,597 to ask`."""
-    more = f" ({counts.repeated:,} more of them repeat one)" if counts.repeated else ""
-    left_out = f", {counts.bad_rows:,} left out," if counts.bad_rows else ","
-    return (
-        f"{counts.rows:,} rows{left_out} {counts.total:,} prompts{more}: {counts.answered:,} answered, "
-        f"{counts.parked:,} parked, {counts.to_ask:,} to ask"
-    )
 
 
 def produce(production: Production, run: Run, printed: dict[str, Any]) -> Outcome:
@@ -178,7 +65,8 @@ class _Producing:
                 raise UserError(self.teacher.problem)
             return production.asking.endpoints, self.teacher.model
         if self._endpoints is None:
-            url = self._teaching.enter_context(production.start_teacher(self.run.stop, self.run.say))
+            url, gpus = self._teaching.enter_context(production.start_teacher(self.run.stop, self.run.say))
+            self.generation.usage.gpus = gpus
             if self.run.stop.requested:
                 raise Stopped
             served, _ = asyncio.run(look((url,), None))
@@ -207,7 +95,8 @@ class _Producing:
         totals = generation.finish()
         write_parked(generation.parked(), production.output / PARKED_FILE)
         printed.update(self.figures(totals))
-        if run.stop.requested:
+        spent = out_of_money or run.stop.reason == BUDGET
+        if run.stop.requested and not spent:
             return Outcome(STOPPED, dict(printed), closing=_closing(printed, "go on"))
         if not totals["answered"]:
             reason = next((parked.reason for parked in generation.parked()), "nothing was asked")
@@ -217,8 +106,8 @@ class _Producing:
         except Stopped:
             return Outcome(STOPPED, dict(printed), closing=_closing(printed, "go on"))
         printed.update(self.figures(totals) | made)
-        if out_of_money:
-            return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"))
+        if spent:  # the documents are of what was paid for
+            return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"), limit=production.limit)
         return Outcome(FINISHED if self.tally.done else COMPLETE, dict(printed), closing=_closing(printed, "end"))
 
     @property
@@ -256,6 +145,7 @@ class _Producing:
             prompt_tokens=totals["prompt_tokens"],
             answer_tokens=totals["answer_tokens"],
             seconds=generation.usage.seconds,
+            gpus=generation.usage.gpus or None,
             cost_usd=figures["total_cost_usd"],
             command=production.command,
         )
@@ -292,9 +182,7 @@ class _Producing:
         """What the last line and summary.json say. Tokens, requests and cost_usd are of this call, total_cost_usd of
         all; teacher_tokens are what the teacher wrote."""
         run, price, counts, tally = self.run, self.production.price, self.generation.counts, self.tally
-        by_time, total_by_time = 0.0, run.cost_usd()
-        if total_by_time:
-            by_time = total_by_time * (1 - run.lock.earlier_seconds / run.lock.wall_seconds)
+        by_time, total_by_time = _usd_by_time(run), run.cost_usd()
         known = price is not None or total_by_time is not None
         total = (self.generation.spent(price) + self.marks_usd if price else 0.0) + (total_by_time or 0.0)
         return {
@@ -335,7 +223,7 @@ def _closing(figures: dict[str, Any], how: str) -> str:
     if how == "go on":
         return f"with {done}; answers are kept."
     if how == "limit":
-        return f"generate.max_cost_usd is reached with {done}: raise it to go on."
+        return f"with {done}; {figures['documents']:,} documents. Raise the limit to go on."
     return f"{done}; {figures['documents']:,} documents."
 
 
@@ -348,10 +236,15 @@ def _meter(run: Run) -> Iterator[Meter]:
         meter.close()
 
 
+def _usd_by_time(run: Run) -> float:
+    """What the machines have cost since this start of the run, 0 without a price."""
+    return (run.cost_usd() or 0.0) * (1 - run.lock.earlier_seconds / max(run.lock.wall_seconds, 1e-9))
+
+
 def _show(meter: Meter, production: Production, run: Run, tally: Tally) -> None:
     """`generate ####....  50% | 1,200 answered | 3 parked | 1.2k tok/s | $0.12 | $1.10/1M tokens | eta 4m10s`."""
     price = production.price
-    usd = (tally.usd if price is not None else 0.0) + (run.cost_usd() or 0.0)
+    usd = tally.usd + _usd_by_time(run)
     figures = [f"{tally.answered:,} answered", f"{human_count(tally.speed[1])} tok/s"]
     if tally.parked:
         figures.insert(1, f"{tally.parked:,} parked")

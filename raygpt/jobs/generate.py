@@ -15,7 +15,7 @@ from raygpt.config.section import Problem
 from raygpt.errors import UserError
 
 if TYPE_CHECKING:
-    from raygpt.distill.produce import Production
+    from raygpt.distill.production import Production
 
 
 def _something_to_ask(config: Config) -> Iterator[Problem]:
@@ -53,7 +53,8 @@ DECLARATION = Job(
 
 
 def run(config: Config, call: Call) -> int:
-    from raygpt.distill.produce import check_only, produce
+    from raygpt.distill.produce import produce
+    from raygpt.distill.production import check_only
     from raygpt.run.frame import check_start, run_job
 
     production = resolve(config, call.command)
@@ -98,7 +99,7 @@ def resolve(config: Config, command: str) -> Production:
     from raygpt.distill.client import Asking
     from raygpt.distill.documents import QualityOptions
     from raygpt.distill.limits import TokenPrice
-    from raygpt.distill.produce import Production
+    from raygpt.distill.production import Production
     from raygpt.distill.templates import load_template
     from raygpt.jobs.serve import running
     from raygpt.run.frame import run_location
@@ -158,6 +159,7 @@ def resolve(config: Config, command: str) -> Production:
         if priced
         else None,
         max_cost_usd=settings.max_cost_usd if priced else None,
+        limit="track.max_cost_usd" if settings.max_cost_usd is None else "generate.max_cost_usd",
         retry_parked=settings.retry_parked,
         output=storage.locate(settings.output) if settings.output else run_location(config),
         tokenizer=load_tokenizer(config.data.tokenizer),

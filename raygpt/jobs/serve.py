@@ -206,8 +206,8 @@ def _vllm(config: Config, replicas: Replicas, environment: dict[str, str]) -> An
 
 
 @contextlib.contextmanager
-def running(config: Config, stop: StopToken, say: Callable[[str], None]) -> Iterator[str]:
-    """The URL (ending in /v1) of the teacher's server, which runs on this machine's loopback while the block does."""
+def running(config: Config, stop: StopToken, say: Callable[[str], None]) -> Iterator[tuple[str, float]]:
+    """(URL ending in /v1, GPUs) of the teacher's server, which runs on this machine's loopback while the block does."""
     began = time.monotonic()
     import ray
 
@@ -235,7 +235,8 @@ def running(config: Config, stop: StopToken, say: Callable[[str], None]) -> Iter
             if not server.stopped:
                 name = model_name(listening.url, None)
                 say(f"Teacher {name} ready after {time.monotonic() - began:.1f} s.")
-            yield f"{listening.url}/v1"
+            each = vllm.gpus_per_replica(config.teacher.vllm) if uses_vllm else replicas.gpus
+            yield f"{listening.url}/v1", replicas.fewest * each
     finally:
         if own:
             ray.shutdown()

@@ -37,12 +37,13 @@ def run_location(config: Config) -> Location:
 @dataclass
 class Outcome:
     """How a run ended: finished, early, stopped, budget (both go on later), complete (nothing to do) or failed (its
-    parts did). `closing` are the last words."""
+    parts did). `closing` are the last words; `limit` is the setting that a budget was."""
 
     outcome: str
     summary: dict[str, Any] = field(default_factory=dict)
     signal: int = 0
     closing: str = ""
+    limit: str = "track.max_cost_usd"
 
     @property
     def exit_status(self) -> int:
@@ -150,7 +151,7 @@ def run_job(
             if report is not None:
                 report(folder)
         if ended in (STOPPED, SPENT):
-            why = "Stopped" if ended == STOPPED else "track.max_cost_usd is reached: stopped"
+            why = "Stopped" if ended == STOPPED else f"{outcome.limit} is reached: stopped"
             run.say(f"{why} {outcome.closing} To go on: {again}")
         elif outcome.closing:
             run.say(outcome.closing)

@@ -110,7 +110,7 @@ def test_a_limit_in_dollars_ends_the_run_with_what_was_paid_for(
         said, printed = generate(capsys, words(tmp_path, endpoint, *limits))
         assert 280 < said["cost_usd"] == endpoint.teacher.tokens <= 300
     assert said["documents"] == said["answered"] < 60
-    assert "generate.max_cost_usd is reached with" in printed and "To go on: raygpt generate" in printed
+    assert "generate.max_cost_usd is reached: stopped with" in printed and "To go on: raygpt generate" in printed
 
 
 def test_a_key_goes_to_the_endpoint_and_nowhere_else(
