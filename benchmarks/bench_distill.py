@@ -8,13 +8,13 @@
 A stage whose result lies in --home is not done again, and what a kill left is gone on with. With --endpoint=URL a
 teacher that is served already writes the text, in place of one that is started for it.
 
-| stage | what it makes |
-|---|---|
-| text | documents of ../shared/data/pretrain_text on three sides, by a hash of each: 80 % to pretrain on, 16 % of real text to train the student further on, 4 % held out; and the prompts |
-| student | a tokenizer of 8,192 and a GPT of 1.9 million parameters, one pass over the first side (40 minutes of a core) |
-| generate | the teacher's answers: instructions as they are, documents of the first side rewritten |
-| arms | the student trained further, three seeds each: on the teacher's text, on half of each, on real text that holds as many tokens; the same number of steps and tokens for all |
-| compare | base, arms and teacher on held-out teacher text and on held-out real text; distill.json and the card here |
+text:     documents of ../shared/data/pretrain_text on three sides, by a hash of each: 80 % to pretrain on, 16 % of real
+          text to train the student further on, 4 % held out; and the prompts
+student:  a tokenizer of 8,192 and a GPT of 1.9 million parameters, one pass over the first side (40 minutes of a core)
+generate: the teacher's answers: instructions as they are, documents of the first side rewritten
+arms:     the student trained further, three seeds each: on the teacher's text, on half of each, on real text that holds
+          as many tokens; the same number of steps and tokens for all
+compare:  base, arms and teacher on held-out teacher text and on held-out real text; distill.json and the card here
 
 Prompts come from the side that the student was pretrained on, so that nothing that is held out was shown to anybody.
 Figures are bits per byte. For every arm: each seed's with its interval over documents, and the mean over the seeds
