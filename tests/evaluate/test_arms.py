@@ -18,8 +18,9 @@ from raygpt.evaluate.document_losses import DocumentLosses
 from raygpt.evaluate.documents import Documents
 from raygpt.evaluate.subject import open_subject
 from raygpt.model.gpt import GPT, GPTConfig
-from raygpt.parallel import checkpoint
-from raygpt.parallel.checkpoint import RunState, TensorStream
+from raygpt.model.tensorfile import TensorStream
+from raygpt.parallel import checkpoint, saving
+from raygpt.parallel.checkpoint import RunState
 from raygpt.storage import locate
 from tests.jobs.conftest import write_shards
 
@@ -73,7 +74,7 @@ def save_run(root: Path, name: str, tokens: int, usd: float | None, **settings: 
         "config.yaml": json.dumps(settings).encode(),  # JSON is YAML
         "tokenizer.json": tokenizer.to_json(),
     }
-    checkpoint.write(locate(root / name / "checkpoints" / checkpoint.folder_name(3)), files)
+    saving.write(locate(root / name / "checkpoints" / checkpoint.folder_name(3)), files)
     (root / name / "summary.json").write_text(json.dumps({"steps": 3, "cost_usd": usd}))
     return root / name
 
