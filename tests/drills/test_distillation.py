@@ -25,10 +25,11 @@ SMALL = {
     "prepare": ["--prepare.max_documents=150", "--data.tokenizer=train:512"],
     "pretrain": ["--train.epochs=none", "--train.max_steps=20", "--eval.batches=2"],
     "generate": [
-        "--generate.max_prompts=16",
+        "--generate.max_prompts=24",
         "--generate.max_new_tokens=40",
         "--generate.min_characters=20",
-        "--generate.val_fraction=0.3",
+        "--generate.filters=[]",
+        "--generate.val_fraction=0.5",
     ],
     "distill": ["--train.max_steps=6", "--train.global_batch_tokens=256", "--eval.batches=2"],
     "finetune": ["--train.max_steps=6", "--train.global_batch_tokens=256", "--eval.batches=2"],
