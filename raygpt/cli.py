@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shlex
 import sys
@@ -43,7 +44,7 @@ def _run(name: str, words: list[str]) -> int:
 
         close = difflib.get_close_matches(name, jobs, n=1)
         raise UserError(f"{name!r} is no job{f': did you mean {close[0]}?' if close else ''} (jobs: {', '.join(jobs)})")
-    file, options, flags = parse(words, ("print_config", "help", *job.flags), dict(job.aliases))
+    file, options, flags = parse(words, ("print_config", "help", *job.flags), dict(job.aliases), job.lists)
     if "help" in flags:
         print(job_help(name))
         return 0
@@ -65,11 +66,14 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def parse(
-    words: Sequence[str], flags: Sequence[str], aliases: Mapping[str, str] | None = None
+    words: Sequence[str],
+    flags: Sequence[str],
+    aliases: Mapping[str, str] | None = None,
+    lists: Sequence[str] = (),
 ) -> tuple[str | None, dict[str, str], set[str]]:
     """(--config file, {dotted key: text}, flags given) from `--key=value`, `--key value` and `--flag`.
 
-    A name that is a flag and an alias takes a value where one follows.
+    A name that is a flag and an alias takes a value where one follows, an alias in `lists` all words that do.
     """
     file, options, given = None, {}, set()
     rest = list(words)
@@ -91,6 +95,11 @@ def parse(
             if not rest:
                 raise UserError(f"--{key} needs a value: write --{key}=value.")
             value = rest.pop(0)
+            if name in lists:
+                many = [value]
+                while rest and not rest[0].startswith("--"):
+                    many.append(rest.pop(0))
+                value = json.dumps(many)  # as a file would have it
         if key == "config":
             file = value
         else:

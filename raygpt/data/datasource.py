@@ -14,10 +14,10 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from raygpt.data.order import Chunk
-from raygpt.data.shards import Layout
+from raygpt.data.shards import AnyLayout
 from raygpt.data.stream import Source
 
-_layouts: dict[tuple[str, str], Layout] = {}  # of this process: thousands of tasks read one folder
+_layouts: dict[tuple[str, str], AnyLayout] = {}  # of this process: thousands of tasks read one folder
 
 
 class TokenDatasource(Datasource):

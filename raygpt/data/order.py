@@ -89,6 +89,14 @@ class Order:
         """(epoch, step in that epoch) of the run's 0-based `step`."""
         return divmod(step, self.steps_per_epoch)
 
+    def epochs(self, steps: int) -> float:
+        """Passes over the corpus that the run's first `steps` make."""
+        return steps / self.steps_per_epoch
+
+    def run_step(self, epoch: int, step: int) -> int:
+        """The run's step at that position."""
+        return epoch * self.steps_per_epoch + step
+
     def offset(self, epoch: int) -> int:
         """First token of the epoch's first row: seeded, in [0, seq_len), less where that would cost a step."""
         slack = (self.total_tokens - 1) - self.steps_per_epoch * self.global_batch_rows * self.seq_len
@@ -115,18 +123,34 @@ class Order:
         """Row numbers of a chunk's steps for some lanes: (steps, lanes) int64."""
         lane = np.arange(self.global_batch_rows, dtype=np.int64)[lanes]
         step = np.arange(chunk.first_step, chunk.first_step + chunk.steps, dtype=np.int64)
+        return self._rows_of(chunk.epoch, step[:, None], lane[None, :])
+
+    def starts(self, epoch: int, rows: np.ndarray) -> np.ndarray:
+        """First token of each row in the token stream: int64, same shape as `rows`."""
+        return self.offset(epoch) + rows * self.seq_len
+
+    def chunk_starts(self, chunk: Chunk, lanes: slice = slice(None)) -> np.ndarray:
+        """First tokens of the rows of a chunk's steps for some lanes: (steps, lanes) int64."""
+        return self.starts(chunk.epoch, self.chunk_rows(chunk, lanes))
+
+    def starts_of_taken(self, number: np.ndarray) -> np.ndarray:
+        """First token of the `number`-th row of the run, counted from 0 over steps and lanes: same shape, int64."""
+        step, lane = np.divmod(number, self.global_batch_rows)
+        epoch, step = np.divmod(step, self.steps_per_epoch)
+        out = np.empty_like(number)
+        for one in np.unique(epoch).tolist():
+            here = epoch == one
+            out[here] = self.starts(one, self._rows_of(one, step[here], lane[here]))
+        return out
+
+    def _rows_of(self, epoch: int, step: np.ndarray, lane: np.ndarray) -> np.ndarray:
         # the last window also takes the remainder: a shorter one could hold two rows of a run in one step
         size = self.run_rows
         last = max(1, self.steps_per_epoch // size) - 1
         window = np.minimum(step // size, last)
         length = np.where(window == last, self.steps_per_epoch - last * size, size)
         begin = window * size
-        entry = (begin * self.global_batch_rows + step - begin)[:, None] + lane[None, :] * length[:, None]
-        return self._row_at(chunk.epoch, entry)
-
-    def starts(self, epoch: int, rows: np.ndarray) -> np.ndarray:
-        """First token of each row in the token stream: int64, same shape as `rows`."""
-        return self.offset(epoch) + rows * self.seq_len
+        return self._row_at(epoch, begin * self.global_batch_rows + step - begin + lane * length)
 
     def _row_at(self, epoch: int, entry: np.ndarray) -> np.ndarray:
         # place in the epoch's permuted runs, laid end to end -> row; only the corpus's last run may be shorter

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raygpt import storage
 from raygpt.data.cache import ShardCache
-from raygpt.data.shards import Layout, Manifest, load_manifest, read_manifest
+from raygpt.data.shards import AnyLayout, JoinedLayout, Layout, Manifest, load_manifest, read_manifest
 from raygpt.storage import Location
 
 READ_THREADS = 16  # a ranged GET waits 20-100 ms: parallel ones hide it
@@ -128,3 +128,30 @@ class TokenReader:
                     raise storage.explain(error, self._where(index)) from error
                 time.sleep(2.0**attempt / 4)
         raise AssertionError("unreachable")
+
+
+class JoinedReader:
+    """Tokens of two shard folders as one stream, each read in its own way."""
+
+    def __init__(self, layout: JoinedLayout, cache_bytes: int = 0) -> None:
+        self.layout, self.dtype, self.total_tokens = layout, layout.numpy_dtype, layout.tokens
+        self._readers = [TokenReader(folder, cache_bytes) for folder in layout.folders]
+
+    def read_rows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """As `TokenReader.read_rows`. No row may run from one folder into the other (IndexError).
+
+        Rows are asked for in the order of their places: lanes of a mixture move on, and rows that are neighbours in a
+        folder seldom stand beside each other in `starts`.
+        """
+        out = np.empty((len(starts), length), self.dtype)
+        border = self.layout.first.tokens
+        for reader, base, here in zip(self._readers, (0, border), (starts < border, starts >= border)):
+            index = np.flatnonzero(here)
+            index = index[np.argsort(starts[index], kind="stable")]
+            out[index] = reader.read_rows(starts[index] - base, length)
+        return out
+
+
+def open_reader(layout: AnyLayout, cache_bytes: int = 0) -> TokenReader | JoinedReader:
+    """Reader of one folder, or of two as one."""
+    return JoinedReader(layout, cache_bytes) if isinstance(layout, JoinedLayout) else TokenReader(layout, cache_bytes)

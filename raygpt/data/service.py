@@ -24,7 +24,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raygpt import storage
 from raygpt.data.order import Chunk, power_of_two_at_most
 from raygpt.data.stream import Block, Source
 
@@ -198,7 +197,7 @@ def _read(layout: Any, parts: list[tuple[Source, Chunk]]) -> list[Any]:
     dataset = ray.data.read_datasource(
         TokenDatasource(layout, parts),
         override_num_blocks=len(parts),
-        concurrency=READ_TASKS[storage.locate(parts[0][0].layout.uri).is_local],
+        concurrency=READ_TASKS[parts[0][0].layout.is_local],
         ray_remote_args={
             # no CPU of its own: workers may hold them all, and a read waits on storage more than it computes
             "num_cpus": 0,

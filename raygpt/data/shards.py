@@ -121,6 +121,52 @@ class Layout:
     def numpy_dtype(self) -> np.dtype[Any]:
         return DTYPES[self.dtype]
 
+    @property
+    def is_local(self) -> bool:
+        return storage.locate(self.uri).is_local
+
+    @property
+    def folders(self) -> tuple[Layout, ...]:
+        return (self,)
+
+
+@dataclass(frozen=True)
+class JoinedLayout:
+    """Two shard folders as one stream of tokens: those of the second follow those of the first.
+
+    They may lie in different storages, and have ids of different width: reads give the wider one.
+    """
+
+    first: Layout
+    second: Layout
+
+    @property
+    def folders(self) -> tuple[Layout, ...]:
+        return (self.first, self.second)
+
+    @property
+    def uri(self) -> str:
+        return f"{self.first.uri} and {self.second.uri}"
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.first.fingerprint} and {self.second.fingerprint}"
+
+    @property
+    def tokens(self) -> int:
+        return self.first.tokens + self.second.tokens
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return max(self.first.numpy_dtype, self.second.numpy_dtype, key=lambda dtype: dtype.itemsize)
+
+    @property
+    def is_local(self) -> bool:
+        return self.first.is_local and self.second.is_local
+
+
+AnyLayout = Layout | JoinedLayout
+
 
 def fingerprint(dtype: str, tokenizer_sha256: str, shards: Sequence[Shard]) -> str:
     """sha256 (hex) over dtype, tokenizer and the shards' own hashes in order."""

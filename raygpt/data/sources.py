@@ -63,7 +63,6 @@ def raw_options(
     raw_train, raw_val = not is_prepared(train), val is not None and not is_prepared(val, "val")
     if not raw_train and not raw_val:
         return None
-    home = storage.locate(settings.output)
     options = replace(
         settings,
         sources=raw_sources(train) if raw_train else [],
@@ -75,13 +74,19 @@ def raw_options(
         options = replace(held_out, val_split="documents" if raw_val else "none")
     if not raw_train:
         options = replace(options, tokenizer=_shards_tokenizer(train), max_documents=None)
+    options = _in_its_folder(options)
+    if val is not None and not raw_val:
+        _check_beside(val, options)
+    return options
+
+
+def _in_its_folder(options: PrepareOptions) -> PrepareOptions:
+    """With a folder of its own in the output, named by all that the shards depend on, and its tokenizer loaded."""
     check_options(options)
     units, val_units = expand(options)
     used = options.load_tokenizer()
-    if val is not None and not raw_val:
-        _check_beside(val, used, options)
     name = request_name(describe_request(options, units, val_units, used))
-    return replace(options, output=(home / name).uri, tokenizer=used or options.tokenizer)
+    return replace(options, output=(storage.locate(options.output) / name).uri, tokenizer=used or options.tokenizer)
 
 
 def manifests(train: str, val: str) -> tuple[Manifest, Manifest]:
@@ -95,6 +100,40 @@ def manifests(train: str, val: str) -> tuple[Manifest, Manifest]:
     return first, second
 
 
+def real_manifest(real: str, train: Manifest, train_uri: str) -> tuple[str, Manifest]:
+    """Folder and manifest of the shards distill.real, a folder or an output of `raygpt prepare`.
+
+    Raises UserError where they were made with another tokenizer than data.train.
+    """
+    folder = storage.locate(real)
+    if storage.exists(folder / "train" / MANIFEST):
+        folder = folder / "train"
+    found = load_manifest(folder)
+    if found.tokenizer.sha256 != train.tokenizer.sha256:
+        raise UserError(
+            f"distill.real={real} was made with tokenizer {found.tokenizer.name} of {found.tokenizer.vocab_size:,}, "
+            f"data.train={train_uri} with {train.tokenizer.name} of {train.tokenizer.vocab_size:,}: prepare both with "
+            "one tokenizer, or name distill.real's raw text."
+        )
+    return folder.uri, found
+
+
+def real_options(real: str, train: str, settings: PrepareOptions) -> PrepareOptions:
+    """How to make shards of the raw text distill.real: all of it, with the tokenizer of the shards data.train.
+
+    `settings` say how, and their output is the folder of all such shards. Raises UserError for text that is not there.
+    """
+    options = replace(
+        settings,
+        sources=raw_sources(real),
+        tokenizer=_shards_tokenizer(train, "distill.real"),
+        sources_setting="distill.real",
+        val_split="none",
+        val_sources=[],
+    )
+    return _in_its_folder(options)
+
+
 def raw_sources(uri: str) -> list[str]:
     """Sources of raw text that a data setting names, separated by commas where no file has that name."""
     if "," in uri and "://" not in uri and storage.exists(storage.locate(uri)):
@@ -102,7 +141,7 @@ def raw_sources(uri: str) -> list[str]:
     return [part.strip() for part in uri.split(",") if part.strip()]
 
 
-def _shards_tokenizer(train: str) -> Tokenizer:
+def _shards_tokenizer(train: str, raw: str = "data.val") -> Tokenizer:
     folder = storage.locate(train)
     if storage.exists(folder / "train" / MANIFEST):
         folder = folder / "train"
@@ -113,19 +152,20 @@ def _shards_tokenizer(train: str) -> Tokenizer:
         found = None
     if found is None or found.sha256 != info.sha256:
         raise UserError(
-            f"data.val is raw text but {(folder / TOKENIZER).uri} {'is missing' if found is None else 'is another one'}"
+            f"{raw} is raw text but {(folder / TOKENIZER).uri} {'is missing' if found is None else 'is another one'}"
             ": put the tokenizer that data.train was made with there, or name a validation shard folder."
         )
     return found
 
 
-def _check_beside(val: str, tokenizer: Tokenizer | None, options: PrepareOptions) -> None:
+def _check_beside(val: str, options: PrepareOptions) -> None:
     folder = storage.locate(val)
     if storage.exists(folder / "val" / MANIFEST):
         folder = folder / "val"
     made_with = load_manifest(folder).tokenizer
-    if tokenizer is None or tokenizer.sha256 != made_with.sha256:
-        wanted = tokenizer.name if tokenizer else options.tokenizer
+    chosen = options.tokenizer
+    if isinstance(chosen, str) or chosen.sha256 != made_with.sha256:
+        wanted = chosen if isinstance(chosen, str) else chosen.name
         raise UserError(
             f"data.val={val} was made with tokenizer {made_with.name} of {made_with.vocab_size:,} but data.train is "
             f"raw text for {wanted}: name data.val's raw text too, or set data.tokenizer={folder.uri}."

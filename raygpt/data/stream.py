@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raygpt.data.order import Chunk, Order, lanes_of, power_of_two_at_most
-from raygpt.data.reader import TokenReader
-from raygpt.data.shards import Layout
+from raygpt.data.mixture import AnyOrder
+from raygpt.data.order import Chunk, lanes_of, power_of_two_at_most
+from raygpt.data.reader import JoinedReader, TokenReader, open_reader
+from raygpt.data.shards import AnyLayout
 
 MMAP_BLOCK_BYTES = 16 * 2**20  # whole runs of a lane in one read, where a step is not larger itself
 MMAP_BLOCK_STEPS = 64
@@ -46,8 +47,8 @@ class Block:
 class Source:
     """What a rank reads: picklable and free of credentials."""
 
-    layout: Layout
-    order: Order
+    layout: AnyLayout
+    order: AnyOrder
     rank: int
     world_size: int
     cache_bytes: int = 0
@@ -67,16 +68,15 @@ class Source:
 
     def read(self, chunk: Chunk) -> tuple[np.ndarray, np.ndarray]:
         """(positions (steps * local_rows,) int64, tokens (steps * local_rows, seq_len + 1)) of a chunk."""
-        rows = self.order.chunk_rows(chunk, self.lanes)
         # read lane by lane: a lane's steps are neighbouring rows
-        starts = self.order.starts(chunk.epoch, rows.T.ravel())
+        starts = self.order.chunk_starts(chunk, self.lanes).T.ravel()
         tokens = _reader(self.layout, self.cache_bytes).read_rows(starts, self.order.seq_len + 1)
         tokens = tokens.reshape(self.local_rows, chunk.steps, -1).swapaxes(0, 1)
         return self.positions(chunk), tokens.reshape(-1, self.order.seq_len + 1)
 
     def positions(self, chunk: Chunk) -> np.ndarray:
-        """Number of each row in the run: (epoch * steps_per_epoch + step) * global_batch_rows + lane."""
-        step = chunk.epoch * self.order.steps_per_epoch + chunk.first_step + np.arange(chunk.steps, dtype=np.int64)
+        """Number of each row in the run: the run's step * global_batch_rows + lane."""
+        step = self.order.run_step(chunk.epoch, chunk.first_step) + np.arange(chunk.steps, dtype=np.int64)
         lane = np.arange(self.lanes.start, self.lanes.stop, dtype=np.int64)
         return (step[:, None] * self.order.global_batch_rows + lane).ravel()
 
@@ -116,13 +116,13 @@ def mapped_blocks(source: Source, first_step: int, last_step: int) -> Iterator[B
         step += chunk.steps
 
 
-_readers: dict[tuple[str, str, int], TokenReader] = {}  # of this process: open files are worth keeping
+_readers: dict[tuple[str, str, int], TokenReader | JoinedReader] = {}  # of this process: open files are worth keeping
 
 
-def _reader(layout: Layout, cache_bytes: int) -> TokenReader:
+def _reader(layout: AnyLayout, cache_bytes: int) -> TokenReader | JoinedReader:
     key = (layout.fingerprint, layout.uri, cache_bytes)
     if key not in _readers:
         while len(_readers) >= 4:
             _readers.pop(next(iter(_readers)))
-        _readers[key] = TokenReader(layout, cache_bytes)
+        _readers[key] = open_reader(layout, cache_bytes)
     return _readers[key]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from raygpt import hardware
+from raygpt.data.order import Order
 from raygpt.data.shards import TokenizerInfo
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.distill.divergence import Divergence
@@ -119,7 +120,7 @@ class MakeDistillation:
                 teacher = self.teacher.load(self.transport, world)
             objective = make_objective("distillation", blend=blend, output=teacher.output, teacher=teacher)
         else:
-            assert self.stored is not None
+            assert self.stored is not None and isinstance(plan.order, Order)  # distill.real was refused
             states = StoredStates(self.stored, plan.order, world.rank, world.size, self.cache_bytes)
             output = states.output_matrix(teacher_dtype("auto", world.device), world.device)
             objective = make_objective("distillation", blend=blend, output=output, stored=states)

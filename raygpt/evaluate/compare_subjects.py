@@ -80,8 +80,8 @@ def in_place(subject: Subject) -> Iterator[None]:
 
 
 def _open(which: str, name: str, runs: str, options: dict[str, Any]) -> Subject:
-    uri = _model_uri(which, name, runs)
-    _check_run(uri, which)
+    uri = model_uri(which, name, runs)
+    check_run(uri, which)
     try:
         subject = open_subject(uri, **options)
     except UserError as error:
@@ -91,7 +91,7 @@ def _open(which: str, name: str, runs: str, options: dict[str, Any]) -> Subject:
     return subject
 
 
-def _check_run(uri: str, which: str) -> None:
+def check_run(uri: str, which: str) -> None:
     """A run that never saved is not taken for a broken Hugging Face folder."""
     if not is_path(uri):
         return
@@ -102,7 +102,7 @@ def _check_run(uri: str, which: str) -> None:
         )
 
 
-def _model_uri(which: str, name: str, runs: str) -> str:
+def model_uri(which: str, name: str, runs: str) -> str:
     """What the setting means: a path or URI as it stands, a run's name in `runs`, a Hugging Face id."""
     if "/" in name or storage.exists(storage.locate(name)):
         return name

@@ -122,7 +122,7 @@ def open_training_shards(named: str | None, tuned: Subject, cache_bytes: int = 0
         reader = TokenReader(where, cache_bytes)
     except UserError as error:
         return None, str(error).rstrip(".")
-    if tuned.state is not None and reader.manifest.fingerprint != tuned.state.fingerprint:
+    if tuned.state is not None and reader.manifest.fingerprint not in tuned.state.fingerprint:
         return reader, "these are not the shards the tuned model was last trained on (another fingerprint)"
     return reader, ""
 

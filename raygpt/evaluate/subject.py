@@ -12,8 +12,8 @@ import yaml
 from raygpt import storage
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
+from raygpt.evaluate.foreign import is_foreign, load_foreign
 from raygpt.hardware import choose_precision
-from raygpt.model.gpt import GPT
 from raygpt.parallel import checkpoint
 from raygpt.parallel.checkpoint import RunState
 from raygpt.parallel.weights import load
@@ -53,7 +53,7 @@ class Subject:
     `state` and `trained` are None for a Hugging Face model; `run` also for a checkpoint that lies outside a run folder.
     """
 
-    model: GPT
+    model: Any  # a LanguageModel, of whatever family
     tokenizer: Tokenizer
     origin: str
     device: torch.device
@@ -85,12 +85,13 @@ def open_subject(
     precision: str = "auto",
     device: torch.device | None = None,
 ) -> Subject:
-    """Load a run's, a checkpoint's or a Hugging Face model onto `device`, or the best one that `use_gpu` allows.
+    """Load the model of a run or checkpoint, a Hugging Face one of whatever family, or a GGUF file onto `device`, or
+    the best one that `use_gpu` allows.
 
     `tokenizer`, as a setting names it, is for a Hugging Face model without one. A precision of auto is the training's
     own; on a CPU it is always fp32. Raises UserError where there is no such model.
     """
-    loaded = load(uri, tokenizer)
+    loaded = load_foreign(uri) if is_foreign(uri) else load(uri, tokenizer)
     run, saved = background(loaded.origin) if loaded.state is not None else (None, None)
     trained = None if saved is None else Trained.of(saved)
     device = device or choose_device(use_gpu)

@@ -1,7 +1,8 @@
-"""`raygpt distill`: a student learns from a teacher: from text it wrote, or from its probabilities (logits)."""
+"""`raygpt distill`: a student learns from a teacher, from text it wrote (sequence) or its probabilities (logits)."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from raygpt.errors import UserError
 if TYPE_CHECKING:
     from raygpt.distill.teacher_states import MakeDistillation, TeacherSource
     from raygpt.distill.transport import Transport
-    from raygpt.train.resolve import Resolved
+    from raygpt.train.resolve import RealText, Resolved
 
 
 def _text_and_teacher(config: Config) -> Iterator[Problem]:
@@ -46,8 +47,27 @@ def run(config: Config, call: Call) -> int:
 
 
 def _sequence(config: Config, call: Call) -> int:
-    """Fine-tuning on synthetic shards, mixed with real ones."""
-    raise NotImplementedError
+    """Training on text that the teacher wrote, mixed with real text."""
+    from raygpt.jobs import pretrain
+    from raygpt.run.frame import run_location
+
+    status = pretrain.run(config, call, real=real_text(config))
+    if status == 0 and "dry_run" not in call.flags:
+        names = [] if config.model.init_from == "random" else [config.model.init_from]
+        compared = shlex.join(["raygpt", "evaluate", "--compare", *names, run_location(config).uri])
+        print(f"What it bought: {compared} TEACHER", flush=True)
+    return status
+
+
+def real_text(config: Config) -> RealText | None:
+    """What is mixed with data.train, as the section says."""
+    from raygpt.train.resolve import RealText
+
+    settings = config.distill
+    if settings.real is None:
+        return None
+    end = settings.real_fraction if settings.real_fraction_end is None else settings.real_fraction_end
+    return RealText(settings.real, settings.real_fraction, end)
 
 
 # --- mode=logits ----------------------------------------------------------------------------------------------------
@@ -57,7 +77,7 @@ def _logits(config: Config, call: Call) -> int:
     """Pretraining's run with another objective: the order, checkpoints and strategies are the same."""
     from raygpt.jobs import pretrain
 
-    return pretrain.run(config, call, distillation)
+    return pretrain.run(config, call, objective=distillation)
 
 
 def distillation(config: Config, job: Resolved) -> tuple[MakeDistillation, int]:

@@ -1,13 +1,13 @@
 """`raygpt evaluate`: loss, perplexity and bits per byte of a model on token shards or raw text.
 
-With --base and --tuned: what fine-tuning bought, as one page.
+With --base and --tuned: what fine-tuning bought, as one page. With --compare: several models side by side.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from raygpt import storage
@@ -18,9 +18,12 @@ from raygpt.config.section import Problem
 from raygpt.errors import UserError
 
 if TYPE_CHECKING:
+    from raygpt.evaluate.arms import Arm
     from raygpt.evaluate.compare_settings import ComparisonSettings
+    from raygpt.evaluate.documents import Documents
     from raygpt.evaluate.held_out import HeldOut
     from raygpt.evaluate.subject import Subject
+    from raygpt.storage import Location
     from raygpt.train.evaluation import Evaluation
 
 
@@ -28,14 +31,19 @@ def _both_sides(config: Config) -> Iterator[Problem]:
     if bool(config.compare.base) != bool(config.compare.tuned):
         given, other = ("base", "tuned") if config.compare.base else ("tuned", "base")
         yield f"compare.{other}", f"is not set but compare.{given} is: a comparison needs both"
+    if len(config.compare.models) == 1:
+        yield "compare.models", "names one model: name the one that it is held against first"
+    if config.compare.models and config.compare.base:
+        yield "compare.base", "is set beside compare.models: name that model first there"
 
 
 DECLARATION = Job(
     "evaluate",
-    "validation loss, perplexity, bits per byte; --base and --tuned: what fine-tuning bought",
+    "loss, perplexity, bits per byte of a model; --base and --tuned, or --compare: of several, as a page",
     ("run", "scale", "model", "data", "prepare", "eval", "train", "compare", "sample"),
     reads=("task", "tune"),
-    aliases=(("base", "compare.base"), ("tuned", "compare.tuned")),
+    aliases=(("base", "compare.base"), ("tuned", "compare.tuned"), ("compare", "compare.models")),
+    lists=("compare",),
     checks=(_both_sides, base_tokenizer),
     place=70,
 )
@@ -44,6 +52,8 @@ DECLARATION = Job(
 def run(config: Config, call: Call) -> int:
     from raygpt.evaluate.held_out import open_held_out
 
+    if config.compare.models:
+        return run_side_by_side(config)
     if config.compare.base is not None:
         return run_comparison(config)
     if config.task.name:
@@ -159,6 +169,80 @@ def run_comparison(config: Config) -> int:
     # the last line is for scripts
     print(json.dumps(in_short(figures) | {"page": (target / PAGE).uri}), flush=True)
     return 0
+
+
+def run_side_by_side(config: Config) -> int:
+    """Compare compare.models with the first of them; the page and arms.json go to compare.output."""
+    from raygpt.evaluate.arms import find_arms
+    from raygpt.evaluate.arms_report import PAGE, in_short, lines, write_arms
+    from raygpt.evaluate.compare_arms import ArmSettings, compare_arms
+    from raygpt.evaluate.subject import open_subject
+
+    wanted, sample = config.compare, config.sample
+    settings = ArmSettings(
+        samples=wanted.samples,
+        sample_tokens=wanted.sample_tokens,
+        resamples=wanted.resamples,
+        seq_len=config.data.seq_len,
+        seed=config.run.seed,
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+    )
+    arms = find_arms(wanted.models, config.run.storage)
+    target = arms_folder(config, arms)
+    storage.check_writable(target, "compare.output" if wanted.output else "the compared run's folder")
+    texts, notes = held_out_texts(config, arms)
+    options = subject_options(config)
+    compared = compare_arms(settings, arms, texts, lambda uri: open_subject(uri, **options))
+    figures = write_arms(compared, notes, target)
+    print("\n".join(lines(figures)))
+    for note in notes:
+        print(note)
+    print(f"Page: {(target / PAGE).uri}")
+    # the last line is for scripts
+    print(json.dumps(in_short(figures) | {"page": (target / PAGE).uri}), flush=True)
+    return 0
+
+
+def arms_folder(config: Config, arms: Sequence[Arm]) -> Location:
+    """compare.output, or comparison/ in the folder of the last run that is compared."""
+    if config.compare.output is not None:
+        return storage.locate(config.compare.output)
+    runs = [arm.run for arm in arms if arm.run is not None]
+    if not runs:
+        raise UserError("compare.output is not set, and no model of compare.models lies in a run: name a folder.")
+    return runs[-1] / "comparison"
+
+
+def held_out_texts(config: Config, arms: list[Arm]) -> tuple[dict[str, Documents], list[str]]:
+    """({name: documents}, what is missing and why) of the texts that the models are compared on."""
+    from raygpt.evaluate.arms import held_out
+    from raygpt.evaluate.documents import open_documents
+
+    found_real, found_synthetic = held_out(arms)
+    chosen = {
+        "real": config.compare.real or config.data.val or found_real,
+        "synthetic": config.compare.synthetic or found_synthetic,
+    }
+    texts = {
+        name: open_documents(
+            uri,
+            config.compare.documents,
+            f"compare.{name}",
+            subset=config.prepare.subset,
+            text_column=config.data.text_column or config.prepare.text_column,
+            encoding_errors=config.prepare.encoding_errors,
+            cache_bytes=int(config.data.cache_gb * 1e9),
+            max_documents=config.prepare.max_documents,
+        )
+        for name, uri in chosen.items()
+        if uri is not None
+    }
+    if not texts:
+        raise UserError("compare.real is not set, and no run of compare.models says what it held out: name text.")
+    missing = [f"Not measured ({name} text): name it with --compare.{name}." for name in chosen if name not in texts]
+    return texts, missing
 
 
 def validation_uri(config: Config, subject: Subject) -> str:

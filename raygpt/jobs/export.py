@@ -152,7 +152,7 @@ def _manifest(config: Config, subject: Exported) -> Manifest | None:
     except (UserError, AssertionError, OSError):
         return None
     assert subject.source.state is not None
-    return manifest if manifest.fingerprint == subject.source.state.fingerprint else None
+    return manifest if manifest.fingerprint in subject.source.state.fingerprint else None
 
 
 def _summary(subject: Exported) -> dict[str, Any] | None:

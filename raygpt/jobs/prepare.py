@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from raygpt import storage
 from raygpt.config import Config
 from raygpt.config.job import Call, Job
 from raygpt.config.section import Problem
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from raygpt.data.prepare import PrepareProgress, PrepareResult
     from raygpt.data.request import PrepareOptions
     from raygpt.data.tokenizer import Tokenizer
+    from raygpt.train.resolve import RealText
 
 
 def _sources_and_output(config: Config) -> Iterator[Problem]:
@@ -76,7 +78,6 @@ def raw_preparation(config: Config) -> PrepareOptions | None:
 
     Raises UserError for text that is not there; needs no Ray.
     """
-    from raygpt import storage
     from raygpt.data.sources import raw_options
     from raygpt.train.base_tokenizer import chosen_tokenizer
 
@@ -93,6 +94,21 @@ def with_prepared_data(config: Config) -> Config:
     result = prepare_shards(options)
     made = {side: uri for side, uri in (("train", result.train), ("val", result.val)) if uri is not None}
     return config.model_copy(update={"data": config.data.model_copy(update=made)})
+
+
+def with_prepared_text(config: Config, real: RealText | None) -> RealText | None:
+    """The same with raw text replaced by shards made from it, with the tokenizer of the shards data.train."""
+    from dataclasses import replace
+
+    from raygpt.data.sources import is_prepared, real_options
+
+    if real is None or is_prepared(real.uri):
+        return real
+    assert config.data.train is not None
+    settings = text_options(config, [], (storage.locate(config.run.storage) / "prepared").uri, "bytes")
+    made = prepare_shards(real_options(real.uri, config.data.train, settings)).train
+    assert made is not None
+    return replace(real, uri=made)
 
 
 def prepare_shards(options: PrepareOptions) -> PrepareResult:

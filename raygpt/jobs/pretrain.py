@@ -13,7 +13,7 @@ from raygpt.config.job import Call, Job
 from raygpt.errors import UserError
 
 if TYPE_CHECKING:
-    from raygpt.train.resolve import Resolved
+    from raygpt.train.resolve import RealText, Resolved
     from raygpt.train.worker import MakeObjective
 
     # what else than to model language (None: nothing) a resolved job's workers learn, and the bytes it takes in each
@@ -29,21 +29,23 @@ DECLARATION = Job(
 )
 
 
-def run(config: Config, call: Call, objective: Objective | None = None) -> int:
-    from raygpt.jobs.prepare import raw_preparation, with_prepared_data
+def run(config: Config, call: Call, *, real: RealText | None = None, objective: Objective | None = None) -> int:
+    """Train. `real` is text, shards or raw, that is mixed with data.train; `objective` what is learned instead."""
+    from raygpt.jobs.prepare import raw_preparation, with_prepared_data, with_prepared_text
     from raygpt.train.resolve import resolve
 
     if "print_deepspeed" in call.flags:
         return print_deepspeed(config)
     if "dry_run" in call.flags:
-        return dry_run(config, objective)
+        return dry_run(config, real=real, objective=objective)
     from raygpt.capacity.from_config import check_fit
     from raygpt.cluster.connect import connect
     from raygpt.train.trainer import run_training
 
     check_places(config)
     # mistakes come out before a cluster is started
-    job = None if raw_preparation(config) is not None else resolve(config)
+    raw = raw_preparation(config) is not None or is_raw(config, real)
+    job = None if raw else resolve(config, real)
     chosen = objective(config, job) if objective is not None and job is not None else None
     if job is None:
         check_before_data(config)
@@ -51,7 +53,7 @@ def run(config: Config, call: Call, objective: Objective | None = None) -> int:
     print(connect(config.scale, workers_cpus=cpus), flush=True)
     if job is None:
         config = with_prepared_data(config)
-        job = resolve(config)
+        job = resolve(config, with_prepared_text(config, real))
         chosen = objective(config, job) if objective is not None else None
     make, beside = chosen or (None, 0)
     report = check_fit(config, job.model, job.run, teacher=beside) if job.done_steps < job.plan.total_steps else None
@@ -116,17 +118,30 @@ def print_deepspeed(config: Config) -> int:
     return 0
 
 
-def dry_run(config: Config, objective: Objective | None = None) -> int:
+def is_raw(config: Config, real: RealText | None) -> bool:
+    """Whether distill.real is raw text. Raises UserError where it is not there."""
+    from raygpt.data.corpus import expand_sources
+    from raygpt.data.sources import is_prepared, raw_sources
+
+    if real is None or is_prepared(real.uri):
+        return False
+    return bool(expand_sources(raw_sources(real.uri), config.prepare.subset, "distill.real"))
+
+
+def dry_run(config: Config, *, real: RealText | None = None, objective: Objective | None = None) -> int:
     """Check everything that can be checked without starting: settings, arithmetic and, where it is there, the data."""
     from raygpt.data.sources import needs_preparing
     from raygpt.train.resolve import resolve
 
     assert config.data.train is not None
-    if needs_preparing(config.data.train, config.data.val):
+    raw = config.data.train if needs_preparing(config.data.train, config.data.val) else None
+    if raw is None and real is not None and is_raw(config, real):
+        raw = real.uri
+    if raw is not None:
         rows, seq_len = check_before_data(config)
-        print(f"Settings are sound: {rows} rows of {seq_len} tokens per step; {config.data.train} is not prepared yet.")
+        print(f"Settings are sound: {rows} rows of {seq_len} tokens per step; {raw} is not prepared yet.")
         return 0
-    job = resolve(config)
+    job = resolve(config, real)
     if objective is not None:
         objective(config, job)
     print(describe(job))

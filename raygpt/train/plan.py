@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raygpt.data.mixture import AnyOrder
 from raygpt.data.order import Order
 from raygpt.errors import UserError
 from raygpt.train.schedule import Schedule
@@ -16,7 +17,7 @@ class TrainPlan:
     `evaluation_rows`: the most rows an evaluation takes, None for all there are.
     """
 
-    order: Order
+    order: AnyOrder
     schedule: Schedule
     total_steps: int
     evaluation_rows: int | None = None
@@ -47,9 +48,18 @@ def batch_rows(global_batch_tokens: int, seq_len: int, workers: tuple[int, int])
 
 
 def total_steps(
-    order: Order, tokens_per_step: int, *, max_steps: int | None, max_tokens: int | None, epochs: float | None
+    order: Order,
+    tokens_per_step: int,
+    *,
+    max_steps: int | None,
+    max_tokens: int | None,
+    epochs: float | None,
+    real_share: float = 0.0,
 ) -> int:
-    """Optimizer steps of the run: exactly one of the three lengths is set; part of a step counts as none."""
+    """Optimizer steps of the run: exactly one of the three lengths is set; part of a step counts as none.
+
+    Epochs are passes over data.train, to which a batch's mean share of other text brings nothing nearer.
+    """
     if max_steps is not None:
         return max_steps
     if max_tokens is not None:
@@ -59,7 +69,7 @@ def total_steps(
             )
         return max_tokens // tokens_per_step
     assert epochs is not None
-    return max(1, round(epochs * order.steps_per_epoch))
+    return max(1, round(epochs * order.steps_per_epoch / (1 - real_share)))
 
 
 def warmup(total: int, warmup_steps: int | None, warmup_fraction: float | None) -> int:

@@ -8,9 +8,10 @@ import yaml
 
 from raygpt import storage
 from raygpt.config import Config
+from raygpt.data.mixture import AnyOrder, Mixture, Share
 from raygpt.data.order import Order
-from raygpt.data.shards import TOKENIZER, Manifest
-from raygpt.data.sources import manifests, shard_folders
+from raygpt.data.shards import TOKENIZER, AnyLayout, JoinedLayout, Manifest
+from raygpt.data.sources import manifests, real_manifest, shard_folders
 from raygpt.errors import UserError
 from raygpt.model.architecture import ModelConfig
 from raygpt.model.registry import FIRST
@@ -27,8 +28,20 @@ from raygpt.train.schedule import Schedule
 
 
 @dataclass(frozen=True)
+class RealText:
+    """Text mixed with data.train: its shard folder, and its share of a batch at the first step and at the last."""
+
+    uri: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Resolved:
-    """A job ready to start. `done_steps` is where the newest complete checkpoint stands, 0 for a fresh run."""
+    """A job ready to start. `done_steps` is where the newest complete checkpoint stands, 0 for a fresh run.
+
+    `real` is the shard folder of text mixed with that of `train`.
+    """
 
     run: Location
     train_uri: str
@@ -40,6 +53,16 @@ class Resolved:
     done_steps: int
     tokenizer_json: bytes
     stopped_early: bool = False
+    real_uri: str | None = None
+    real: Manifest | None = None
+
+    @property
+    def layout(self) -> AnyLayout:
+        """Where what is trained on lies."""
+        train = self.train.layout(self.train_uri)
+        if self.real is None or self.real_uri is None:
+            return train
+        return JoinedLayout(train, self.real.layout(self.real_uri))
 
     @property
     def val_tokens(self) -> int:
@@ -49,8 +72,8 @@ class Resolved:
         return every if rows is None else min(every, rows * self.plan.order.seq_len)
 
 
-def resolve(config: Config) -> Resolved:
-    """Read both manifests and work out everything that follows. Needs no Ray. Raises UserError for what cannot be."""
+def resolve(config: Config, real: RealText | None = None) -> Resolved:
+    """Read the manifests and work out everything that follows. Needs no Ray. Raises UserError for what cannot be."""
     check_name(config.optim.name, config.train.strategy)
     train_uri, val_uri = shard_folders(config.data.train, config.data.val)
     train, val = manifests(train_uri, val_uri)
@@ -70,14 +93,22 @@ def resolve(config: Config) -> Resolved:
             f"data.seq_len={seq_len} exceeds the model's context of {model.seq_len}: lower it or raise model.seq_len."
         )
     rows = batch_rows(config.train.global_batch_tokens, seq_len, config.scale.worker_range)
-    order = Order(train.fingerprint, config.run.seed, seq_len, rows, train.tokens, train.numpy_dtype.itemsize)
+    real_uri, mixed = real_manifest(real.uri, train, train_uri) if real is not None else (None, None)
+    width = max(each.numpy_dtype.itemsize for each in (train, mixed) if each is not None)
+    own = Order(train.fingerprint, config.run.seed, seq_len, rows, train.tokens, width)
     steps = total_steps(
-        order,
+        own,
         rows * seq_len,
         max_steps=config.train.max_steps,
         max_tokens=config.train.max_tokens,
         epochs=config.train.epochs,
+        real_share=(real.start + real.end) / 2 if real is not None else 0.0,
     )
+    order: AnyOrder = own
+    if real is not None and mixed is not None:
+        _check_length(mixed, real.uri, rows * seq_len)
+        second = Order(mixed.fingerprint, config.run.seed, seq_len, rows, mixed.tokens, width)
+        order = Mixture(own, second, Share(real.start, real.end, steps - 1))
     schedule = Schedule(
         config.optim.schedule,
         config.optim.lr,
@@ -93,7 +124,7 @@ def resolve(config: Config) -> Resolved:
         steps_between=min(steps, config.eval.every or steps),
     )
     facts = {
-        "fingerprint": train.fingerprint,
+        "fingerprint": order.fingerprint,
         "tokenizer_sha256": train.tokenizer.sha256,
         "model": model.to_dict(),
     }
@@ -117,7 +148,17 @@ def resolve(config: Config) -> Resolved:
         earlier.step if earlier else 0,
         storage.read_bytes(storage.locate(train_uri) / TOKENIZER),
         earlier.stopped_early if earlier else False,
+        real_uri,
+        mixed,
     )
+
+
+def _check_length(real: Manifest, uri: str, batch_tokens: int) -> None:
+    if real.tokens <= batch_tokens:
+        raise UserError(
+            f"distill.real={uri} holds {real.tokens:,} tokens but one batch has {batch_tokens:,}: name more text, or "
+            "lower train.global_batch_tokens."
+        )
 
 
 def _check_vocabulary(model: ModelConfig, train: Manifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 from raygpt.config.fixed import changed_fixed
@@ -39,10 +40,34 @@ def check_resume(
             "text: use the first shards, or another run.name."
         )
     elif saved["fingerprint"] != facts["fingerprint"] and not ignore_fingerprint:
-        wrong.append(
-            f"data.train holds other tokens than run {run.uri} began with (fingerprint {facts['fingerprint'][:12]} "
-            f"instead of {saved['fingerprint'][:12]}): use the first shards, or set data.ignore_fingerprint=true, "
-            "after which some tokens will be seen twice or never."
-        )
+        wrong.append(_other_data(run, saved["fingerprint"], facts["fingerprint"]))
     if wrong:
         raise UserError("\n".join(wrong))
+
+
+def _other_data(run: Location, before: str, now: str) -> str:
+    consequence = "or set data.ignore_fingerprint=true, after which some tokens will be seen twice or never."
+    if ";" not in before + now:  # of one corpus
+        return (
+            f"data.train holds other tokens than run {run.uri} began with (fingerprint {now[:12]} instead of "
+            f"{before[:12]}): use the first shards, {consequence}"
+        )
+    changes = [
+        f"{_short(new)} instead of {_short(old)}"
+        for old, new in zip_longest(_parts(before), _parts(now), fillvalue="nothing")
+        if old != new
+    ]
+    return (
+        f"the mixture of run {run.uri} is another one than it began with ({'; '.join(changes)}): set it back (a share "
+        f"that moves does so over the run's whole length), {consequence}"
+    )
+
+
+def _parts(fingerprint: str) -> list[str]:
+    # raygpt.data.mixture writes several parts, an order of one corpus its hash alone
+    return fingerprint.split("; ") if ";" in fingerprint else [f"data.train {fingerprint}"]
+
+
+def _short(part: str) -> str:
+    *words, last = part.split(" ")
+    return " ".join([*words, last[:12] if len(last) == 64 else last])

@@ -18,6 +18,7 @@ from ray.train.torch import TorchConfig
 from raygpt import storage
 from raygpt.cluster.connect import train_environment, wants_gpu
 from raygpt.config import Config
+from raygpt.data.mixture import Mixture
 from raygpt.data.service import start_service
 from raygpt.data.stream import Source
 from raygpt.errors import UserError
@@ -86,16 +87,23 @@ def _work(
 
 def _announce(config: Config, job: Resolved, progress: Progress) -> None:
     order, model = job.plan.order, job.model
-    account = order.account(0)
+    train = order.train if isinstance(order, Mixture) else order
+    account = train.account(0)
     progress.note(
         f"Model {config.model.preset if config.model.init_from == 'random' else config.model.init_from}: "
         f"{human_count(model.num_parameters())} parameters, {model.describe()}, "
         f"context {order.seq_len}"
     )
     progress.note(
-        f"Data {job.train_uri}: {human_count(job.train.tokens)} tokens, {order.steps_per_epoch:,} steps per epoch; "
+        f"Data {job.train_uri}: {human_count(job.train.tokens)} tokens, {train.steps_per_epoch:,} steps per epoch; "
         f"{account.head + account.dropped + account.tail:,} of its tokens fall outside the rows of the first epoch"
     )
+    if isinstance(order, Mixture) and job.real is not None:
+        passes = order.real_rows_before(job.plan.total_steps) / (order.real.steps_per_epoch * order.global_batch_rows)
+        progress.note(
+            f"Mixed with {job.real_uri}: {human_count(job.real.tokens)} tokens, share of a batch "
+            f"{order.share.describe()}, {passes:.2f} epochs of it"
+        )
     if job.val_tokens < job.val.tokens - 1:
         progress.note(
             f"Validation {job.val_uri}: the same {human_count(job.val_tokens)} of {human_count(job.val.tokens)} "
@@ -103,7 +111,7 @@ def _announce(config: Config, job: Resolved, progress: Progress) -> None:
         )
     progress.note(
         f"Run {job.run.uri}: {job.plan.total_steps:,} steps of {job.plan.tokens_per_step:,} tokens "
-        f"({job.plan.total_steps / order.steps_per_epoch:.2f} epochs)"
+        f"({order.epochs(job.plan.total_steps):.2f} epochs)"
     )
 
 
@@ -148,8 +156,7 @@ def _early_reader(config: Config, job: Resolved, name: str) -> Any | None:
     if config.data.backend != "ray" or sum(node["Alive"] for node in ray.nodes()) != 1:
         return None
     workers = config.scale.worker_range
-    layout = job.train.layout(job.train_uri)
-    likely = Source(layout, job.plan.order, 0, workers[0], int(config.data.cache_gb * 1e9))
+    likely = Source(job.layout, job.plan.order, 0, workers[0], int(config.data.cache_gb * 1e9))
     return start_service(name, workers[1], likely, job.done_steps)
 
 
@@ -173,7 +180,7 @@ def _trainer(
     assignment = Assignment(
         config=config.to_dict(),
         run_uri=job.run.uri,
-        train=job.train.layout(job.train_uri),
+        train=job.layout,
         val=job.val.layout(job.val_uri),
         plan=job.plan,
         model=job.model.to_dict(),

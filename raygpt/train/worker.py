@@ -23,7 +23,7 @@ from raygpt.config.settings import config_from_dict
 from raygpt.data.order import ORDER_VERSION
 from raygpt.data.reader import TokenReader
 from raygpt.data.service import Group, served_blocks, service_of
-from raygpt.data.shards import Layout
+from raygpt.data.shards import AnyLayout, Layout
 from raygpt.data.stream import Batch, Source, batches, mapped_blocks
 from raygpt.errors import UserError
 from raygpt.model import registry
@@ -57,7 +57,7 @@ class Assignment:
 
     config: dict[str, Any]
     run_uri: str
-    train: Layout
+    train: AnyLayout
     val: Layout
     plan: TrainPlan
     model: dict[str, Any]
@@ -97,7 +97,8 @@ def train_worker(assignment: Assignment) -> None:
 
 def _train(assignment: Assignment, config: Config, world: World, link: ControlLink | None) -> None:
     plan, run = assignment.plan, locate(assignment.run_uri)
-    check_shared(run, "config.yaml", {"data.train": assignment.train, "data.val": assignment.val}, world)
+    folders = dict(zip(("data.train", "distill.real"), assignment.train.folders)) | {"data.val": assignment.val}
+    check_shared(run, "config.yaml", folders, world)
     found = _choose_checkpoint(run, world, link)
     state = checkpoint.read_state(found) if found is not None else _fresh_state(assignment)
     source = Source(assignment.train, plan.order, world.rank, world.size, int(config.data.cache_gb * 1e9))

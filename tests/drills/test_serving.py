@@ -243,9 +243,7 @@ def teacher(teacher_gguf: Path) -> Iterator[tuple[str, str]]:
     assert not alive, [process.cmdline() for process in alive]
 
 
-def test_the_harness_scores_as_the_model_itself(
-    teacher: tuple[str, str], teacher_gguf: Path, tmp_path: Path
-) -> None:
+def test_the_harness_scores_as_the_model_itself(teacher: tuple[str, str], teacher_gguf: Path, tmp_path: Path) -> None:
     import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI

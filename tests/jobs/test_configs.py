@@ -17,7 +17,8 @@ EVERY = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
 SWEEPS = [path for path in EVERY if "\ntune:" in path.read_text()]
 GENERATED = [path for path in EVERY if "\ngenerate:" in path.read_text()]
 TEACHERS = [path for path in EVERY if "\nteacher:" in path.read_text()]
-CONFIGS = [path for path in EVERY if path not in {*SWEEPS, *TEACHERS}]
+DISTILLED = [path for path in EVERY if "\ndistill:" in path.read_text()]
+CONFIGS = [path for path in EVERY if path not in {*SWEEPS, *TEACHERS, *DISTILLED}]
 # name -> (rows per step, steps, peak, warm-up, parameters), worked out from the recipes by hand
 RECIPES = {
     "gpt2-124m-fineweb": (512, 19_073, 6e-4, 715, 124_439_808),
@@ -116,3 +117,22 @@ def test_every_job_has_a_script() -> None:
     for name in find_jobs():
         script = (ROOT / "jobs" / f"{name}.py").read_text()
         assert f'main(["{name}", *sys.argv[1:]])' in script and len(script.splitlines()) < 15
+
+
+def test_students_learn_from_what_the_generations_write() -> None:
+    """Places fit together: a student's data.train is the run of the generation that its recipe names."""
+    assert {path.stem for path in DISTILLED} >= {"distill-student-124m", "distill-small"}
+    for path in DISTILLED:
+        config, text = load_config("distill", str(path), environ={}), path.read_text()
+        assert "raygpt distill" in text and f"--config jobs/configs/{path.name}" in text
+        (source,) = [other for other in GENERATED if f"raygpt generate --config jobs/configs/{other.name}" in text]
+        made = load_config("generate", str(source), environ={})
+        assert made.generate.output is None and config.data.train == f"{made.run.storage}/{made.run.name}"
+        assert config.distill.mode == "sequence" and config.distill.real is not None
+
+
+def test_the_published_student_passes_a_dry_run(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "jobs/configs/distill-student-124m.yaml")
+    words = ["--data.train=text.txt", "--distill.real=text.txt", "--run.storage=nowhere"]
+    assert main(["distill", "--config", config, "--dry_run", *words]) == 0
+    assert "512 rows of 1024 tokens" in capsys.readouterr().out

@@ -1,0 +1,160 @@
+"""Models of other families than this package's, as its evaluation and sampling ask for them: any causal language model
+that transformers loads, GGUF files too.
+
+`load_foreign` gives what `raygpt.parallel.weights.load` gives. Such a model is read, scored and sampled, never trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from raygpt.data.tokenizer import Tokenizer
+from raygpt.errors import UserError, one_line
+from raygpt.model import registry
+from raygpt.model.architecture import Architecture, LanguageModel
+from raygpt.parallel.checkpoint import locate_checkpoint
+from raygpt.parallel.weights import Loaded
+
+# Logits that exist at a time, in bytes: 4,096 tokens of a vocabulary of 49,152 would take 0.8 GB twice.
+LOGIT_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class ForeignConfig:
+    """Shape of a foreign model, as far as it is asked for: `kind` is its model_type, `parameters` are counted."""
+
+    kind: str
+    vocab_size: int
+    seq_len: int
+    parameters: int
+    architecture: ClassVar[str] = "transformers"
+
+    def num_parameters(self) -> int:
+        return self.parameters
+
+    def flops_per_token(self, seq_len: int | None = None) -> int:
+        """6 a parameter (Kaplan et al., 2020); attention, which hangs on the family, is not in it."""
+        return 6 * self.parameters
+
+    def describe(self) -> str:
+        return f"{self.kind} of transformers"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"architecture": self.architecture, "kind": self.kind}
+
+
+class ForeignModel(LanguageModel):
+    """A transformers model called as this package's models are; logits of rows that fit `LOGIT_BYTES` at a time."""
+
+    def __init__(self, net: nn.Module, config: ForeignConfig) -> None:
+        super().__init__()
+        self.net, self.config = net, config
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        """Logits (B, T, V) of tokens (B, T), or with targets (B, T) the loss as `raygpt.model.architecture` has it."""
+        if targets is None:
+            return self.net(tokens, use_cache=False).logits
+        rows = max(1, LOGIT_BYTES // (tokens.size(1) * self.config.vocab_size * 4))
+        losses = []
+        for some, aims in zip(tokens.split(rows), targets.split(rows)):
+            logits = self.net(some, use_cache=False).logits.float()
+            losses.append(
+                functional.cross_entropy(logits.flatten(0, 1), aims.flatten(), reduction="none").view_as(aims)
+            )
+        each = torch.cat(losses)
+        if reduction == "none":
+            return each
+        return each.sum() if reduction == "sum" else each.sum() / (targets != -100).sum()
+
+
+class _Cache:
+    """The model's own cache of keys and values."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length, self.past = capacity, 0, None
+
+
+class Foreign(Architecture):
+    """Their entry in the registry: evaluated and sampled as others are, built and exported never."""
+
+    name = ForeignConfig.architecture
+    presets: Mapping[str, Mapping[str, int]] = {}
+
+    def config(self, values: Mapping[str, Any]) -> Any:
+        raise UserError(_NOT_TRAINED)
+
+    def build(self, config: Any, activation_checkpointing: bool = False) -> Any:
+        raise UserError(_NOT_TRAINED)
+
+    def initial_weights(self, config: Any) -> Any:
+        raise UserError(_NOT_TRAINED)
+
+    def forward_memory(self, config: Any, work: Any) -> dict[str, int]:
+        raise UserError(_NOT_TRAINED)
+
+    def new_cache(self, config: ForeignConfig) -> _Cache:
+        return _Cache(config.seq_len)
+
+    def next_logits(self, model: ForeignModel, tokens: Tensor, cache: _Cache | None = None) -> Tensor:
+        if cache is None:
+            return model.net(tokens, use_cache=False).logits[:, -1]
+        out = model.net(tokens, past_key_values=cache.past, use_cache=True)
+        cache.past = out.past_key_values
+        cache.length += tokens.size(1)
+        return out.logits[:, -1]
+
+
+_NOT_TRAINED = "a model of another family than GPT-2's is evaluated and sampled here, not trained: name a GPT-2 model."
+
+
+def is_foreign(uri: str) -> bool:
+    """Whether `uri` is no run, checkpoint or GPT-2 of Hugging Face. Raises UserError where nothing lies there."""
+    from raygpt.model.huggingface import open_folder, read_json
+
+    if uri.endswith(".gguf"):
+        return True
+    try:
+        if locate_checkpoint(uri) is not None:
+            return False
+    except FileNotFoundError:
+        pass
+    with open_folder(uri, weights=False) as folder:
+        return registry.of_huggingface(read_json(folder / "config.json").get("model_type")) is None
+
+
+def load_foreign(uri: str) -> Loaded:
+    """Model (fp32, on the CPU) and tokenizer of a Hugging Face folder or id, or of a GGUF file.
+
+    Raises UserError where transformers cannot load it, or its tokenizer is not one of the `tokenizers` library.
+    """
+    from raygpt.serve.hf_network import HuggingFaceNetwork, load_model
+
+    registry.register(Foreign())
+    net = load_model(uri, torch.float32, torch.device("cpu"))
+    network = HuggingFaceNetwork(net)
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    config = ForeignConfig(net.config.model_type, network.vocab_size, network.context, parameters)
+    return Loaded(ForeignModel(net, config).eval(), _tokenizer(uri), uri)
+
+
+def _tokenizer(uri: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    from raygpt.serve.hf_network import source
+
+    where, arguments = source(uri)
+    try:
+        found = AutoTokenizer.from_pretrained(where, **arguments)
+        text = found.backend_tokenizer.to_str()
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise UserError(
+            f"{uri} has no tokenizer that can be read here ({one_line(error)}): put its tokenizer.json beside it."
+        ) from error
+    return Tokenizer.from_json(text.encode(), Path(uri.rstrip("/")).name)
