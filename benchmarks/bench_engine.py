@@ -3,8 +3,8 @@
     python benchmarks/bench_engine.py --threads 2
 
 The model is SmolLM2-135M-Instruct in fp32 (tests/teacher_model.py fetches it). Answers are 16 to 256 tokens long, drawn
-once, most of them short as in real use; the end token is ignored so that every run makes the same tokens. Static: groups
-of as many requests as there are slots, each group waiting for its longest answer, with the same engine and passes.
+once, most of them short as in real use; the end token is ignored so that every run makes the same tokens. Static:
+groups of as many requests as there are slots, each waiting for its longest answer, with the same engine and passes.
 Both arms run in one process, one after the other; their ratio is the figure, tokens per second are the machine's of the
 moment. Writes engine.json beside this script (--out).
 """

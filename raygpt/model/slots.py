@@ -69,12 +69,13 @@ class SlotCache:
 
     def step(self, slots: Sequence[int]) -> None:
         """Begin a pass of one token in every slot; `slots` are those that count."""
-        assert max(self.lengths) < self.capacity
         longest = max(self.lengths[slot] for slot in slots)
+        assert longest < self.capacity
         self._slot, self._moving, self._new = None, tuple(slots), 1
         self._seen = min(-(-(longest + 1) // KEY_BLOCK) * KEY_BLOCK, self.capacity)
-        # A slot that does not count writes where its own next token will overwrite it.
-        self.positions = torch.tensor(self.lengths, device=self.device)[:, None]
+        # A slot that does not count writes where its own next token will overwrite it; a full one has none, and ends.
+        places = [min(length, self.capacity - 1) for length in self.lengths]
+        self.positions = torch.tensor(places, device=self.device)[:, None]
         self.mask = (self._columns[None, : self._seen] <= self.positions)[:, None, None]
 
     def begin(self, tokens: int, device: torch.device) -> None:

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
+from transformers.utils import logging
 
 from raygpt.errors import UserError, one_line
 from raygpt.model.slots import LayerShape, SlotCache, attend
@@ -39,6 +40,7 @@ def source(spec: str) -> tuple[str, dict[str, str]]:
 def load_model(spec: str, dtype: torch.dtype, device: torch.device) -> Any:
     """The model in eval mode. UserError where transformers cannot load it as a causal language model."""
     where, arguments = source(spec)
+    logging.disable_progress_bar()  # a replica's log is no terminal
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **arguments)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
