@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from raygpt.errors import UserError
 from raygpt.model.architecture import LanguageModel
 from raygpt.model.head_loss import IGNORE_INDEX, chunked_loss, product_dtype
-from raygpt.model.slots import SlotCache
+from raygpt.model.slots import SlotCache, attend
 
 INIT_STD = 0.02
 LOGIT_ROWS = 1024  # tokens whose logits exist at a time under activation checkpointing
@@ -210,20 +210,23 @@ class Attention(nn.Module):
         query, key, value = (
             part.view(b, t, self.n_head, c // self.n_head).transpose(1, 2) for part in fused.split(c, dim=2)
         )  # each (B, H, T, D), views of one buffer
-        mask = None
-        if cache is not None:
-            key, value = cache.update(self.layer, key, value)
-            mask = cache.mask
         with torch.autocast(fused.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                dropout_p=self.dropout if self.training else 0.0,
-                # a single new token sees everything in the cache; is_causal would show it the first key only
-                is_causal=mask is None and t == key.size(2),
-            )
+            if isinstance(cache, SlotCache):
+                y = attend(query, *cache.update(self.layer, key, value), cache.mask)
+            else:
+                mask = None
+                if cache is not None:
+                    key, value = cache.update(self.layer, key, value)
+                    mask = cache.mask
+                y = F.scaled_dot_product_attention(
+                    query,
+                    key,
+                    value,
+                    attn_mask=mask,
+                    dropout_p=self.dropout if self.training else 0.0,
+                    # a single new token sees everything in the cache; is_causal would show it the first key only
+                    is_causal=mask is None and t == key.size(2),
+                )
         y = y.transpose(1, 2).reshape(b, t, c)
         if not torch.is_autocast_enabled(y.device.type):
             y = y.to(half)

@@ -1,9 +1,9 @@
 """PURE. Continuous batching: an engine whose answers join and leave a running batch between two tokens.
 
 One thread makes all passes. Between two steps of decoding it takes in waiting requests where a slot is free, and reads
-at most `prefill_tokens` of their prompts, so that a long prompt holds nobody up for long. Requests come from any asyncio
-loop; what a step brings is handed to each loop at once. A sequence's logits do not depend on who shares the batch (see
-raygpt.model.slots), and its random numbers are its own: nor does its answer.
+at most `prefill_tokens` of their prompts, so that a long prompt holds nobody up for long. Requests come from any
+asyncio loop; what a step brings is handed to each loop at once. A sequence's logits do not depend on who shares the
+batch (see raygpt.model.slots), and its random numbers are its own: nor does its answer.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ class BatchingEngine:
         }
         if not ready:
             return
-        logits = self._decoder.step({slot: answer.next_token for slot, answer in ready.items()})
+        logits = self._decoder.step({slot: int(answer.next_token or 0) for slot, answer in ready.items()})
         self._steps += 1
         for slot, answer in ready.items():
             self._choose(answer, logits[slot])

@@ -45,7 +45,9 @@ class HuggingFaceCoder:
         return list(found)
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+        return str(
+            self._tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+        )
 
     def _ends(self, model: Any) -> set[int]:
         found: set[int] = set()

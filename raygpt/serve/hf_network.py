@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+from transformers.utils import logging
 
 from raygpt.errors import UserError, one_line
-from raygpt.model.slots import LayerShape, SlotCache
+from raygpt.model.slots import LayerShape, SlotCache, attend
 from raygpt.serve.decoder import Network, decodes_alike, parameter_bytes
 
 
@@ -36,8 +40,9 @@ def source(spec: str) -> tuple[str, dict[str, str]]:
 def load_model(spec: str, dtype: torch.dtype, device: torch.device) -> Any:
     """The model in eval mode. UserError where transformers cannot load it as a causal language model."""
     where, arguments = source(spec)
+    logging.disable_progress_bar()  # a replica's log is no terminal
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **arguments)
+        model: Any = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **arguments)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise UserError(
             f"teacher.model={spec} cannot be loaded as a causal language model ({one_line(error)}): name a Hugging "
@@ -47,7 +52,7 @@ def load_model(spec: str, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 class HuggingFaceNetwork(Network):
-    """A transformers model. `without_cache` is the reason where its cache cannot hold sequences of different lengths."""
+    """A transformers model. `without_cache` says why its cache cannot hold several sequences."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -57,6 +62,8 @@ class HuggingFaceNetwork(Network):
         self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
         self.context, self.context_reason = _context(config)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        if config._attn_implementation == "sdpa":
+            model.set_attn_implementation(SLOTS)
         self._additive = config._attn_implementation == "eager"
 
     @torch.inference_mode()
@@ -105,6 +112,29 @@ class _Past(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return int(self._cache.positions[0, 0])
+
+
+SLOTS = "raygpt_slots"  # name of this attention among transformers'
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' own but for a step, whose rows are to be independent of each other."""
+    plain = options.get("position_bias") is None and options.get("softcap") is None
+    if query.size(2) > 1 or attention_mask is None or not plain:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    return attend(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(SLOTS, _attention)
+AttentionMaskInterface.register(SLOTS, sdpa_mask)
 
 
 def _shape(layer: Any) -> LayerShape:
