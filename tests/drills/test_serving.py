@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -67,7 +68,7 @@ async def patient(session: aiohttp.ClientSession, url: str, body: dict[str, Any]
         except aiohttp.ClientConnectionError:
             met[0] += 1
             after = 1
-        await asyncio.sleep(after)
+        await asyncio.sleep(after * random.uniform(0.5, 1))  # not all at once again
 
 
 def ask_all(url: str, prompts: list[str], tokens: int) -> tuple[list[str], Counter[int]]:
@@ -243,9 +244,7 @@ def teacher(teacher_gguf: Path) -> Iterator[tuple[str, str]]:
     assert not alive, [process.cmdline() for process in alive]
 
 
-def test_the_harness_scores_as_the_model_itself(
-    teacher: tuple[str, str], teacher_gguf: Path, tmp_path: Path
-) -> None:
+def test_the_harness_scores_as_the_model_itself(teacher: tuple[str, str], teacher_gguf: Path, tmp_path: Path) -> None:
     import torch
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
