@@ -231,7 +231,12 @@ def teacher(teacher_gguf: Path) -> Iterator[tuple[str, str]]:
         f"--teacher.model={teacher_gguf}",
         terminal=True,
     )
-    program.wait_for("Try: curl", 180)
+    Program.started.remove(program)  # several tests use it: it is not swept up after the first
+    try:
+        program.wait_for("Try: curl", 180)
+    except AssertionError:
+        program.sweep_up()
+        raise
     found = re.search(r"model (\S+) at (http://\S+)/v1", program.output)
     assert found is not None
     started = psutil.Process(program.pid).children(recursive=True)
