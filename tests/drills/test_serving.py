@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -46,6 +47,16 @@ def processes(title: str) -> dict[int, psutil.Process]:
 
 def replicas() -> dict[int, psutil.Process]:
     return processes("ray::ServeReplica:raygpt")
+
+
+def started_by(program: Program) -> list[psutil.Process]:
+    """Every process below it but Ray's two agents, which outlive their parent by a minute (see Program.kill)."""
+    found = []
+    for process in psutil.Process(program.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "Agent" not in process.name():
+                found.append(process)
+    return found
 
 
 def until(true: Callable[[], Any], seconds: float) -> None:
@@ -239,14 +250,13 @@ def teacher(teacher_gguf: Path) -> Iterator[tuple[str, str]]:
         raise
     found = re.search(r"model (\S+) at (http://\S+)/v1", program.output)
     assert found is not None
-    started = psutil.Process(program.pid).children(recursive=True)
+    started = started_by(program)
     yield found[2], found[1]
     program.press_ctrl_c()
     assert program.finish() == 0
     assert "Stopped: nothing is left running." in program.output and "Traceback" not in program.output
-    ours = [process for process in started if "Agent" not in process.name()]  # see Program.kill
-    _, alive = psutil.wait_procs(ours, timeout=30)
-    assert not alive, [process.cmdline() for process in alive]
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert not alive, [process.pid for process in alive]
 
 
 def test_the_harness_scores_as_the_model_itself(teacher: tuple[str, str], teacher_gguf: Path, tmp_path: Path) -> None:
@@ -311,11 +321,11 @@ def test_a_server_in_a_job_ends_at_sigterm(teacher_gguf: Path) -> None:
         program = Program("serve", "--serve.port=0", f"--teacher.model={teacher_gguf}", "--teacher.max_model_len=256")
         program.wait_for(moment, 180)
         time.sleep(1)
-        started = psutil.Process(program.pid).children(recursive=True)
+        started = started_by(program)
         program.signal(signal.SIGTERM)
         assert program.finish(60) == 0, program.output
-        _, alive = psutil.wait_procs([one for one in started if "Agent" not in one.name()], timeout=30)
-        assert not alive, [process.cmdline() for process in alive]
+        _, alive = psutil.wait_procs(started, timeout=30)
+        assert not alive, [process.pid for process in alive]
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
