@@ -38,20 +38,7 @@ from benchmarks.provenance import provenance
 from raygpt.serve.requests import Engine, Request, Sampling
 from tests import teacher_model
 
-WORDS = [
-    "the sea",
-    "a small town",
-    "bread",
-    "the moon",
-    "an old clock",
-    "winter",
-    "rivers",
-    "a letter",
-    "mountains",
-    "salt",
-    "a garden",
-    "trains",
-]
+WORDS = ["the sea", "a small town", "bread", "the moon", "an old clock", "winter", "rivers", "a letter", "trains"]
 THROUGHPUT = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
 HAPROXY = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
 

@@ -100,5 +100,5 @@ class Replica:
 
 def application(make_engine: Callable[[], Engine], settings: AppSettings, replicas: Replicas) -> Any:
     """The Serve application; `make_engine` is called once in every replica."""
-    deployment = serve.deployment(serve.ingress()(Replica))  # the app is made in the replica, over its engine
+    deployment: Any = serve.deployment(serve.ingress()(Replica))  # the app is made in the replica, over its engine
     return deployment.options(name="Model", **replicas.options(settings.max_concurrent)).bind(make_engine, settings)
