@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 import tests.model.toy_architecture  # noqa: F401 - registers the family
 from raygpt.data.tokenizer import byte_tokenizer
@@ -300,5 +311,43 @@ def test_engine_raygpt_serves_a_folder(tmp_path: Path) -> None:
         assert sum(piece.tokens for piece in pieces) == 5
         with pytest.raises(UserError, match="chat template"):
             subject.encode_chat([{"role": "user", "content": "hello"}])
+    finally:
+        subject.close()
+
+
+def test_a_foreign_model_whose_cache_cannot_be_shared_is_served_without() -> None:
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4)).eval()
+    network = HuggingFaceNetwork(model)
+    subject = make(network, 2, 64)
+    try:
+        assert isinstance(subject._decoder, WindowDecoder) and network.without_cache
+        ids = [3, 4, 5]
+        for token in tokens_of(ask(subject, [greedy((3, 4, 5), 4)], 1)[0]):
+            assert token == int(plain_logits(subject, ids)[-1].argmax())
+            ids.append(token)
+    finally:
+        subject.close()
+
+
+def test_a_sliding_window_is_the_longest_sequence() -> None:
+    config = MistralConfig(**SHAPE, num_key_value_heads=2, intermediate_size=96, sliding_window=64)
+    network = HuggingFaceNetwork(MistralForCausalLM(config).eval())
+    assert make_decoder(network, 1, None).capacity == 64
+    with pytest.raises(UserError, match="sliding window"):
+        make_decoder(network, 1, 65)
+
+
+def test_logits_that_are_not_finite_end_one_answer_and_not_the_engine() -> None:
+    network = OwnNetwork(own())
+    with torch.no_grad():
+        network._model.wte.weight[7] = float("nan")
+        network._model.lm_head.weight = torch.nn.Parameter(network._model.lm_head.weight.nan_to_num())
+    subject = make(network, 2)
+    try:
+        with pytest.raises(UserError, match="not finite"):
+            ask(subject, [greedy((7,))], 1)
+        for _ in range(3):  # the slot it had is used again
+            assert len(tokens_of(ask(subject, [greedy((1, 2, 3))], 1)[0])) == 12
     finally:
         subject.close()
