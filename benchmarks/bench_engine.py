@@ -6,7 +6,8 @@ The model is SmolLM2-135M-Instruct in fp32 (tests/teacher_model.py fetches it). 
 once, most of them short as in real use; the end token is ignored so that every run makes the same tokens. Static:
 groups of as many requests as there are slots, each waiting for its longest answer, with the same engine and passes.
 Both arms run in one process, one after the other; their ratio is the figure, tokens per second are the machine's of the
-moment (`load_average` before and after: a ratio counts only where they are alike; that of steps always does). Writes engine.json beside this script (--out).
+moment (`load_average` before and after: the ratio of seconds counts only where they are alike, that of steps always,
+since a step of 8 slots is the same pass in both). Writes engine.json beside this script (--out).
 """
 
 from __future__ import annotations
