@@ -9,20 +9,7 @@ from pathlib import Path
 from raygpt.serve.load import load_engine
 from raygpt.serve.requests import Engine, Request, Sampling
 
-WORDS = [
-    "river",
-    "mountain",
-    "story",
-    "science",
-    "history",
-    "music",
-    "food",
-    "bread",
-    "water",
-    "energy",
-    "light",
-    "stone",
-]
+WORDS = ("river", "mountain", "story", "science", "history", "music", "food", "bread", "water", "energy", "light")
 
 
 def test_greedy_answers_of_a_real_model_are_the_same_whoever_shares_the_batch(teacher_gguf: Path) -> None:
