@@ -34,6 +34,7 @@ GROWTH = 8  # of a round over the one before: the next must be there when this o
 ROUNDS_AHEAD = 2
 READ_TASKS = {True: 1, False: 4}  # at a time and node, of local shards or of S3's: there each has 16 threads
 ATTEMPTS = 5  # of a block without any coming
+ANEW = "the workers were started anew"
 
 
 @dataclass
@@ -54,6 +55,7 @@ class ReaderService:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         self._lock = threading.Lock()
         self._stream: _Stream | None = None
+        self._ended: set[str] = set()  # names of groups whose workers were started anew
         if likely is not None:
             threading.Thread(target=_warm, args=(likely, step), daemon=True, name="warm").start()
 
@@ -63,8 +65,11 @@ class ReaderService:
         The rank is done with all steps before. Raises what reading raised.
         """
         with self._lock:
+            if group.name in self._ended:  # a worker's last call, late
+                raise RuntimeError(ANEW)
             if self._stream is None or self._stream.group != group:
-                if self._stream is not None:  # of workers that were started anew
+                if self._stream is not None:
+                    self._ended.add(self._stream.group.name)
                     self._stream.close()
                 self._stream = _Stream(group, source)
             stream = self._stream
@@ -100,7 +105,7 @@ class _Stream:
 
     def close(self) -> None:
         with self._changed:
-            self._failure = RuntimeError("the workers were started anew")
+            self._failure = RuntimeError(ANEW)
             self._changed.notify_all()
 
     def take(self, rank: int, step: int) -> tuple[int, Chunk, list[Any]]:

@@ -109,6 +109,17 @@ def test_workers_started_anew_take_over_the_service(ray_cluster: object, source:
     assert np.array_equal([batch.tokens for batch in again], expected(source, 77, 130))
 
 
+def test_a_late_call_of_workers_that_are_gone_disturbs_no_others(ray_cluster: object, source: Source) -> None:
+    before, group = (Group(uuid.uuid4().hex, (0,), 130) for _ in range(2))
+    service = start_service(f"test-{before.name}", 1)
+    next(batches(source, served_blocks(service, before, source, 0), 0, 130))
+    again = batches(source, served_blocks(service, group, source, 77), 77, 130)
+    first = next(again).tokens
+    with pytest.raises(RuntimeError, match="started anew"):
+        ray.get(service.take.remote(before, source, 60))
+    assert np.array_equal([first, *(batch.tokens for batch in again)], expected(source, 77, 130))
+
+
 def test_workers_find_the_driver_s_service_or_start_one_that_no_later_group_finds(ray_cluster: object) -> None:
     name = f"test-{uuid.uuid4().hex}"
     first, second = Group("a", (0,), 5), Group("b", (0,), 5)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from raygpt import storage
 from raygpt.distill.store import AnswerStore
@@ -86,6 +87,7 @@ def test_a_driver_killed_three_times_under_a_faulty_endpoint_pays_for_one_pass(t
     assert files(faulty) == files(calm) and len(files(calm)) == 3
 
 
+@pytest.mark.long
 def test_a_teacher_whose_replica_is_killed_twice_answers_every_prompt(tmp_path: Path) -> None:
     model = save_byte_model(tmp_path / "model", seq_len=192, n_layer=2, n_head=2, n_embd=32)
     teacher = ["--teacher.engine=transformers", f"--teacher.model={model}", "--teacher.max_sequences=4"]

@@ -149,7 +149,7 @@ def test_a_run_in_use_is_refused_while_it_lives(shards: str, tmp_path: Path) -> 
     ("name", "way"),
     [
         # trainings are asked to stop over one wire whoever wishes it, and each of these takes a minute
-        pytest.param(name, way, marks=[pytest.mark.long] * (name == "tune of trainings" and way != "SIGTERM"))
+        pytest.param(name, way, marks=[pytest.mark.long] * (name == "tune of trainings"))
         for name in JOBS
         for way in WAYS
         if (name, way) not in IN_MAKE_TEST

@@ -6,12 +6,15 @@ import asyncio
 import random
 from pathlib import Path
 
+import pytest
+
 from raygpt.serve.load import load_engine
 from raygpt.serve.requests import Engine, Request, Sampling
 
 WORDS = ("river", "mountain", "story", "science", "history", "music", "food", "bread", "water", "energy", "light")
 
 
+@pytest.mark.long
 def test_greedy_answers_of_a_real_model_are_the_same_whoever_shares_the_batch(teacher_gguf: Path) -> None:
     engine = load_engine("transformers", str(teacher_gguf), max_sequences=8, max_model_len=512, threads=1)
     draw = random.Random(0)

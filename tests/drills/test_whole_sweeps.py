@@ -15,7 +15,7 @@ from raygpt.config import Config
 from raygpt.storage import child, list_folder, locate, read_bytes
 from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep
-from tests.track.test_trackers import offline_runs
+from tests.track.test_trackers import offline_runs, wandb_history, wandb_records
 from tests.tune.conftest import sweep_config, tiny_base, tiny_task  # noqa: F401
 from tests.tune.test_sweep import check_scheduler, read, sweep
 
@@ -71,5 +71,42 @@ def test_training_jobs_are_swept_with_workers_of_their_own(
     assert "raygpt pretrain --config" in (folder / "best.yaml").read_text()
 
 
-def test_pb2_brings_a_sweep_to_its_end(ray_cluster: str, sweep_config: Callable[..., Config]) -> None:
-    check_scheduler(sweep_config, {"tune.scheduler": "pb2", "tune.trials": 2, "train.epochs": 3})
+@pytest.mark.parametrize("scheduler", ["pbt", "pb2"])
+def test_a_population_brings_a_sweep_to_its_end(
+    ray_cluster: str, sweep_config: Callable[..., Config], scheduler: str
+) -> None:
+    # one meeting of two: a member's every stretch starts a process
+    check_scheduler(sweep_config, {"tune.scheduler": scheduler, "tune.trials": 2, "train.epochs": 3})
+
+
+def test_one_wandb_run_per_trial_is_read_back_from_its_offline_files(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
+    space = {"optim.lr": {"grid": [1e-5, 3e-3]}}
+    folder, _, trials, printed = sweep(sweep_config({"tune.space": space, "track.wandb": "offline"}))
+    folders = offline_runs(folder)
+    assert len(folders) == 2, printed
+    runs = {run["id"]: run for run in map(read_wandb, folders)}
+    for trial in trials:
+        run = runs[f"sweep-{trial['id']}"]
+        assert run["group"] == "sweep"
+        assert run["config"]["params"]["optim.lr"] == trial["params"]["optim.lr"]
+        assert [row["epoch"] for row in run["rows"]] == [1, 2, 3]
+        for key in ("accuracy", "f1", "loss", "train_loss"):
+            assert [row[key] for row in run["rows"]] == pytest.approx([row[key] for row in trial["history"]])
+        assert run["summary"]["best_accuracy"] == pytest.approx(trial["score"])
+        assert run["summary"]["status"] == "finished"
+
+
+def read_wandb(folder: Path) -> dict[str, Any]:
+    """Id, group, config, history and summary of an offline run's file."""
+    found: dict[str, Any] = {"rows": wandb_history(folder), "summary": {}, "config": {}}
+    for record in wandb_records(folder):
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            found |= {"id": record.run.run_id, "group": record.run.run_group}
+            found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        elif kind == "summary":
+            for item in record.summary.update:
+                found["summary"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    return found

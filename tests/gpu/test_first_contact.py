@@ -1,4 +1,4 @@
-"""The ten questions of first_contact.py on the GPU that is here. On a CPU: tests/train/test_gpu_once.py."""
+"""The ten questions of first_contact.py on the GPU that is here. On a CPU: tests/drills/test_gpu_once.py."""
 
 from __future__ import annotations
 

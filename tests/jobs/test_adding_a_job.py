@@ -60,7 +60,7 @@ def test_a_run_of_its_own_is_one_function(
     finally:
         sys.modules.pop("raygpt.jobs.count", None)
     folder = tmp_path / "runs" / "r"
-    assert json.loads((folder / "summary.json").read_text()) == {"steps": 10}
+    assert json.loads((folder / "summary.json").read_text()) == {"steps": 10, "outcome": "finished"}
     assert [each["outcome"] for each in json.loads((folder / "attempts.json").read_text())] == ["stopped", "finished"]
     assert (folder / "config.yaml").exists() and not (folder / "lock.json").exists()
 

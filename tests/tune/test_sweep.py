@@ -21,7 +21,6 @@ from raygpt.tune.plan import make_plan
 from raygpt.tune.sweep import prepare_environment, run_sweep
 from tests.drills.program import raygpt
 from tests.run.stopping import an_hour_passes
-from tests.track.test_trackers import offline_runs, wandb_history, wandb_records
 from tests.train.running import Screen
 
 prepare_environment()  # before the module's cluster starts
@@ -99,14 +98,6 @@ def test_optuna_searches_in_its_own_storage_and_knows_what_mattered(
     assert set(summary["importance"]) <= set(space)
 
 
-@pytest.mark.parametrize("scheduler", ["pbt"])  # pb2: tests/drills/test_whole_sweeps.py
-def test_a_population_brings_a_sweep_to_its_end(
-    ray_cluster: str, sweep_config: Callable[..., Config], scheduler: str
-) -> None:
-    # one meeting of two: a member's every stretch starts a process
-    check_scheduler(sweep_config, {"tune.scheduler": scheduler, "tune.trials": 2, "train.epochs": 3})
-
-
 def check_scheduler(sweep_config: Callable[..., Config], change: dict[str, Any]) -> None:
     """A random search with this scheduler ends whole, its parameters in their ranges."""
     space = {"optim.lr": {"loguniform": [1e-5, 5e-3]}, "optim.weight_decay": {"uniform": [0.0, 0.1]}}
@@ -116,39 +107,6 @@ def check_scheduler(sweep_config: Callable[..., Config], change: dict[str, Any])
     assert {trial["status"] for trial in trials} <= {"finished", "stopped early"}
     for trial in trials:
         assert 1e-5 <= trial["params"]["optim.lr"] <= 5e-3
-
-
-def test_one_wandb_run_per_trial_is_read_back_from_its_offline_files(
-    ray_cluster: str, sweep_config: Callable[..., Config]
-) -> None:
-    space = {"optim.lr": {"grid": [1e-5, 3e-3]}}
-    folder, _, trials, printed = sweep(sweep_config({"tune.space": space, "track.wandb": "offline"}))
-    folders = offline_runs(folder)
-    assert len(folders) == 2, printed
-    runs = {run["id"]: run for run in map(read_wandb, folders)}
-    for trial in trials:
-        run = runs[f"sweep-{trial['id']}"]
-        assert run["group"] == "sweep"
-        assert run["config"]["params"]["optim.lr"] == trial["params"]["optim.lr"]
-        assert [row["epoch"] for row in run["rows"]] == [1, 2, 3]
-        for key in ("accuracy", "f1", "loss", "train_loss"):
-            assert [row[key] for row in run["rows"]] == pytest.approx([row[key] for row in trial["history"]])
-        assert run["summary"]["best_accuracy"] == pytest.approx(trial["score"])
-        assert run["summary"]["status"] == "finished"
-
-
-def read_wandb(folder: Path) -> dict[str, Any]:
-    """Id, group, config, history and summary of an offline run's file."""
-    found: dict[str, Any] = {"rows": wandb_history(folder), "summary": {}, "config": {}}
-    for record in wandb_records(folder):
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            found |= {"id": record.run.run_id, "group": record.run.run_group}
-            found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-        elif kind == "summary":
-            for item in record.summary.update:
-                found["summary"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
-    return found
 
 
 def test_a_trial_that_runs_out_of_memory_is_marked_and_the_others_go_on(
