@@ -94,7 +94,7 @@ def spending(config: Config) -> Config:
 
 
 def resolve(config: Config, command: str) -> Production:
-    """The settings as plain arguments. Raises UserError for a template or a tokenizer that is not there."""
+    """The settings as plain arguments. Raises UserError for a template, tokenizer or test set that is not there."""
     from raygpt.data.tokenizer import load_tokenizer
     from raygpt.distill.client import Asking
     from raygpt.distill.documents import QualityOptions
@@ -140,6 +140,7 @@ def resolve(config: Config, command: str) -> Production:
         decontaminate_words=settings.decontaminate_words,
         val_fraction=settings.val_fraction,
     )
+    quality.check()  # before a teacher is paid
     priced = teacher.usd_per_million_input is not None or teacher.usd_per_million_output is not None
     return Production(
         sources=tuple(settings.prompts),

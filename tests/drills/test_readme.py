@@ -117,7 +117,8 @@ def test_the_walk_through_runs_from_beginning_to_end(
             arguments.append(f"--data.tokenizer={shared_data / 'gpt2_bpe'}")
         if job == "tune":
             arguments += ["--dry_run", f"--task.train={shared_data / 'mrpc' / 'glue'}"]
-        if job == "serve":  # runs until it is told to stop: tests/drills/test_serving.py
+        # tests/drills/test_serving.py, tests/drills/test_distillation.py
+        if job in ("serve", "generate", "distill") or "--compare" in arguments:
             arguments.append("--print_config")
         if "--base=runs/mine" in arguments:
             arguments += ["--compare.documents=8", "--compare.samples=1", "--compare.sample_tokens=10"]

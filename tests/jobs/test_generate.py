@@ -169,6 +169,8 @@ def test_a_dry_run_asks_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (ROWS, Orders(), ["--teacher.engine=transformers", "--teacher.model=x"], "teacher.endpoints .*has no meaning"),
         (ROWS, Orders(), ["--data.tokenizer=train:500"], "data.tokenizer=train:500 is no tokenizer for generated text"),
         (ROWS, Orders(), ["--generate.options={style: []}"], "generate.options .*has an empty list for style"),
+        (ROWS, Orders(), ["--generate.language=xx", "--generate.filters=[language]"], "generate.language=xx"),
+        (ROWS, Orders(), ["--generate.decontaminate=[nowhere.jsonl]"], "nowhere.jsonl"),
         (ROWS, Orders(), ["--run.resume=must"], "run.resume=must but .* has no answers"),
     ],
 )
