@@ -53,6 +53,12 @@ class Distill(Section):
     )
 
     def problems(self) -> Iterator[Problem]:
+        if self.mode == "sequence" and self.teacher is not None:
+            yield (
+                "teacher",
+                "is for distill.mode=logits: set that, or leave distill.teacher out, for a sequence is learned from "
+                "data.train",
+            )
         wanted = self.real_fraction > 0 or bool(self.real_fraction_end)
         if wanted and self.real is None:
             yield "real", "is not set: name the real text that distill.real_fraction asks for"

@@ -27,8 +27,8 @@ class Serve(Section):
 
     @property
     def api_key(self) -> str | None:
-        """What serve.api_key_env holds now; None where no variable is named or it is not set."""
-        return os.environ.get(self.api_key_env) if self.api_key_env else None
+        """The key that the variable holds now, without space around it; None for none."""
+        return (os.environ.get(self.api_key_env) or "").strip() or None if self.api_key_env else None
 
     def problems(self) -> Iterator[Problem]:
         if self.api_key_env is not None and not self.api_key_env.isidentifier():

@@ -52,8 +52,8 @@ class Teacher(Section):
 
     @property
     def api_key(self) -> str | None:
-        """What teacher.api_key_env holds now; None where no variable is named or it is not set."""
-        return os.environ.get(self.api_key_env) if self.api_key_env else None
+        """The key that the variable holds now, without space around it; None for none."""
+        return (os.environ.get(self.api_key_env) or "").strip() or None if self.api_key_env else None
 
     @field_validator("endpoints", mode="before")
     @classmethod

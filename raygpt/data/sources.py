@@ -130,6 +130,7 @@ def real_options(real: str, train: str, settings: PrepareOptions) -> PrepareOpti
         sources_setting="distill.real",
         val_split="none",
         val_sources=[],
+        max_documents=None,
     )
     return _in_its_folder(options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections import deque
@@ -91,7 +92,12 @@ class Ahead:
         """The next one, None at the end. Raises what reading raised."""
         if len(self._ready) < self.SIZE // 2 and not self._ended and self._fetching is None:
             self._fetching = asyncio.create_task(self._fetch())
-        while not self._ready and self._fetching is not None:
+        while not self._ready:
+            if self._fetching is None:
+                if self._ended:
+                    break
+                # others took all that came while this one waited
+                self._fetching = asyncio.create_task(self._fetch())
             await asyncio.shield(self._fetching)
         if self._ready:
             return self._ready.popleft()
@@ -135,7 +141,12 @@ class AskingLoop:
     async def run(self, items: Iterator[tuple[str, Question]]) -> None:
         """Raises UserError where the teacher answers nothing any more; what was answered is in the store."""
         ahead, loop = Ahead(items), asyncio.get_running_loop()
-        self.stop.listen(lambda: loop.call_soon_threadsafe(self._close_soon))
+
+        def told() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is over, and nothing left to end
+                loop.call_soon_threadsafe(self._close_soon)
+
+        self.stop.listen(told)
         tasks = [asyncio.create_task(self._work(ahead)) for _ in range(self.concurrency)]
         keeper = asyncio.create_task(self._keep())
         try:

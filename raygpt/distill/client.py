@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 
 from raygpt.distill.answers import Answer, Parked, Question
-from raygpt.distill.endpoints import Endpoint, Endpoints, backoff, refused, retry_after
+from raygpt.distill.endpoints import LONGEST_RETRY_AFTER, Endpoint, Endpoints, backoff, refused, retry_after
 from raygpt.distill.limits import Pace, most_prompt_tokens
 from raygpt.errors import UserError, one_line
 
@@ -126,9 +126,7 @@ class Client:
         wasted = [0, 0]
         last: Endpoint | None = None
         while True:
-            await self._pause(self._requests.take())
-            await self._pause(self._tokens.take(most))
-            endpoint = await self._awake(last)
+            endpoint = await self._paced(last, most)
             attempts += 1
             used = 0
             try:
@@ -146,6 +144,9 @@ class Client:
             except _Again as error:
                 lost += error.lost
                 last = endpoint
+                # what was told to wait has been heard of until then
+                rest = min(error.after or 0.0, LONGEST_RETRY_AFTER)
+                self._heard = max(self._heard, time.monotonic() + rest) if rest else self._heard
                 if error.fault == "busy":
                     endpoint.throttled(error.after)
                     continue
@@ -162,6 +163,17 @@ class Client:
                 await self._pause(backoff(tries))
             finally:
                 self._tokens.give_back(most - used)
+
+    async def _paced(self, last: Endpoint | None, tokens: int) -> Endpoint:
+        """An endpoint, at its turn: whoever waits for one that rests holds no turn, else all would come at once."""
+        while True:
+            endpoint = await self._awake(last)
+            wait = max(self._requests.take(), self._tokens.take(tokens))
+            await self._pause(wait)
+            if wait == 0 or endpoint.wait == 0:
+                return endpoint
+            self._requests.give_back(1)
+            self._tokens.give_back(tokens)
 
     async def _awake(self, last: Endpoint | None) -> Endpoint:
         while True:
@@ -202,7 +214,7 @@ class Client:
         if status == 404:
             raise UserError(f"{endpoint.url}/{path} answers 404 for teacher.model={self.asking.model}: {words}.")
         if status == 429:
-            if "insufficient_quota" in words:
+            if b"insufficient_quota" in text:
                 raise UserError(f"{endpoint.url}: the account is used up: {words}.")
             self._heard = time.monotonic()
             raise _Again(f"429: {words}", "busy", after=after)
@@ -214,9 +226,10 @@ class Client:
         raise _Again(f"{status}: {words}", after=after)
 
     def _check_alive(self, why: str) -> None:
-        if time.monotonic() - self._heard > DOWN_SECONDS:
+        silent = max(DOWN_SECONDS, 2 * self.asking.timeout_seconds)
+        if time.monotonic() - self._heard > silent:
             raise UserError(
-                f"teacher.endpoints: none has answered for {DOWN_SECONDS / 60:.0f} minutes ({why}): start the teacher "
+                f"teacher.endpoints: none has answered for {silent / 60:.0f} minutes ({why}): start the teacher "
                 "again and give this command again; what was answered is kept."
             )
 

@@ -37,7 +37,7 @@ class Endpoint:
         self.under_way = 0
         self.failures = 0
         self._stumbles = self._throttles = 0
-        self._rests_until = 0.0
+        self._rests_until = self._told_until = 0.0
 
     @property
     def wait(self) -> float:
@@ -48,8 +48,10 @@ class Endpoint:
         return max(0.0, rest)
 
     def answered(self) -> None:
-        self.failures = self._stumbles = self._throttles = 0
-        self._rests_until = 0.0
+        self.failures = self._stumbles = 0
+        if self._clock() >= self._told_until:
+            self._throttles = 0
+        self._rests_until = self._told_until  # requests that were under way do not end the rest that it asked for
 
     def throttled(self, retry_after: float | None) -> None:
         """It is asked too much: to be left alone for as long as it says, else longer each time."""
@@ -57,6 +59,7 @@ class Endpoint:
             self._throttles += self._clock() >= self._rests_until
             retry_after = min(LONGEST_REST, REST_SECONDS * 2 ** max(0, self._throttles - 1))
         self._rest(retry_after)
+        self._told_until = self._rests_until
 
     def failed(self, retry_after: float | None = None) -> None:
         """It is not there."""
@@ -115,7 +118,8 @@ def proxy_for(url: str) -> str | None:
     """The proxy that the environment names for a URL. aiohttp's own `trust_env` asks anew for every request, in a
     thread: two of them each."""
     parts = urlsplit(url)
-    if parts.hostname is None or urllib.request.proxy_bypass(parts.hostname):
+    local = parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")
+    if parts.hostname is None or local or urllib.request.proxy_bypass(parts.hostname):
         return None
     return urllib.request.getproxies().get(parts.scheme)
 

@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raygpt import storage
+from raygpt.data.decoding import without_surrogates
 from raygpt.distill.answers import Answer, Parked, Question
 from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
@@ -69,6 +70,14 @@ def sort_key(row: dict[str, Any]) -> tuple[str, bool]:
     return row["key"], row["reason"] is not None
 
 
+def without_halves(row: dict[str, Any]) -> dict[str, Any]:
+    """The same with U+FFFD for halves of surrogate pairs: an answer cut off within an emoji has one, Parquet none."""
+    return {
+        name: without_surrogates(value, "replace", name) if isinstance(value, str) else value
+        for name, value in row.items()
+    }
+
+
 def write_part(where: Location, rows: Iterable[dict[str, Any]]) -> int:
     """Write rows that are in order; returns how many. The file appears when it is whole."""
     aside = where.parent / f".{where.name}.{os.getpid()}" if where.is_local else where
@@ -112,12 +121,17 @@ def read_tokens(where: Location) -> tuple[int, int]:
 
 def merged(parts: Sequence[Location], columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Rows of all files by key, each key once. Memory holds MERGE_ROWS of each file."""
-    last = None
-    # heapq.merge is stable: of equal rows the one of the earlier file comes first
+    held: dict[str, Any] | None = None
+    # heapq.merge is stable: of equal rows the one of the earlier file comes first. An answer stands before what was
+    # parked; of what was parked twice the later reason holds.
     for row in heapq.merge(*(_rows(part, columns) for part in parts), key=sort_key):
-        if row["key"] != last:
-            last = row["key"]
-            yield row
+        if held is not None and row["key"] != held["key"]:
+            yield held
+            held = None
+        if held is None or held["reason"] is not None:
+            held = row
+    if held is not None:
+        yield held
 
 
 def _rows(where: Location, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ from raygpt.distill.limits import Spend, TokenPrice
 from raygpt.distill.nodes import NodeAskers, other_nodes
 from raygpt.distill.production import Production, described, find_teacher, open_generation
 from raygpt.errors import UserError
-from raygpt.run.frame import COMPLETE, FAILED, FINISHED, SPENT, STOPPED, Outcome, Run, run_location
+from raygpt.run.frame import COMPLETE, FAILED, FINISHED, SPENT, STOPPED, Outcome, Run
 from raygpt.run.lock import RunLock
 from raygpt.run.stop import BUDGET
 from raygpt.storage import Location
@@ -42,6 +42,10 @@ def produce(production: Production, run: Run, printed: dict[str, Any]) -> Outcom
             return producing.work(printed)
         finally:
             producing.dismiss()
+
+
+class _OutOfMoney(Exception):
+    """The limit ended the marking: a text without a mark is not a bad one."""
 
 
 class _Producing:
@@ -105,6 +109,9 @@ class _Producing:
             made = self.documents(totals)
         except Stopped:
             return Outcome(STOPPED, dict(printed), closing=_closing(printed, "go on"))
+        except _OutOfMoney:
+            printed.update(self.figures(totals))
+            return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"), limit=production.limit)
         printed.update(self.figures(totals) | made)
         if spent:  # the documents are of what was paid for
             return Outcome(SPENT, dict(printed), closing=_closing(printed, "limit"), limit=production.limit)
@@ -159,9 +166,15 @@ class _Producing:
             facts=facts,
             text_of=prompt_and_answer if production.with_prompt else answer_alone,
             scorer=self.marks if self.needs_marks else None,
+            on_progress=self._look,
         )
         self.run.say(table(made))
         return {"documents": made["documents"], "document_tokens": made["tokens"]}
+
+    def _look(self, *_: object) -> None:
+        """While documents are made; those of a spent budget are made all the same."""
+        if self.run.stop.requested and self.run.stop.reason != BUDGET:
+            raise Stopped
 
     def marks(self, questions: Callable[[], Iterator[Question]]) -> Iterator[Answer]:
         """The teacher's marks of texts: a generation of its own, as little paid for twice as the answers."""
@@ -172,9 +185,14 @@ class _Producing:
         marks = Generation(name, questions, self.production.output, about, work, MARK_TOKENS)
         self.generations.append(marks)
         marks.add_all()
-        if marks.settle().to_ask:
-            self.run.say(f"{marks.counts.to_ask:,} texts to mark.")
-            self.ask(marks, asking)
+        marks.settle()
+        again = self.production.retry_parked and marks.counts.parked > 0
+        for retry_parked in [False] * bool(marks.counts.to_ask) + [True] * again:
+            count = marks.counts.parked if retry_parked else marks.counts.to_ask
+            self.run.say(f"{count:,} texts to mark.")
+            out_of_money = self.ask(marks, asking, retry_parked)
+            if out_of_money or self.run.stop.reason == BUDGET:
+                raise _OutOfMoney
             if self.run.stop.requested:
                 raise Stopped
         marks.finish()
@@ -270,10 +288,7 @@ def _say_which(generation: Generation, output: Location, say: Callable[[str], No
 
 @contextlib.contextmanager
 def _held(output: Location, run: Run) -> Iterator[None]:
-    """An output that is not the run's own folder may be another run's: one at a time."""
-    if output.uri == run_location(run.config).uri:
-        yield
-        return
+    """An output may be another run's as well, whatever the folder of its own: one at a time."""
     lock = RunLock(output / ANSWERS, on_lost=lambda: run.stop.request("displaced"))
     lock.acquire()
     try:

@@ -47,8 +47,19 @@ class Prompts:
     @cached_property
     def crossed(self) -> list[dict[str, str]]:
         """The combinations of the options, those of the template where the settings have none."""
+        return _combinations({**self.template.options, **self.options})
+
+    def crossed_with(self, row: Mapping[str, Any]) -> list[dict[str, str]]:
+        """The same without what a row says itself: the template's options are for rows that do not."""
+        own = {name for name in self.template.options if name not in self.options and row.get(name) not in (None, "")}
+        if not own:
+            return self.crossed
         lists = {**self.template.options, **self.options}
-        return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
+        return _combinations({name: values for name, values in lists.items() if name not in own})
+
+
+def _combinations(lists: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
+    return [dict(zip(lists, values)) for values in itertools.product(*lists.values())]
 
 
 @dataclass
@@ -140,8 +151,12 @@ def _rows(unit: Unit, max_rows: int | None) -> Iterator[Row]:
 
 def _questions(prompts: Prompts, row: dict[str, Any]) -> Iterator[Question]:
     """Questions of one row. Raises ValueError saying why it cannot be asked."""
-    for chosen in prompts.crossed:
+    for chosen in prompts.crossed_with(row):
         question = prompts.template.render({**row, **chosen})
+        try:
+            question.asked.encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half of a surrogate pair, which is no character") from None
         _check_length(prompts, question)
         kept = {name: value for name, value in {**row, **chosen}.items() if _is_small(value)}
         for sample in range(prompts.samples):

@@ -36,6 +36,7 @@ from raygpt.distill.parts import (
     read_keys,
     read_tokens,
     sort_key,
+    without_halves,
     write_part,
 )
 from raygpt.storage import Location
@@ -210,7 +211,7 @@ class AnswerStore:
 
     def _write_part(self, level: int, rows: list[dict[str, Any]]) -> None:
         name = f"part-{level}-{next(self._number)}-{self._attempt}.parquet"
-        write_part(self.folder / name, sorted(rows, key=sort_key))
+        write_part(self.folder / name, sorted(map(without_halves, rows), key=sort_key))
 
     def _merge_levels(self) -> None:
         for level in range(8):

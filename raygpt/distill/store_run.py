@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +39,8 @@ class Workers:
 class StatesWriter:
     """One worker: the teacher on its device, part after part."""
 
-    def __init__(self, plan: StatesPlan, source: TeacherSource, cpus: float) -> None:
+    def __init__(self, plan: StatesPlan, source: TeacherSource, cpus: float, mark: str) -> None:
+        self.mark = mark
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type == "cpu":
             torch.set_num_threads(max(1, int(cpus)))
@@ -46,6 +49,11 @@ class StatesWriter:
         self.reader = TokenReader(plan.layout)
 
     def write(self, part: int) -> Shard:
+        if not storage.exists(storage.locate(self.mark)):
+            raise UserError(
+                f"distill.store={self.plan.folder} is a folder of the driver's machine, which {socket.gethostname()} "
+                "does not see: name one that all nodes share, or s3://."
+            )
         return write_part(self.plan, part, self.teacher, self.reader)
 
     def finish(self, parts: dict[int, Shard]) -> None:
@@ -66,7 +74,9 @@ def store_states(run: Run, plan: StatesPlan, source: TeacherSource, workers: Wor
     )
     left = [part for part in range(plan.parts) if part not in done]
     began, before = time.monotonic(), sum(shard.tokens for shard in done.values())
-    crew = _Crew(plan, source, workers)
+    mark = storage.locate(plan.folder) / f".seen-{uuid.uuid4().hex}"  # what every worker must see
+    storage.write_text(mark, "")
+    crew = _Crew(plan, source, workers, mark.uri)
     try:
         while (left and not run.stop.requested) or crew.busy:
             while left and not run.stop.requested and crew.has_room(len(left)):
@@ -81,12 +91,15 @@ def store_states(run: Run, plan: StatesPlan, source: TeacherSource, workers: Wor
                 speed = (tokens - before) / (time.monotonic() - began)
                 eta = human_duration((plan.layout.tokens - tokens) / speed)
                 run.say(f"part {len(done)}/{plan.parts} | {human_count(speed)} tok/s | eta {eta}")
+            if crew.busy and (not left or run.stop.requested):
+                crew.let_idle_go()
             run.check_held()
         if len(done) < plan.parts:
             return Outcome(STOPPED, closing=f"after {len(done)} of {plan.parts} parts in {plan.folder}.")
         crew.finish(done)
     finally:
         crew.dismiss()
+        storage.delete(mark)
     manifest = read_states_manifest(plan.folder)
     seconds = time.monotonic() - began
     new = manifest.tokens - before
@@ -109,8 +122,8 @@ def store_states(run: Run, plan: StatesPlan, source: TeacherSource, workers: Wor
 class _Crew:
     """The workers and which part each is at."""
 
-    def __init__(self, plan: StatesPlan, source: TeacherSource, workers: Workers) -> None:
-        self._arguments = plan, source, workers.cpus
+    def __init__(self, plan: StatesPlan, source: TeacherSource, workers: Workers, mark: str) -> None:
+        self._arguments = plan, source, workers.cpus, mark
         self._workers = workers
         self._idle: list[Any] = []
         self._at: dict[Any, tuple[int, Any]] = {}
@@ -146,6 +159,11 @@ class _Crew:
             except ray.exceptions.RayTaskError as error:
                 raise _users(error) from None
         return ended
+
+    def let_idle_go(self) -> None:
+        """Workers without a part: one that has not started yet may wait for their cores."""
+        while self._idle:
+            ray.kill(self._idle.pop())
 
     def finish(self, parts: dict[int, Shard]) -> None:
         worker = self._idle.pop() if self._idle else self._hire()

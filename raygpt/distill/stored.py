@@ -15,6 +15,7 @@ alone, whatever the number of workers.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -177,8 +178,8 @@ class StoredStates:
         self.lanes = lanes_of(rank, world_size, order.global_batch_rows)
         starts = np.zeros(len(self.manifest.parts) + 1, np.int64)
         np.cumsum([part.tokens for part in self.manifest.parts], out=starts[1:])
-        # the cache is keyed by it: other states of the same tokens are other files
-        key = f"{self.manifest.fingerprint[:32]}-{self.manifest.teacher_digest}-{self.manifest.bytes_per_token}"
+        # the cache is keyed by it: other states of the same tokens are other files, by temperature or seed alone too
+        key = hashlib.sha256("".join(part.sha256 for part in self.manifest.parts).encode()).hexdigest()
         names = tuple(part.name for part in self.manifest.parts)
         layout = StatesLayout(uri, "", key, starts, names, transport=self.manifest.transport)
         self._reader = TokenReader(layout, cache_bytes)

@@ -91,11 +91,18 @@ def part_name(part: int) -> str:
     return f"part-{part:05d}.bin"
 
 
+def begun(folder: Location) -> bool:
+    """Whether parts of states lie there."""
+    return any(entry.base_name.startswith("part-") for entry in storage.list_folder(folder))
+
+
 def finished_parts(plan: StatesPlan) -> dict[int, Shard]:
     """Parts that are there, by number. UserError where the folder holds parts of something else."""
     folder = storage.locate(plan.folder)
     found: dict[int, Shard] = {}
-    for entry in storage.list_folder(folder):
+    entries = storage.list_folder(folder)
+    sizes = {entry.base_name: entry.size for entry in entries}
+    for entry in entries:
         name = entry.base_name
         if not (name.startswith("part-") and name.endswith(".json")):
             continue
@@ -105,7 +112,9 @@ def finished_parts(plan: StatesPlan) -> dict[int, Shard]:
                 f"distill.store={plan.folder} holds states of another teacher, other tokens or other settings than "
                 "these: name another folder, or delete this one."
             )
-        found[int(name[5:-5])] = Shard(**marker["part"])
+        shard = Shard(**marker["part"])
+        if sizes.get(shard.name) == shard.tokens * plan.transport.bytes_per_token:  # else it is written again
+            found[int(name[5:-5])] = shard
     return found
 
 

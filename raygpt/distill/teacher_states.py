@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,8 @@ class TeacherSource:
 @dataclass(frozen=True)
 class MakeDistillation:
     """What the driver sends and each worker calls: see `raygpt.train.worker.MakeObjective`."""
+
+    name: ClassVar[str] = "distillation"
 
     transport: Transport
     alpha: float

@@ -86,7 +86,7 @@ class Template:
         try:
             prompt = _compiled(self.prompt).render(values)
             system = _compiled(self.system).render(values) if self.system else None
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is its author's own
             raise ValueError(f"does not fit the template {self.name} ({one_line(error)})") from error
         if not prompt.strip():
             raise ValueError("makes an empty prompt")
@@ -243,12 +243,17 @@ def _from_file(name: str) -> Template:
             f"generate.template={name} must have the key 'prompt', and beside it 'system', 'chat', 'options' and "
             "'optional' at most."
         )
-    options = {key: tuple(map(str, values)) for key, values in (about.get("options") or {}).items()}
+    lists, optional = about.get("options") or {}, about.get("optional") or []
+    if not isinstance(lists, dict) or not all(isinstance(values, list) and values for values in lists.values()):
+        raise UserError(f"generate.template={name}: 'options' must hold a list for each name: write style: [plain].")
+    if not isinstance(optional, list):
+        raise UserError(f"generate.template={name}: 'optional' must be a list of fields: write optional: [input].")
+    options = {key: tuple(map(str, values)) for key, values in lists.items()}
     return Template(
         stem,
         about["prompt"].strip(),
         bool(about.get("chat", True)),
         about.get("system"),
         options,
-        tuple(about.get("optional") or ()),
+        tuple(map(str, optional)),
     )

@@ -119,7 +119,9 @@ def spent(arm: Arm, subject: Subject) -> Spent:
         tokens += state.tokens
         before = _usd(run)
         usd = None if usd is None or before is None else usd + before
-    flops = float(tokens * subject.model.config.flops_per_token(arm.trained_seq_len))
+    flops: float | None = float(tokens * subject.model.config.flops_per_token(arm.trained_seq_len))
+    if ((arm.saved or {}).get("distill") or {}).get("mode") == "logits":
+        flops = None  # the teacher's passes would have to be in it
     generation = None if arm.train is None else generation_of(arm.train)
     return Spent(tokens, own, flops, usd, generation)
 
@@ -139,19 +141,23 @@ def held_out(arms: list[Arm]) -> tuple[str | None, str | None]:
     """(real, synthetic): text that the arms' own runs held out, as far as it is there.
 
     Synthetic is val/ of a generation that an arm was trained on. Real is val/ beside distill.real, else what an arm
-    that was trained on no generation was validated on.
+    that was trained on no generation was validated on; none where an arm was trained on all of a raw text, which
+    others may have held a part of out of.
     """
     real = synthetic = None
+    whole = False
     for arm in arms:
         data = (arm.saved or {}).get("data") or {}
         mixed = ((arm.saved or {}).get("distill") or {}).get("real")
         generation = None if arm.train is None else generation_of(arm.train)
         if generation is not None:
             synthetic = synthetic or _val(generation.uri)
-            real = real or (None if mixed is None else _val(mixed))
+            beside = None if mixed is None else _val(mixed)
+            whole = whole or (mixed is not None and beside is None)
+            real = real or beside
         elif arm.train is not None:
             real = real or data.get("val") or _val(arm.train)
-    return real, synthetic
+    return None if whole else real, synthetic
 
 
 def _val(train: str) -> str | None:

@@ -132,16 +132,24 @@ def _store(config: Config, call: Call) -> int:
     from raygpt.data.shards import load_manifest
     from raygpt.data.sources import shard_folders
     from raygpt.distill.store_run import Workers, store_states
-    from raygpt.distill.storing import StatesPlan, teacher_digest
+    from raygpt.distill.storing import StatesPlan, begun, teacher_digest
     from raygpt.jobs.prepare import with_prepared_data
-    from raygpt.run.frame import run_job
+    from raygpt.parallel import checkpoint
+    from raygpt.run.frame import check_start, run_job, run_location
 
     settings = config.distill
     assert settings.store is not None and settings.teacher is not None
     if config.scale.worker_range[0] != config.scale.worker_range[1]:
         raise UserError("scale.num_workers must be one number with distill.store: a rerun may use another one.")
     storage.check_writable(storage.locate(settings.store), "distill.store")
-    print(connect(config.scale, workers_cpus=config.scale.cpus_per_worker), flush=True)
+    if checkpoint.complete_checkpoints(run_location(config)):
+        raise UserError(
+            f"run {run_location(config).uri} is a training run: give the writing of distill.store another run.name."
+        )
+    folder = storage.locate(settings.store)
+    check_start(config, lambda _: begun(folder), "stored states")
+    cpus = config.scale.worker_range[1] * config.scale.cpus_per_worker
+    print(connect(config.scale, workers_cpus=cpus), flush=True)
     prepared = with_prepared_data(config)
     train, _ = shard_folders(prepared.data.train, prepared.data.val)
     source = _source(config, train, seq_len=1)
@@ -151,7 +159,7 @@ def _store(config: Config, call: Call) -> int:
         source.uri,
         teacher_digest(source.weights()),
         _transport(config, source.width, source.vocab_size),
-        source.seq_len,
+        source.seq_len if config.data.seq_len is None else min(source.seq_len, 2 * config.data.seq_len),
         config.run.seed,
     )
     workers = Workers(

@@ -28,6 +28,8 @@ def _something_to_ask(config: Config) -> Iterator[Problem]:
         yield "teacher.model", "is not set: name the model that writes, or set teacher.engine=endpoint"
     if teacher.api_key_env is not None and teacher.api_key is None:
         yield "teacher.api_key_env", f"names {teacher.api_key_env}, which is not set in this environment"
+    if (key := teacher.api_key) is not None and not (key.isascii() and key.isprintable()):
+        yield "teacher.api_key_env", f"names {teacher.api_key_env}, which holds what no HTTP header can"
 
 
 def _a_limit_needs_a_price(config: Config) -> Iterator[Problem]:

@@ -56,9 +56,24 @@ def run(config: Config, call: Call, *, real: RealText | None = None, objective: 
         job = resolve(config, with_prepared_text(config, real))
         chosen = objective(config, job) if objective is not None else None
     make, beside = chosen or (None, 0)
+    check_objective(job, make)
     report = check_fit(config, job.model, job.run, teacher=beside) if job.done_steps < job.plan.total_steps else None
     rows = report.micro_batch_size if report is not None else None
     return run_training(config, job, call.command, planned_rows=rows, objective=make).exit_status
+
+
+def check_objective(job: Resolved, objective: MakeObjective | None) -> None:
+    """UserError where the run has learned by another objective until now."""
+    from raygpt.parallel import checkpoint
+    from raygpt.train.worker import objective_name
+
+    found = checkpoint.complete_checkpoints(job.run) if job.done_steps else []
+    before, now = checkpoint.read_state(found[0]).objective if found else "", objective_name(objective)
+    if before and before != now:
+        raise UserError(
+            f"run {job.run.uri} learned by {before} until step {job.done_steps} and would go on by {now}: go on with "
+            f"`raygpt {'distill' if before == 'distillation' else 'pretrain'}`, or give this one a run.name of its own."
+        )
 
 
 def check_before_data(config: Config) -> tuple[int, int]:

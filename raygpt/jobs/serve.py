@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raygpt.config import Config
@@ -34,9 +35,11 @@ def _checks(config: Config) -> Iterator[Problem]:
             "has no meaning with teacher.engine=vllm, whose server asks for no key: leave it out and serve.host at "
             "127.0.0.1, behind something that does",
         )
-    name = config.serve.api_key_env
-    if name is not None and not os.environ.get(name):
+    name, key = config.serve.api_key_env, config.serve.api_key
+    if name is not None and key is None:
         yield "serve.api_key_env", f"names {name}, which is not set: set it to the key that clients shall send"
+    elif key is not None and not (key.isascii() and key.isprintable()):
+        yield "serve.api_key_env", f"names {name}, which holds what no HTTP header can: use plain ASCII characters"
 
 
 DECLARATION = Job(
@@ -116,6 +119,8 @@ def _engine_maker(config: Config) -> Callable[..., Engine]:
         engine, model = "raygpt", subject_uri(config.model.init_from, run_location(config))
         if config.model.init_from == "random":
             name = config.run.name
+    if (here := Path(model).expanduser()).exists():
+        model = str(here.absolute())  # a replica may have been started elsewhere
     return partial(
         load_engine,
         engine,
@@ -208,7 +213,8 @@ def _vllm(config: Config, replicas: Replicas, environment: dict[str, str]) -> An
 
 @contextlib.contextmanager
 def running(config: Config, stop: StopToken, say: Callable[[str], None]) -> Iterator[tuple[str, float]]:
-    """(URL ending in /v1, GPUs) of the teacher's server, which runs on this machine's loopback while the block does."""
+    """(URL ending in /v1, GPUs) of the teacher's server, which runs on this machine's loopback while the block does; 0
+    GPUs where there are none or their number follows the load."""
     began = time.monotonic()
     import ray
 
@@ -223,7 +229,8 @@ def running(config: Config, stop: StopToken, say: Callable[[str], None]) -> Iter
     listening = Listening("127.0.0.1", choose_port("127.0.0.1", 0))
     environment = vllm.set_environment(local=True) if make_engine is None else {}
     own = not ray.is_initialized()
-    alone = config.serve.model_copy(update={"api_key_env": None, "page": False})
+    most = max(config.serve.max_tokens, config.generate.max_new_tokens)
+    alone = config.serve.model_copy(update={"api_key_env": None, "page": False, "max_tokens": most})
     config = config.model_copy(update={"serve": alone})
     try:
         replicas, about = _connect(config)
@@ -237,7 +244,8 @@ def running(config: Config, stop: StopToken, say: Callable[[str], None]) -> Iter
                 name = model_name(listening.url, None)
                 say(f"Teacher {name} ready after {time.monotonic() - began:.1f} s.")
             each = vllm.gpus_per_replica(config.teacher.vllm) if uses_vllm else replicas.gpus
-            yield f"{listening.url}/v1", replicas.fewest * each
+            # of replicas that follow the load nobody knows how many there were
+            yield f"{listening.url}/v1", replicas.fewest * each if replicas.fewest == replicas.most else 0
     finally:
         if own:
             ray.shutdown()

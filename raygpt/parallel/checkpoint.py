@@ -76,6 +76,7 @@ class RunState:
     tokenizer_name: str = ""
     eot_id: int = 0
     model: dict[str, Any] = field(default_factory=dict)
+    objective: str = ""  # what is learned, by its name; empty where it was not recorded yet
     adapters: dict[str, Any] = field(default_factory=dict)  # of lora.Adapters; empty: all weights trained
     version: int = VERSION
 

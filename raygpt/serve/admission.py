@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,6 @@ from raygpt.serve.protocol import ProtocolError
 BODY_SECONDS = 60.0  # in which the whole of a request has to come
 BODIES_AT_ONCE = 32  # times the largest body: memory that requests still coming in may take together
 LONGEST_RETRY = 30  # seconds
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1", "testserver")
 
 
 def fingerprint(key: str) -> str:
@@ -47,7 +47,11 @@ def check_host(request: Request) -> None:
     web whose name was made to point here (DNS rebinding)."""
     host = request.headers.get("host", "localhost")
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
-    if name.lower() not in _LOOPBACK and not name.startswith("127."):
+    try:
+        local = ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        local = name.lower() == "localhost"
+    if not local:
         raise ProtocolError(
             f"this server listens for its own machine only, and was asked for as {host[:100]!r}: use 127.0.0.1, or set "
             "serve.host",
@@ -97,10 +101,10 @@ class BodyReader:
     async def read(self, request: Request) -> bytes:
         """The body. Raises ProtocolError: too large (413), too slow (408), not JSON by its header (415), too much of
         others' at the moment (429)."""
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            # a form of a foreign page may be sent here without the browser asking first; JSON may not
-            raise ProtocolError(f"the body must be application/json, not {kind[:80]}", status=415)
+            # a foreign page may send forms, or bytes of no type, without the browser asking first; JSON it may not
+            raise ProtocolError(f"the body must be application/json, not {kind[:80] or 'of no type'}", status=415)
         length = request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self.limit:
             raise self._too_large()

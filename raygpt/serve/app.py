@@ -77,6 +77,8 @@ class Service:
             return error
         if isinstance(error, UserError):
             return ProtocolError(str(error))
+        if isinstance(error, UnicodeEncodeError):
+            return ProtocolError("a text holds half of a character (a lone surrogate): mend it")
         if isinstance(error, EngineDied):
             self.on_death()
             return engine_died()

@@ -9,6 +9,7 @@ batch (see raygpt.model.slots), and its random numbers are its own: nor does its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -90,6 +91,8 @@ class BatchingEngine:
                     return
         finally:
             answer.cancelled = True
+            with self._lock, contextlib.suppress(ValueError):
+                self._waiting.remove(answer)
 
     def stats(self) -> EngineStats:
         with self._lock:

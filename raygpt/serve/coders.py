@@ -28,10 +28,14 @@ class HuggingFaceCoder:
                 "tokenizer files into the folder."
             ) from error
         self._spec = spec
+        # beginning of text, for models whose tokenizer puts it there: Gemma writes nonsense without it
+        begin, probe = self._tokenizer.bos_token_id, self._tokenizer.encode("a", add_special_tokens=True)
+        self._begin = [begin] if begin is not None and probe[:1] == [begin] else []
         self.eos_ids = frozenset(self._ends(model))
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        ids = list(self._tokenizer.encode(text, add_special_tokens=False))
+        return ids if not ids or ids[:1] == self._begin else self._begin + ids
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         if not self._tokenizer.chat_template:

@@ -24,6 +24,7 @@ DEATH_SECONDS = 1.0  # from a death seen to the end of the process: its requests
 PASSING = 256
 QUEUED = 4096  # requests that wait in a proxy for a replica; more get status 503
 SHUTDOWN_SECONDS = 10.0
+SCALE_DOWN_SECONDS = 1800.0  # that a replica which is too many has for the answers it is writing
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Replicas:
             "max_queued_requests": QUEUED,
             "health_check_period_s": HEALTH_PERIOD_SECONDS,
             "health_check_timeout_s": HEALTH_TIMEOUT_SECONDS,
-            "graceful_shutdown_timeout_s": SHUTDOWN_SECONDS,
+            "graceful_shutdown_timeout_s": SCALE_DOWN_SECONDS if self.most > self.fewest else SHUTDOWN_SECONDS,
             "graceful_shutdown_wait_loop_s": 0.5,
             "max_constructor_retry_count": 1,  # a model that cannot be loaded is not tried three times
             "logging_config": LoggingConfig(enable_access_log=False, log_level="WARNING"),

@@ -155,6 +155,15 @@ def _context(config: Any) -> tuple[int, str]:
     window = getattr(config, "sliding_window", None)
     slides = getattr(config, "use_sliding_window", True) is not False
     kinds = getattr(config, "layer_types", None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if rope.get("rope_type", rope.get("type")) == "longrope":
+        first = rope.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        if first and first < context:
+            return int(first), "beyond it its rotations change with the longest sequence of a batch"
+    if "local" in (getattr(config, "attention_layers", None) or ()) and config.window_size < context:
+        return int(config.window_size), "its local layers look back through a window"
     if window and slides and window < context and (kinds is None or "sliding_attention" in kinds):
         return int(window), "its layers look back through a sliding window"
     return context, "the model's own context"

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
@@ -22,6 +23,7 @@ from raygpt.errors import UserError, one_line
 from raygpt.run.stop import StopToken
 
 APP = "raygpt"
+SHUTDOWN_SECONDS = 12.0  # that answers under way have when the server is stopped
 LOOK_SECONDS = 1.0  # between two looks at whether the application still runs
 KEEP_ALIVE_SECONDS = 90  # that an idle connection is kept
 
@@ -153,25 +155,36 @@ class Server:
     def _shut_down(self) -> None:
         """End what was started, with a few seconds for answers under way."""
         with contextlib.suppress(Exception):
-            if self._own_cluster:
-                serve.delete(APP)  # the rest goes with the cluster
-            else:
-                # the end of Serve's controller makes Ray print that a task of it failed
-                with contextlib.redirect_stdout(io.StringIO()):
-                    serve.shutdown()
+            serve.delete(APP, _blocking=False)
+            end = time.monotonic() + SHUTDOWN_SECONDS
+            while APP in serve.status().applications and time.monotonic() < end:
+                time.sleep(0.1)
+        if self._own_cluster:
+            return  # the rest goes with the cluster
+        with contextlib.suppress(Exception):
+            for actor in ray.util.list_named_actors(all_namespaces=True):
+                if actor["namespace"] == "serve" and f"REPLICA::{APP}#" in actor["name"]:
+                    ray.kill(ray.get_actor(actor["name"], namespace="serve"))
+            # the end of Serve's controller makes Ray print that a task of it failed
+            with contextlib.redirect_stdout(io.StringIO()):
+                serve.shutdown()
 
 
 def model_name(url: str, key: str | None, seconds: float = 30.0) -> str:
-    """What the server that has just come up calls its model."""
+    """What the server that has just come up calls its model. UserError where it cannot be reached from here."""
     request = urllib.request.Request(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"} if key else {})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy stands before one's own server
     end = time.monotonic() + seconds
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=10) as reply:
+            with direct.open(request, timeout=10) as reply:
                 return str(json.load(reply)["data"][0]["id"])
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             if time.monotonic() > end:
-                raise
+                raise UserError(
+                    f"the server at {url} does not answer from this machine ({type(error).__name__}): start it on the "
+                    "head node of the cluster."
+                ) from None
             time.sleep(0.2)
 
 

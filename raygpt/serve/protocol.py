@@ -170,7 +170,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 def read_completion(body: dict[str, Any], engine: Engine, limits: Limits) -> Ask:
     """An Ask of /v1/completions. Raises ProtocolError; may take long for long texts, which are tokenized here."""
-    asked = _validated(_Completion, body, engine)
+    asked = _validated(_Completion, body, engine, limits)
     if asked.suffix:
         raise ProtocolError("suffix is not supported: the model writes only after the prompt", param="suffix")
     if asked.best_of is not None and asked.best_of != 1:
@@ -195,7 +195,7 @@ def read_completion(body: dict[str, Any], engine: Engine, limits: Limits) -> Ask
 
 def read_chat(body: dict[str, Any], engine: Engine, limits: Limits) -> Ask:
     """An Ask of /v1/chat/completions. Raises ProtocolError, also for a model without a chat template."""
-    asked = _validated(_Chat, body, engine)
+    asked = _validated(_Chat, body, engine, limits)
     if asked.response_format is not None and asked.response_format.type != "text":
         raise ProtocolError("response_format other than text is not supported", param="response_format")
     if asked.top_logprobs is not None and not asked.logprobs:
@@ -229,11 +229,15 @@ def _ask(
     return Ask(chat, asked.model, tuple(answers), prompts, tuple(echoes), echo, stream, usage, logprobs)
 
 
-def _validated(kind: type[B], body: dict[str, Any], engine: Engine) -> B:
+def _validated(kind: type[B], body: dict[str, Any], engine: Engine, limits: Limits) -> B:
     asked_model = body.get("model")
     if isinstance(asked_model, str) and asked_model != engine.name:
         message = f"the model {asked_model[:200]!r} is not served here: the one that is is {engine.name!r}"
         raise ProtocolError(message, status=404, param="model", code="model_not_found")
+    # before pydantic looks at every element, which takes seconds and 100 times the memory
+    prompt, most = body.get("prompt"), max(engine.max_model_len, limits.max_answers)
+    if isinstance(prompt, list) and (len(prompt) > most or any(isinstance(p, list) and len(p) > most for p in prompt)):
+        raise ProtocolError(f"prompt is a list of more than {most:,}: no prompt may be so long", param="prompt")
     try:
         asked = kind.model_validate({key: value for key, value in body.items() if key not in IGNORED})
     except ValidationError as error:
@@ -253,7 +257,7 @@ def _refusal(error: ValidationError) -> ProtocolError:
     place = [str(part) for part in first["loc"]]
     name = place[0] if place else None
     if first["type"] == "extra_forbidden":
-        where = ".".join(place)
+        where = ".".join(place).encode("ascii", "backslashreplace").decode()  # it may hold half a character
         return ProtocolError(f"{where} is no setting that this server knows: leave it out", param=where)
     if first["type"] == "missing":
         return ProtocolError(f"{'.'.join(place)} is missing", param=".".join(place))

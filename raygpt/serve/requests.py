@@ -96,7 +96,7 @@ class Engine(Protocol):
     def eos_ids(self) -> frozenset[int]: ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text, without any beginning-of-text token of its own."""
+        """Token ids of plain text, after the beginning-of-text token of models whose tokenizer puts one there."""
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the assistant answers. UserError for a model without a template."""

@@ -15,7 +15,8 @@ CANDIDATES = 256
 
 def generator(sampling: Sampling) -> random.Random:
     """Python's own generator: one number a token, the same on every machine and version."""
-    return random.Random(sampling.seed)  # None: from the system
+    # None: from the system; Python takes -1 for 1
+    return random.Random(None if sampling.seed is None else sampling.seed % 2**64)
 
 
 def draw(logits: Tensor, sampling: Sampling, generator: random.Random) -> int:
@@ -24,7 +25,7 @@ def draw(logits: Tensor, sampling: Sampling, generator: random.Random) -> int:
     top_k keeps the most probable tokens; top_p keeps the fewest most probable ones that together reach it, counted
     after temperature and top_k (as raygpt.model.generate.choose does). The most probable one is always kept.
     """
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-6:  # dividing by less overflows
         return int(logits.argmax())
     scaled = (logits - logits.max()) / sampling.temperature
     number = generator.random()

@@ -240,7 +240,7 @@ def _show(events: list[tuple[str, Any]], progress: Progress, lock: RunLock) -> d
 def _missing_summary(run: Run, job: Resolved) -> dict[str, Any]:
     """Summary of a whole run whose driver was killed after the last checkpoint and before it; {} where there is one."""
     where = job.run / SUMMARY
-    if storage.exists(where) and json.loads(storage.read_text(where))["steps"] == job.done_steps:
+    if storage.exists(where) and json.loads(storage.read_text(where)).get("steps") == job.done_steps:
         return {}
     state = checkpoint.read_state(checkpoint.complete_checkpoints(job.run)[0])
     return _summary(run, job, {"state": dataclasses.asdict(state)}, EARLY if job.stopped_early else FINISHED)

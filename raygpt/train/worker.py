@@ -225,6 +225,11 @@ def _choose_checkpoint(run: Location, world: World, link: ControlLink | None) ->
     return found
 
 
+def objective_name(objective: MakeObjective | None) -> str:
+    """What a checkpoint says of what is learned."""
+    return getattr(objective, "name", "language_modelling")
+
+
 def _fresh_state(assignment: Assignment) -> RunState:
     return RunState(
         order_version=ORDER_VERSION,
@@ -233,4 +238,5 @@ def _fresh_state(assignment: Assignment) -> RunState:
         tokenizer_name=assignment.tokenizer_name,
         eot_id=assignment.eot_id,
         model=assignment.model,
+        objective=objective_name(assignment.objective),
     )

@@ -20,7 +20,7 @@ from tests.serve.toy_engine import EOS, VOCAB, ToyEngine, table
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     settings = AppSettings(max_concurrent=16, max_tokens=64, max_body_bytes=50_000)
-    with TestClient(build_app(ToyEngine(max_model_len=100), settings)) as client:
+    with TestClient(build_app(ToyEngine(max_model_len=100), settings), base_url="http://127.0.0.1") as client:
         yield client
 
 
@@ -245,7 +245,7 @@ def test_another_model_is_not_found(client: TestClient) -> None:
 
 
 def test_a_model_without_a_template_says_so_in_a_chat() -> None:
-    with TestClient(build_app(ToyEngine(template=False), AppSettings())) as client:
+    with TestClient(build_app(ToyEngine(template=False), AppSettings()), base_url="http://127.0.0.1") as client:
         error = refusal(client, "chat/completions", messages=[{"role": "user", "content": "x"}])
         assert "no chat template" in error["message"]
 
@@ -259,7 +259,11 @@ def test_malformed_and_oversized_bodies_are_told_so(client: TestClient) -> None:
     assert "NaN" in post(b'{"model": "toy", "prompt": "x", "temperature": NaN}')[1]
     assert "nested" in post(b'{"a":' + b"[" * 40_000)[1]
     assert post(b"x" * 50_001)[0] == 413
-    assert client.post("/v1/completions", content=iter([b"x" * 30_000] * 3)).status_code == 413  # without a length
+    json_header = {"Content-Type": "application/json"}
+    without_a_length = client.post("/v1/completions", content=iter([b"x" * 30_000] * 3), headers=json_header)
+    assert without_a_length.status_code == 413
+    # a foreign page may send bytes of no type without asking first
+    assert client.post("/v1/completions", content=b'{"model": "toy", "prompt": "x"}').status_code == 415
     assert post(b'{"model": "toy", "prompt": "x"}', "text/plain")[0] == 415
     assert client.get("/v1/completions").status_code == 405 and client.get("/nowhere").status_code == 404
     assert client.get("/nowhere").json()["error"]["message"] == "there is nothing at /nowhere"
@@ -273,13 +277,15 @@ def test_a_bug_is_a_500_that_tells_nothing_of_the_request(client: TestClient, ca
 
 def test_a_dead_engine_is_a_503_and_is_told() -> None:
     deaths: list[int] = []
-    with TestClient(build_app(ToyEngine(), AppSettings(), lambda: deaths.append(1))) as client:
+    with TestClient(
+        build_app(ToyEngine(), AppSettings(), lambda: deaths.append(1)), base_url="http://127.0.0.1"
+    ) as client:
         assert client.get("/health").json()["status"] == "ok"
         reply = client.post("/v1/completions", json={"model": "toy", "prompt": "DIE", "max_tokens": 9})
         assert reply.status_code == 503 and reply.headers["retry-after"] and deaths
         assert client.get("/health").status_code == 503
         # in a stream it is the last event
-    with TestClient(build_app(ToyEngine(), AppSettings())) as client:
+    with TestClient(build_app(ToyEngine(), AppSettings()), base_url="http://127.0.0.1") as client:
         body = {"model": "toy", "prompt": "DIE", "max_tokens": 9, "stream": True}
         with client.stream("POST", "/v1/completions", json=body) as stream:
             lines = [line for line in stream.iter_lines() if line]
@@ -287,7 +293,9 @@ def test_a_dead_engine_is_a_503_and_is_told() -> None:
 
 
 def test_a_key_is_asked_for_where_there_is_one() -> None:
-    with TestClient(build_app(ToyEngine(), AppSettings(key=fingerprint("s3cret")))) as client:
+    with TestClient(
+        build_app(ToyEngine(), AppSettings(key=fingerprint("s3cret"))), base_url="http://127.0.0.1"
+    ) as client:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
             for reply in (
                 client.get("/v1/models", headers=headers),
@@ -301,11 +309,12 @@ def test_a_key_is_asked_for_where_there_is_one() -> None:
 
 
 def test_a_server_of_this_machine_answers_to_no_other_name() -> None:
-    with TestClient(build_app(ToyEngine(), AppSettings(local=True))) as client:
-        assert client.get("/v1/models", headers={"Host": "evil.example:8000"}).status_code == 403
+    with TestClient(build_app(ToyEngine(), AppSettings(local=True)), base_url="http://127.0.0.1") as client:
+        for host in ("evil.example:8000", "127.evil.example:8000", "127.0.0.1.example"):
+            assert client.get("/v1/models", headers={"Host": host}).status_code == 403
         for host in ("localhost:8000", "127.0.0.1:8000", "[::1]:8000"):
             assert client.get("/v1/models", headers={"Host": host}).status_code == 200
-    with TestClient(build_app(ToyEngine(), AppSettings(local=False))) as client:
+    with TestClient(build_app(ToyEngine(), AppSettings(local=False)), base_url="http://127.0.0.1") as client:
         assert client.get("/v1/models", headers={"Host": "teacher.example"}).status_code == 200
 
 
