@@ -167,6 +167,9 @@ class Connection(asyncio.Protocol):
     def answer(self, request: dict[str, Any], prompt: str, chat: bool, fault: str | None) -> None:
         teacher, orders = self.teacher, self.teacher.orders
         teacher.under_way -= 1
+        if fault == "used up":
+            words = "You exceeded your current quota, please check your plan and billing details. " * 3
+            return self.error(429, words, "insufficient_quota", None)
         if fault in ("500", "429", "503", "400"):
             return self.error(int(fault), "ordered", "ordered", orders.retry_after if fault in ("429", "503") else None)
         if fault == "drop":

@@ -213,6 +213,27 @@ def test_the_least_busy_endpoint_is_next_and_a_failing_one_is_tried_alone() -> N
     assert rests == sorted(rests) and rests[0] < rests[-1] <= endpoints_module.LONGEST_REST
 
 
+def test_answers_that_were_under_way_do_not_end_the_rest_that_an_endpoint_asked_for() -> None:
+    now = [0.0]
+    (endpoint,) = Endpoints(["http://a/v1"], clock=lambda: now[0]).all
+    endpoint.throttled(60.0)
+    endpoint.answered()
+    assert endpoint.wait == 60.0
+    now[0] = 60.0
+    assert endpoint.wait == 0.0
+    endpoint.failed()
+    endpoint.answered()
+    assert endpoint.wait == 0.0
+
+
+def test_a_used_up_account_ends_the_run_however_long_its_words() -> None:
+    with (
+        Endpoint(Orders(faults=("used up",), share=1.0)) as endpoint,
+        pytest.raises(UserError, match="account is used up"),
+    ):
+        ask(at(endpoint), ["x"])
+
+
 def test_a_pace_lets_through_what_it_says() -> None:
     now = [0.0]
     pace = Pace(50.0, burst=0.1, clock=lambda: now[0])

@@ -37,6 +37,22 @@ def prompt_file(path: Path, numbers: range) -> str:
     return str(path)
 
 
+def test_as_many_are_asked_at_a_time_as_was_wished() -> None:
+    async def alive() -> int:
+        ahead = Ahead(iter([(str(n), Question(str(n))) for n in range(5_000)]))
+        taken = 0
+
+        async def work() -> None:
+            nonlocal taken
+            if await ahead.take() is not None:
+                taken += 1
+
+        await asyncio.gather(*(work() for _ in range(1_500)))
+        return taken
+
+    assert asyncio.run(alive()) == 1_500
+
+
 class Run:
     """`raygpt generate` without the command line: a folder that several calls go on with."""
 

@@ -79,6 +79,20 @@ def test_rows_are_crossed_with_options_and_samples_in_one_order(tmp_path: Path) 
         prompts_of([], "topics")
 
 
+def test_a_row_s_own_words_stand_before_the_template_s(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "t.jsonl", [{"topic": "bees", "audience": "children", "style": "a poem"}])
+    (asked,) = questions(prompts_of([file], "topics"))
+    assert "a poem about bees for children" in asked.messages[0][1]
+    forced = list(questions(prompts_of([file], "topics", options={"audience": ["experts", "cooks"]})))
+    assert ["for experts" in q.messages[0][1] for q in forced] == [True, False]
+
+
+def test_half_a_character_in_a_prompt_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "cut \\ud83d"}\n')
+    with pytest.raises(UserError, match="line 1 .*surrogate"):
+        scanned(prompts_of([str(tmp_path / "p.jsonl")]), tmp_path / "w")
+
+
 def test_bad_rows_are_named_by_file_and_line_and_can_be_left_out(tmp_path: Path) -> None:
     rows = [{"prompt": "fine"}, {"prompt": " "}, {"text": "x"}, {"prompt": "good"}, {"prompt": None}]
     rows += [{"prompt": "word " * 40}]

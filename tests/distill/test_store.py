@@ -113,6 +113,24 @@ def test_parked_questions_leave_when_they_are_answered(tmp_path: Path, small: No
     assert "at last" in [answer.text for answer in store.answers()]
 
 
+def test_of_two_reasons_the_later_one_is_told(tmp_path: Path, small: None) -> None:
+    store = filled(tmp_path, range(20))
+    store.finish()
+    question = Question("p7")
+    store.add(Parked(question.key("g"), question, "another reason"))
+    assert store.finish()["parked"] == 2
+    assert {one.reason for one in store.parked() if one.question == question} == {"another reason"}
+
+
+def test_half_a_character_in_an_answer_is_kept_as_its_sign(tmp_path: Path, small: None) -> None:
+    store = filled(tmp_path, range(3))
+    question = Question("cut")
+    store.add(Answer(question.key("g"), question, "an emoji \ud83d", "length", 1, 2))
+    again = filled(tmp_path, range(3, 5))  # from the journal, as after a kill
+    again.finish()
+    assert "an emoji \ufffd" in [answer.text for answer in again.answers()]
+
+
 def test_many_parts_become_few(tmp_path: Path, small: None) -> None:
     filled(tmp_path, range(500))
     assert len(list(tmp_path.glob("part-*.parquet"))) < 10

@@ -94,6 +94,21 @@ def test_the_teachers_marks_are_asked_for_once_and_decide(tmp_path: Path, capsys
         assert endpoint.teacher.requests == 120 and again["documents"] == len(good)
 
 
+def test_money_that_ends_while_texts_are_marked_makes_no_poorer_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, ROWS)
+    with Endpoint() as endpoint:
+        more = ["--generate.filters=[score]", "--generate.temperature=0", "--generate.max_new_tokens=24"]
+        more.append("--teacher.usd_per_million_output=1e6")
+        arguments = words(tmp_path, endpoint, *more)
+        said, printed = generate(capsys, [*arguments, "--generate.max_cost_usd=750"])  # 720 of them for the answers
+        assert said["answered"] == 60 and said["documents"] == 0
+        assert "generate.max_cost_usd is reached: stopped" in printed and not (tmp_path / "g/train").exists()
+        whole, _ = generate(capsys, [*arguments, "--generate.max_cost_usd=5000"])
+        assert whole["documents"] > 20 and endpoint.teacher.requests == 120
+
+
 def test_what_was_parked_is_told_and_retried_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, [*ROWS[:20], {"prompt": "far too long " * 5}])
     with Endpoint(Orders(refuse_words=10)) as endpoint:

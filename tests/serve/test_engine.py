@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
@@ -31,10 +33,11 @@ from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.serve.batching import BatchingEngine
 from raygpt.serve.coders import OwnCoder
 from raygpt.serve.decoder import Network, SlotDecoder, WindowDecoder
-from raygpt.serve.hf_network import HuggingFaceNetwork
+from raygpt.serve.hf_network import HuggingFaceNetwork, _context
 from raygpt.serve.load import load_engine, make_decoder
 from raygpt.serve.own_network import OwnNetwork
 from raygpt.serve.requests import Delta, EngineDied, Request, Sampling
+from raygpt.serve.sampling import draw, generator
 from tests.conftest import save_byte_model
 
 VOCAB = 257
@@ -328,6 +331,32 @@ def test_a_foreign_model_whose_cache_cannot_be_shared_is_served_without() -> Non
             ids.append(token)
     finally:
         subject.close()
+
+
+@pytest.mark.parametrize(
+    ("config", "context", "why"),
+    [
+        (GPTNeoConfig(attention_types=[[["global", "local"], 1]], num_layers=2, window_size=256), 256, "local layers"),
+        (
+            SimpleNamespace(
+                max_position_embeddings=131_072,
+                rope_scaling={"rope_type": "longrope", "original_max_position_embeddings": 4_096},
+            ),
+            4_096,
+            "rotations",
+        ),
+    ],
+)
+def test_what_reaches_back_in_another_way_later_on_is_served_up_to_there(config: Any, context: int, why: str) -> None:
+    found, reason = _context(config)
+    assert found == context and why in reason
+
+
+def test_seeds_below_zero_and_next_to_no_temperature() -> None:
+    first, second = (generator(Sampling(seed=seed)).random() for seed in (1, -1))
+    assert first != second
+    logits = torch.tensor([0.0, 3.0, float("-inf")])
+    assert draw(logits, Sampling(temperature=1e-300), generator(Sampling(seed=0))) == 1
 
 
 def test_a_sliding_window_is_the_longest_sequence() -> None:
