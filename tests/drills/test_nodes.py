@@ -90,7 +90,6 @@ def test_the_memory_plan_is_of_a_node_that_workers_run_on(monkeypatch: pytest.Mo
     from raygpt.capacity.fit import Hardware
     from raygpt.errors import UserError
     from raygpt.storage import locate
-    from tests.train.running import settings
 
     def named(_: object, __: bool) -> Hardware:
         return Hardware(host_memory=1, gpu=ray.get_runtime_context().get_node_id())
@@ -102,10 +101,10 @@ def test_the_memory_plan_is_of_a_node_that_workers_run_on(monkeypatch: pytest.Mo
         node = cluster.add_node(num_cpus=2, object_store_memory=150_000_000)
         ray.init(address=cluster.address, log_to_driver=False)
         monkeypatch.setattr(preflight, "probe", named)
-        config, hardware = preflight._cluster(settings("x", tmp_path, scale__num_workers="2"), locate(tmp_path))
-        assert hardware.gpu == node.node_id and config.plan.gpus_per_host == 2
+        hardware, share = preflight.survey(locate(tmp_path), use_gpu=False, cpus=1, workers=2)
+        assert hardware.gpu == node.node_id and share == 2
         with pytest.raises(UserError, match="scale.cpus_per_worker=3 is more than any node of the cluster has"):
-            preflight._cluster(settings("x", tmp_path, scale__cpus_per_worker="3"), locate(tmp_path))
+            preflight.survey(locate(tmp_path), use_gpu=False, cpus=3, workers=2)
     finally:
         ray.shutdown()
         cluster.shutdown()
