@@ -54,7 +54,7 @@ class Phase:
     scheduler: Any
     concurrent: int | None
     longest: int | None  # epochs of a trial that was not stopped early; None where trials have runs of their own
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 3  # a snapshot may lie two saves behind where epochs take less than a second
     parameters: dict[str, Any] | None = None  # Tune's parameter space, where no searcher proposes
     trainings: Trainings | None = None  # where trials are training jobs
 
