@@ -3,7 +3,7 @@
     python tests/teacher_model.py                                fetches SmolLM2-135M-Instruct once, 93 MB
     python benchmarks/bench_distill.py --home runs/bench_distill          every stage, about two and a half hours
     python benchmarks/bench_distill.py --home … --stage generate          one: text, student, generate, arms, compare
-    python benchmarks/bench_distill.py --home /tmp/try --small            the same at a size that takes minutes
+    python benchmarks/bench_distill.py --home runs/try --small            the same at a size that takes minutes
 
 A stage whose result lies in --home is not done again, and what a kill left is gone on with. With --endpoint=URL a
 teacher that is served already writes the text, in place of one that is started for it.

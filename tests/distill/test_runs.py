@@ -13,6 +13,7 @@ from raygpt.config.settings import load_config
 from raygpt.data.tokenizer import byte_tokenizer
 from raygpt.errors import UserError
 from raygpt.jobs.distill import distillation
+from raygpt.jobs.pretrain import check_objective
 from raygpt.model.huggingface import export_huggingface
 from raygpt.train.resolve import resolve
 from tests.distill.small import model
@@ -96,3 +97,6 @@ def test_a_run_that_goes_on_is_equal_to_the_bit_and_refuses_another_loss(
         assert sequence(again, key) == sequence(whole, key)
     with pytest.raises(UserError, match=r"distill.alpha is 0.9 but run .* was started with 0.5"):
         resolve(settings(folder, tmp_path, **options, distill__alpha="0.9"))
+    # the same settings, read by a job that knows no teacher
+    with pytest.raises(UserError, match="learned by distillation until step .* go on with `raygpt distill`"):
+        check_objective(resolve(settings(folder, tmp_path, **options)), None)

@@ -140,6 +140,24 @@ def test_a_rerun_goes_on_with_what_is_missing_and_refuses_what_is_not_its_own(to
         read_states_manifest(plan.folder)
     written(plan, teacher)
     assert is_stored(plan.folder)
+    # a part that was cut or deleted since is written again
+    (tmp_path / "states" / "part-00001.bin").unlink()
+    data = (tmp_path / "states" / "part-00000.bin").read_bytes()
+    (tmp_path / "states" / "part-00000.bin").write_bytes(data[:-1])
+    assert 0 not in finished_parts(plan) and 1 not in finished_parts(plan) and 2 in finished_parts(plan)
+
+
+def test_other_states_of_the_same_tokens_are_other_files_to_the_cache(tokens: str, tmp_path: Path) -> None:
+    """By temperature alone: keyed by less, a second student was given the first one's numbers from the disk."""
+    keys = set()
+    for temperature in (1.0, 2.0):
+        plan, teacher = planned(tokens, tmp_path / f"t{temperature}", "topk")
+        transport = replace(plan.transport, temperature=temperature)
+        teacher = OnlineTeacher(model(1, 24), transport, torch.float32, CPU)
+        folder = written(replace(plan, transport=transport), teacher)
+        order = Order("f", 1, SEQ_LEN, 2, TOKENS)
+        keys.add(StoredStates(folder, order, 0, 1)._reader.layout.fingerprint)
+    assert len(keys) == 2
 
 
 def test_states_that_are_cut_changed_or_of_something_else_are_refused_by_name(tokens: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,9 @@ def test_an_arm_costs_what_its_runs_and_its_text_cost(home: Path) -> None:
     assert took["student"].generation is not None and took["student"].generation.answer_tokens == 12_345
     assert took["student"].whole_usd == 3.25
     assert took["alone"].whole_usd is None  # no price was known
+    # a teacher's passes are no part of these
+    logits = replace(student, saved={**student.saved, "distill": {"mode": "logits"}})
+    assert spent(logits, open_subject(student.uri, use_gpu=False)).flops is None
     shape = GPTConfig(vocab_size=257, seq_len=16, n_layer=1, n_head=2, n_embd=8)
     assert took["student"].flops == 1_500 * shape.flops_per_token(8)
     # 1,500 and 1,501 tokens are as many; in rows of another length they are not as much compute
@@ -128,6 +132,9 @@ def test_texts_are_those_that_the_runs_held_out(home: Path) -> None:
     assert held_out(arms) == (str(home / "real" / "val"), str(home / "generation" / "val"))
     assert held_out(arms[1:]) == (str(home / "real" / "val"), str(home / "generation" / "val"))
     assert held_out(arms[:1]) == (str(home / "real" / "val"), None)
+    # an arm that was trained on all of a raw text has seen whatever another held out of it
+    raw = replace(arms[1], saved={**arms[1].saved, "distill": {"real": str(home / "text.parquet")}})
+    assert held_out([arms[0], raw]) == (None, str(home / "generation" / "val"))
     assert generation_of(str(home / "generation" / "train")) == generation_of(str(home / "generation"))
     assert generation_of(str(home / "real")) is None
 

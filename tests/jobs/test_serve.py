@@ -11,14 +11,17 @@ import httpx
 import pytest
 
 from raygpt.cli import main
+from raygpt.config.serve import Serve
 from raygpt.config.settings import load_config
+from raygpt.config.teacher import Teacher
 from raygpt.jobs import serve as job
+from raygpt.serve.app import AppSettings
 from raygpt.serve.deployment import Replicas
-from raygpt.serve.launch import Listening, choose_port, ready_lines
+from raygpt.serve.launch import Listening, choose_port, model_name, ready_lines
 from raygpt.serve.vllm import HIGH_THROUGHPUT, gpus_per_replica, llm_config_kwargs, set_environment
 from tests.jobs.conftest import FinishedRun
 from tests.serve import toy_engine
-from tests.serve.served import on_ray
+from tests.serve.served import on_ray, served
 
 CONFIGS = Path(__file__).resolve().parents[2] / "jobs" / "configs"
 TEACHERS = sorted(CONFIGS.glob("teacher-*.yaml"))
@@ -40,6 +43,11 @@ def test_mistakes_are_one_sentence_before_anything_starts(
     monkeypatch.delenv("ABSENT_KEY", raising=False)
     printed = refused(capsys, "--teacher.model=m", "--serve.api_key_env=ABSENT_KEY")
     assert "serve.api_key_env" in printed and "ABSENT_KEY, which is not set" in printed
+    for key, says in ((" \n", "is not set"), ("s3cr\x00t", "no HTTP header can"), ("schlüssel", "no HTTP header can")):
+        monkeypatch.setattr(Serve, "api_key", property(lambda _, key=key: key.strip() or None))
+        printed = refused(capsys, "--teacher.model=m", "--serve.api_key_env=SOME_KEY")
+        assert says in printed and (not key.strip() or key not in printed)
+    monkeypatch.undo()
     assert "teacher.model" in refused(capsys, "--teacher.engine=vllm")
     endpoint = ["--teacher.engine=endpoint", "--teacher.endpoints=http://x/v1"]
     assert "is served already" in refused(capsys, *endpoint)
@@ -62,6 +70,21 @@ def test_a_run_is_served_under_its_name_and_a_model_under_its_own(finished: Fini
     config = load_config("serve", None, {"teacher.model": "org/model", "teacher.cpus_per_replica": "2"}, {})
     assert job._engine_maker(config).args == ("transformers", "org/model")
     assert job._engine_maker(config).keywords["threads"] == 2
+
+
+def test_a_key_is_read_without_the_line_end_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "s3cret\n")
+    assert Serve(api_key_env="SOME_KEY").api_key == Teacher(api_key_env="SOME_KEY").api_key == "s3cret"
+
+
+def test_no_proxy_hears_of_one_s_own_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy, served(toy_engine.ToyEngine(), AppSettings()) as url:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        assert model_name(url, "s3cret", 5.0) == "toy"
+        proxy.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            proxy.accept()
 
 
 def test_a_free_port_is_found() -> None:
