@@ -124,6 +124,16 @@ def test_stops_anywhere_cost_nothing_and_leave_the_same_files(tmp_path: Path) ->
     assert files(tmp_path / "a") == files(tmp_path / "b")
 
 
+def test_a_stop_after_the_asking_reaches_everybody_who_listens(tmp_path: Path) -> None:
+    """The listener of a loop that is over raised, and those after it were never told."""
+    stop, told = StopToken(), []
+    with Endpoint() as endpoint:
+        Run(tmp_path, prompt_file(tmp_path / "p.jsonl", range(5))).ask(endpoint.url, stop=stop)
+    stop.listen(lambda: told.append(True))
+    stop.request()
+    assert told == [True]
+
+
 def _stop_at(endpoint: Endpoint, answered: int, stop: StopToken) -> Callable[[Tally], None]:
     def watch() -> None:
         while len(endpoint.teacher.answered) < answered:

@@ -20,6 +20,7 @@ from raygpt.data.tokenizer import train_tokenizer
 from raygpt.errors import UserError
 from raygpt.jobs.distill import real_text
 from raygpt.train.resolve import Resolved, resolve
+from tests.jobs.conftest import FinishedRun
 from tests.train.gloo_pool import GlooPool
 from tests.train.running import OPTIONS, POOLED, Screen, forget_after, letters, records, sequence
 
@@ -159,3 +160,22 @@ def test_a_dry_run_says_what_is_there(corpora, tmp_path: Path, capsys: pytest.Ca
     assert "distill.real" in capsys.readouterr().err
     assert main(words) == 2
     assert "distill.real: is not set" in capsys.readouterr().err.replace("distill.real is", "distill.real: is")
+
+
+def test_a_teacher_without_its_mode_is_no_plain_training(
+    corpora, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["distill", f"--data.train={corpora[0]}", f"--data.val={corpora[1]}", f"--run.storage={tmp_path}"]
+    assert main([*words, "--train.max_steps=9", "--distill.teacher=runs/large", "--dry_run"]) == 2
+    assert "distill.teacher" in (said := capsys.readouterr().err) and "distill.mode=logits" in said
+
+
+def test_states_are_not_written_over_a_training_run(
+    finished: FinishedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (finished.folder / "summary.json").read_bytes() if (finished.folder / "summary.json").exists() else None
+    words = ["distill", "--distill.mode=logits", f"--distill.teacher={finished.folder}", *finished.options]
+    words += [f"--data.train={finished.root / 'train'}", f"--distill.store={tmp_path / 'states'}"]
+    assert main(words) == 2
+    assert "is a training run: give the writing of distill.store another run.name" in capsys.readouterr().err
+    assert before is None or (finished.folder / "summary.json").read_bytes() == before

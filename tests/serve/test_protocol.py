@@ -250,6 +250,17 @@ def test_a_model_without_a_template_says_so_in_a_chat() -> None:
         assert "no chat template" in error["message"]
 
 
+def test_lists_that_are_no_prompt_and_halves_of_characters_are_told_so(client: TestClient) -> None:
+    assert "more than 100" in refusal(client, prompt=[1] * 101)["message"]
+    assert "more than 100" in refusal(client, prompt=[[1] * 101])["message"]
+    reply = client.post(
+        "/v1/completions",
+        content=b'{"model": "toy", "prompt": "x", "\\ud800": 1}',
+        headers={"Content-Type": "application/json"},
+    )
+    assert reply.status_code == 400 and reply.json()["error"]["type"] == "invalid_request_error"
+
+
 def test_malformed_and_oversized_bodies_are_told_so(client: TestClient) -> None:
     def post(body: bytes, kind: str = "application/json") -> tuple[int, str]:
         reply = client.post("/v1/completions", content=body, headers={"Content-Type": kind})
