@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raygpt.evaluate.page_parts import COMPARISON_STYLE, FACTS
 from raygpt.track.page import STYLE
 
 ARMS_PAGE = (
@@ -14,20 +15,12 @@ ARMS_PAGE = (
 <style>
 """
     + STYLE
+    + COMPARISON_STYLE
     + """
   body { max-width: 1240px; }
-  td small { color: var(--soft); display: block; white-space: nowrap; }
-  td.good { color: #1d7a70; font-weight: 600; } td.bad { color: #bf4d18; font-weight: 600; }
   th.group { border-bottom: none; padding-bottom: 0; color: var(--ink); text-align: center; }
   td.name { font-weight: 600; overflow-wrap: anywhere; min-width: 110px; }
-  .note { color: var(--soft); font-size: 13.5px; max-width: 860px; }
-  .wide { overflow-x: auto; }
-  .samples { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 14px;
-             margin-bottom: 26px; }
-  .samples > div { background: var(--panel); border-radius: 8px; padding: 10px 14px; font-size: 13.5px;
-                   white-space: pre-wrap; overflow-wrap: anywhere; }
-  .samples h3 { font-size: 12.5px; color: var(--soft); margin: 0 0 4px; font-weight: 600; white-space: normal; }
-  .samples .prompt { grid-column: 1 / -1; background: none; padding: 0; font-weight: 600; white-space: normal; }
+  .samples { grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); }
 </style>
 </head>
 <body>
@@ -81,16 +74,9 @@ ARMS_PAGE = (
   <p class="note">{{ how.samples }}</p>
 </section>
 {% endif %}
-
-<section>
-  <h2>What was compared</h2>
-  <table>
-    {% for key, value in facts %}
-    <tr><td class="key">{{ key }}</td><td class="value">{{ value }}</td></tr>
-    {% endfor %}
-  </table>
-</section>
-
+"""
+    + FACTS
+    + """
 <footer>Written {{ written }} by raygpt {{ version }}; all figures are in arms.json beside this page.</footer>
 </body>
 </html>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raygpt.evaluate.page_parts import COMPARISON_STYLE, FACTS
 from raygpt.track.page import STYLE
 
 COMPARISON_PAGE = (
@@ -14,24 +15,17 @@ COMPARISON_PAGE = (
 <style>
 """
     + STYLE
+    + COMPARISON_STYLE
     + """
   .headlines { margin: 22px 0 0; padding: 0; list-style: none; font-size: 16.5px; }
   .headlines li { padding: 7px 0 7px 16px; border-left: 4px solid #c3c8d0; margin-bottom: 8px; }
   .headlines li.good { border-color: #2a8c82; }
   .headlines li.bad { border-color: #d9622b; }
-  td small { color: var(--soft); display: block; white-space: nowrap; }
-  td.good { color: #1d7a70; font-weight: 600; } td.bad { color: #bf4d18; font-weight: 600; }
   td.example { color: var(--soft); font-size: 13px; min-width: 300px; overflow-wrap: anywhere; }
   td.example b { color: var(--ink); }
-  .note { color: var(--soft); font-size: 13.5px; max-width: 860px; }
-  .samples { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 14px; margin-bottom: 26px; }
-  .samples > div { background: var(--panel); border-radius: 8px; padding: 10px 14px; font-size: 13.5px;
-                   white-space: pre-wrap; overflow-wrap: anywhere; }
-  .samples h3 { font-size: 12.5px; color: var(--soft); margin: 0 0 4px; font-weight: 600; white-space: normal; }
-  .samples .prompt { grid-column: 1 / -1; background: none; padding: 0; font-weight: 600; white-space: normal; }
+  .samples { grid-template-columns: 1fr 1fr 1fr; }
   mark { background: #ffe2b8; }
   section > figure { margin-top: 18px; }
-  .wide { overflow-x: auto; }
   @media (max-width: 720px) { .samples { grid-template-columns: 1fr; } }
 </style>
 </head>
@@ -132,16 +126,9 @@ COMPARISON_PAGE = (
   <p class="note">{{ how.samples }}</p>
 </section>
 {% endif %}
-
-<section>
-  <h2>What was compared</h2>
-  <table>
-    {% for key, value in facts %}
-    <tr><td class="key">{{ key }}</td><td class="value">{{ value }}</td></tr>
-    {% endfor %}
-  </table>
-</section>
-
+"""
+    + FACTS
+    + """
 <footer>Written {{ written }} by raygpt {{ version }}; all figures are in comparison.json beside this page.</footer>
 </body>
 </html>
