@@ -40,6 +40,8 @@ SEARCH, FINALS = "search", "finals"
 # Tune's snapshot of a sweep may lie a second or more behind, and after a kill a trial goes on from the checkpoint named
 # there. Those of nested trials hold one number, so plenty of them are kept.
 NESTED_CHECKPOINTS = 100
+# Where epochs take less than a second on a busy machine, a snapshot was seen to name the one two saves back.
+CHECKPOINTS = 3
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Phase:
     scheduler: Any
     concurrent: int | None
     longest: int | None  # epochs of a trial that was not stopped early; None where trials have runs of their own
-    keep_checkpoints: int = 3  # a snapshot may lie two saves behind where epochs take less than a second
+    keep_checkpoints: int = CHECKPOINTS
     parameters: dict[str, Any] | None = None  # Tune's parameter space, where no searcher proposes
     trainings: Trainings | None = None  # where trials are training jobs
 
@@ -152,7 +154,7 @@ def search_phase(plan: SweepPlan, shared: Shared | None, run: Run) -> Phase:
             NESTED_CHECKPOINTS,
             trainings=trainings,
         )
-    keep = 4 if settings.scheduler in POPULATION else 2
+    keep = CHECKPOINTS + 1 if settings.scheduler in POPULATION else CHECKPOINTS
     return Phase(
         SEARCH,
         classify_trainable(plan, shared),
