@@ -44,7 +44,7 @@ def _run(name: str, words: list[str]) -> int:
 
         close = difflib.get_close_matches(name, jobs, n=1)
         raise UserError(f"{name!r} is no job{f': did you mean {close[0]}?' if close else ''} (jobs: {', '.join(jobs)})")
-    file, options, flags = parse(words, ("print_config", "help", *job.flags), dict(job.aliases), job.lists)
+    file, options, flags = parse(words, ("print_config", "help", *job.flags), dict(job.aliases), job.lists, job.words)
     if "help" in flags:
         print(job_help(name))
         return 0
@@ -70,19 +70,24 @@ def parse(
     flags: Sequence[str],
     aliases: Mapping[str, str] | None = None,
     lists: Sequence[str] = (),
+    plain: str | None = None,
 ) -> tuple[str | None, dict[str, str], set[str]]:
     """(--config file, {dotted key: text}, flags given) from `--key=value`, `--key value` and `--flag`.
 
-    A name that is a flag and an alias takes a value where one follows, an alias in `lists` all words that do.
+    A name that is a flag and an alias takes a value where one follows, an alias in `lists` all words that do. Words
+    without an option before them are the list at the dotted key `plain`; without one they are refused.
     """
     file, options, given = None, {}, set()
-    rest = list(words)
+    rest, bare = list(words), []
     while rest:
         word = rest.pop(0)
         if word in ("-h", "--help"):
             given.add("help")
             continue
         if not word.startswith("--"):
+            if plain is not None:
+                bare.append(word)
+                continue
             raise UserError(f"{word!r} is no option: settings are written --section.key=value.")
         key, equals, value = word[2:].partition("=")
         name = key.replace("-", "_")
@@ -104,6 +109,8 @@ def parse(
             file = value
         else:
             options[target or key] = value
+    if bare and plain is not None:
+        options[plain] = json.dumps(bare)
     return file, options, given
 
 
@@ -114,7 +121,7 @@ def job_help(name: str) -> str:
     lines = [
         f"raygpt {name}: {job.summary}.",
         "",
-        f"usage: raygpt {name} [--config FILE] [--section.key=value ...] [--print_config]"
+        f"usage: raygpt {name} {_plain_words(job.words)}[--config FILE] [--section.key=value ...] [--print_config]"
         + "".join(f" [--{flag}]" for flag in job.flags),
         "",
         "Settings come from defaults, the file, RAYGPT_SECTION__KEY variables and the command line; later ones win.",
@@ -131,6 +138,10 @@ def job_help(name: str) -> str:
                 default = own[section][key.partition(".")[2]] if own else default
                 lines += _wrap(f"--{key}=", f"{description} ({allowed}; default {shown(default)})", width)
     return "\n".join(lines)
+
+
+def _plain_words(key: str | None) -> str:
+    return f"[{key.rpartition('.')[2].upper()} ...] " if key else ""
 
 
 def _overview() -> str:

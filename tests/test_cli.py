@@ -13,6 +13,7 @@ import yaml
 from raygpt import __version__
 from raygpt.cli import main, parse
 from raygpt.config import Config
+from raygpt.config.job import whole_tree
 from raygpt.config.settings import load_config
 from raygpt.errors import UserError
 from raygpt.jobs import find_jobs
@@ -34,7 +35,7 @@ def test_help_lists_every_setting_of_a_job(name: str, capsys: pytest.CaptureFixt
     text = printed(capsys, name, "--help")
     assert text.startswith(f"raygpt {name}: ")
     for section in find_jobs()[name].sections:
-        for key, field in Config.model_fields[section].annotation.model_fields.items():  # type: ignore[union-attr]
+        for key, field in whole_tree(find_jobs().values()).model_fields[section].annotation.model_fields.items():  # type: ignore[union-attr]
             assert f"--{section}.{key}=" in text
             assert field.description and field.description.split()[0] in text
     assert max(len(line) for line in text.splitlines()) <= 120
@@ -125,6 +126,7 @@ def test_options_may_be_written_both_ways() -> None:
     assert parse(words, ("dry_run",)) == ("x.yaml", {"a.b": "1=2", "c.d": "-3"}, {"dry_run"})
     with pytest.raises(UserError, match="is no option"):
         parse(["a.b=1"], ())
+    assert parse(["one", "--a.b=1", "t,wo"], (), plain="c.d")[1] == {"a.b": "1", "c.d": '["one", "t,wo"]'}
 
 
 def test_text_is_taken_as_typed() -> None:
