@@ -212,6 +212,8 @@ def _open(uri: str) -> WeightSource:
         raise UserError(
             f"distill.teacher={uri} does not exist: name a run, a checkpoint, or a Hugging Face folder or id."
         ) from None
+    except UserError as error:
+        raise UserError(f"distill.teacher: {error}") from error
 
 
 def check_vocabulary(

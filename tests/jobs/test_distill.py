@@ -189,5 +189,5 @@ def test_a_teacher_that_is_not_there_is_named_before_raw_text_is_prepared(
     words = ["distill", "--distill.mode=logits", "--train.max_steps=9", text, runs]
     assert main([*words, f"--distill.teacher={tmp_path / 'nobody'}"]) == 2
     printed = capsys.readouterr()
-    assert "distill.teacher" in printed.err and "does not exist" in printed.err and "repar" not in printed.out
+    assert "distill.teacher" in printed.err and "nobody is not a folder" in printed.err and "repar" not in printed.out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
