@@ -196,7 +196,8 @@ class _Dumper(yaml.SafeDumper):
 
 def _represent_text(dumper: _Dumper, text: str) -> ScalarNode:
     looks = _core(text) != text or text.lower() in NULLS | TRUE | FALSE or _number(text) is not None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if looks else None)
+    style = '"' if not text.isprintable() else "'" if looks else None  # PyYAML loses some line ends otherwise
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _represent_text)
