@@ -22,6 +22,7 @@ from raygpt import storage
 from raygpt.data import hub
 from raygpt.data.decoding import LFS_POINTER, lfs_pointer
 from raygpt.data.documents import Unit, read_documents
+from raygpt.data.records import holds_objects
 from raygpt.data.walking import NOT_UTF8, walk
 from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
@@ -204,6 +205,8 @@ def _data_files(
             found.left_out.append((where.uri, "about the data"))
         elif file_format(entry.base_name)[0] is None:
             found.left_out.append((where.uri, "no known extension"))
+        elif file_format(entry.base_name)[0] == "json" and not holds_objects(where, file_format(where.name)[1]):
+            found.left_out.append((where.uri, "JSON, but no objects"))
         else:
             kept.append((where, entry))
     if not kept:

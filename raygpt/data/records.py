@@ -59,7 +59,8 @@ def json_values(where: Location, compression: str | None, errors: Errors, limit:
     """
     decoder, place = json.JSONDecoder(), Place()
     pieces = decoding.decoded(where, compression, errors)
-    buffer, at, ended, array, after_value = "", 0, False, None, False
+    buffer, at, ended, after_value = "", 0, False, False
+    array: str | None = None  # none, open or closed; None before anything was seen
 
     def more(wanted: int) -> None:
         """Have `wanted` characters from `at` on, or all there are."""
@@ -82,19 +83,19 @@ def json_values(where: Location, compression: str | None, errors: Errors, limit:
             at += 1
         if at == len(buffer):
             if ended:
-                if array:
+                if array == "open":
                     raise fault("ends within its array")
                 return
             more(1)
             continue
         char = buffer[at]
         if array is None and char == "[":
-            array, at = True, at + 1
-        elif array and char == "]":
-            array, after_value, at = False, True, at + 1
-        elif array and after_value and char == ",":
+            array, at = "open", at + 1
+        elif array == "open" and char == "]":
+            array, at = "closed", at + 1
+        elif array == "open" and after_value and char == ",":
             after_value, at = False, at + 1
-        elif char != "{" or array is False or (array and after_value):
+        elif char != "{" or array == "closed" or (array == "open" and after_value):
             raise fault(f"has {char!r} where an object should be")
         else:
             while True:
@@ -114,8 +115,19 @@ def json_values(where: Location, compression: str | None, errors: Errors, limit:
                     more(2 * size + 1)  # twice as much each time: every character is read a few times at most
             place.advance(buffer[:at])
             line, buffer, at = place.line, buffer[at:], end - at
-            after_value = True
+            array, after_value = array or "none", True
             yield line, record
+
+
+def holds_objects(where: Location, compression: str | None) -> bool:
+    """Whether a .json file begins as `json_values` reads it: with an object, or an array of them."""
+    head = b""
+    for chunk in decoding.chunks(where, compression):
+        head = (head + chunk).removeprefix(codecs.BOM_UTF8).lstrip()
+        inside = head[1:].lstrip() if head[:1] == b"[" else head
+        if inside:
+            return inside[:1] in (b"{", b"]")
+    return False
 
 
 @contextmanager
