@@ -138,6 +138,7 @@ def _texts(values: pa.Array, where: Location, first_row: int, reading: Reading) 
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if pa.types.is_string_view(values.type):
+        values.validate(full=True)  # what is damaged must not be followed
         values = values.cast(pa.large_string())
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or pa.types.is_null(values.type)):
         raise UserError(
@@ -147,6 +148,8 @@ def _texts(values: pa.Array, where: Location, first_row: int, reading: Reading) 
     if pa.types.is_null(values.type):
         yield from [""] * len(values)
         return
+    binary = pa.large_binary() if pa.types.is_large_string(values.type) else pa.binary()
+    values.view(binary).validate(full=True)
     sizes = pc.binary_length(values)
     if (pc.max(sizes).as_py() or 0) > reading.limit:
         row = pc.index(pc.greater(sizes, reading.limit), True).as_py()
@@ -154,7 +157,6 @@ def _texts(values: pa.Array, where: Location, first_row: int, reading: Reading) 
     try:
         texts: list[str | None] = values.to_pylist()
     except UnicodeDecodeError:  # says nothing about the row: decode one by one
-        binary = pa.large_binary() if pa.types.is_large_string(values.type) else pa.binary()
         raw = values.view(binary).to_pylist()
         texts = [
             None

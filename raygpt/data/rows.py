@@ -60,6 +60,7 @@ def _read_table(unit: Unit) -> Iterator[Row]:
 
 def _numbered(batches: Iterable[pa.RecordBatch], number: int) -> Iterator[Row]:
     for batch in batches:
+        batch.validate(full=True)  # what is damaged must not be followed
         for row in batch.to_pylist():
             number += 1
             yield number, row
