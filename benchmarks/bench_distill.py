@@ -184,7 +184,9 @@ class Bench:
         )
         last = json.loads(printed.splitlines()[-1])
         if last["teacher_tokens"]:  # what a rerun reuses took no time
-            (self.home / "generation.json").write_text(json.dumps({**last, "wall_seconds": time.time() - began, "cpu_seconds": cpu.stop()}))
+            (self.home / "generation.json").write_text(
+                json.dumps({**last, "wall_seconds": time.time() - began, "cpu_seconds": cpu.stop()})
+            )
 
     # --- arms -------------------------------------------------------------------------------------------------
 
