@@ -34,7 +34,7 @@ class Machine:
 
 
 def _aws(
-    name: str, cpus: int, gib: int, gpus: int, gpu: str, price: float | None, read: str, **more: object
+    name: str, cpus: int, gib: int, gpus: int, gpu: str | None, price: float | None, read: str, **more: object
 ) -> Machine:
     source = str(more.pop("source", "AWS on-demand price of us-east-1"))
     return Machine(name, "aws", cpus, gib * GIB, gpus, gpu, price, read=read, source=source, **more)  # type: ignore[arg-type]
@@ -45,6 +45,7 @@ def _lambda(name: str, cpus: int, gib: int, gpus: int, gpu: str | None, price: f
 
 
 MACHINES = (
+    _aws("m5.2xlarge", 8, 32, 0, None, 0.384, "2026-11-27", source="published price lists, us-east-1"),  # heads
     _aws("p3.2xlarge", 8, 61, 1, "V100 16GB", 3.06, "2020-02-01", spot=0.918, retired=True),
     _aws("p3dn.24xlarge", 96, 768, 8, "V100 32GB", 31.21, "2020-02-01"),
     _aws("g4dn.4xlarge", 16, 64, 1, "T4", None, ""),
