@@ -76,7 +76,7 @@ class Account:
             ) from error
         except BotoCoreError as error:
             raise UserError(
-                f"AWS cannot be asked with the key of {where} ({one_line(error, 160)}): look to the network and the key."
+                f"AWS cannot be asked with the key of {where} ({one_line(error, 160)}): mend the network or the key."
             ) from error
         return answer["Arn"], answer["Account"]
 

@@ -16,7 +16,13 @@ from raygpt.cluster.aws.api import DENIED, Account, code
 from raygpt.errors import UserError, one_line
 
 BUCKET_RIGHTS = ["s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipartUploads"]
-OBJECT_RIGHTS = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListMultipartUploadParts"]
+OBJECT_RIGHTS = [
+    "s3:GetObject",
+    "s3:PutObject",
+    "s3:DeleteObject",
+    "s3:AbortMultipartUpload",
+    "s3:ListMultipartUploadParts",
+]
 EC2_TRUST = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}],
@@ -185,7 +191,9 @@ def _subnet(ec2: Any, config: dict[str, Any], types: set[str]) -> dict[str, Any]
     if wished := config["provider"].get("availability_zone"):
         zones = {zone.strip() for zone in wished.split(",")} & (zones or set())
     if not zones:
-        raise UserError(f"no zone of {region} has all of {', '.join(sorted(types))}: set provider.region to one that has.")
+        raise UserError(
+            f"no zone of {region} has all of {', '.join(sorted(types))}: set provider.region to one that has."
+        )
     subnets = ec2.describe_subnets(Filters=[{"Name": "default-for-az", "Values": ["true"]}])["Subnets"]
     there = sorted((s for s in subnets if s["AvailabilityZone"] in zones), key=lambda s: str(s["AvailabilityZone"]))
     if not there:
@@ -206,9 +214,12 @@ def _security_group(ec2: Any, config: dict[str, Any], vpc: str, say: Callable[[s
     if found:
         group, rules = found[0]["GroupId"], found[0]["IpPermissions"]
     else:
-        group, rules = ec2.create_security_group(
-            GroupName=name, Description="raygpt: SSH, and all ports among its machines", VpcId=vpc
-        )["GroupId"], []
+        group, rules = (
+            ec2.create_security_group(
+                GroupName=name, Description="raygpt: SSH, and all ports among its machines", VpcId=vpc
+            )["GroupId"],
+            [],
+        )
     among = {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]}
     ssh = {"IpProtocol": "tcp", "FromPort": SSH, "ToPort": SSH, "IpRanges": [{"CidrIp": source}]}
     # another address than last time: the old one no longer gets in
