@@ -57,6 +57,11 @@ def test_a_prepared_file_is_fit_to_start_and_an_unprepared_one_says_how(
     assert '"Running On-Demand P instances" is 5000 vCPUs, enough for 52 p4d.24xlarge' in out
     assert "AWS would launch head, spot, on_demand with this key (dry run)" in out
     assert aws.ec2.describe_instances()["Reservations"] == []  # nothing was launched
+    aws.denied = {"RunInstances", "GetServiceQuota"}
+    assert main(["cluster", "check", path]) == 2
+    printed = capsys.readouterr()
+    assert "the AWS key lacks the rights ec2:RunInstances, iam:PassRole: " in printed.err
+    assert "could not be read (needs the right servicequotas:GetServiceQuota)" in printed.out
 
 
 def test_every_mistake_of_one_file_is_told_at_once(
@@ -77,7 +82,9 @@ def test_every_mistake_of_one_file_is_told_at_once(
         for entry in config["available_node_types"].values():
             entry["node_config"]["KeyName"] = "mine"
             del entry["node_config"]["IamInstanceProfile"]
-        config["setup_commands"][2] = config["setup_commands"][2].replace("ray[default]==2.60.0", "ray[default]==2.59.0")
+        config["setup_commands"][2] = config["setup_commands"][2].replace(
+            "ray[default]==2.60.0", "ray[default]==2.59.0"
+        )
 
     said = problems(changed(tmp_path, "aws-p3-2xlarge", change), capsys)
     wanted = [
@@ -94,43 +101,38 @@ def test_every_mistake_of_one_file_is_told_at_once(
     assert all(": " in line and line.endswith(".") for line in said), said
 
 
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (None, "no AWS key is found: run `aws configure`"),
-        ("InvalidClientTokenId", "AWS refuses the key of the environment (InvalidClientTokenId): make a new one"),
-        ("ExpiredToken", "log in again where it has run out"),
-    ],
-)
 def test_no_key_and_a_wrong_key(
-    error: str | None,
-    sentence: str,
     aws: Aws,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if error is None:
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    aws.bad_key = error
+    for error, sentence in {
+        "InvalidClientTokenId": "AWS refuses the key of the environment (InvalidClientTokenId): make a new one",
+        "ExpiredToken": "log in again where it has run out",
+    }.items():
+        aws.bad_key = error
+        (said,) = problems("cluster/aws-p4d.yaml", capsys)
+        assert sentence in said and "testing" not in said
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     (said,) = problems("cluster/aws-p4d.yaml", capsys)
-    assert sentence in said and "testing" not in said
+    assert "no AWS key is found: run `aws configure`" in said
 
 
 def test_a_key_without_rights_is_told_which(
     aws: Aws,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["cluster", "prepare", "cluster/aws-g5.yaml"]) == 0
-    capsys.readouterr()
-    aws.denied = {"DescribeImages", "RunInstances", "GetServiceQuota"}
-    (said,) = problems("cluster/aws-g5.yaml", capsys)
-    assert "the AWS key lacks the rights ec2:DescribeImages, ec2:RunInstances, iam:PassRole: " in said
-    aws.denied = {"GetServiceQuota"}  # launching needs no quotas read
-    assert main(["cluster", "check", "cluster/aws-g5.yaml"]) == 0
-    assert "could not be read (needs the right servicequotas:GetServiceQuota)" in capsys.readouterr().out
+    path = "cluster/aws-p3-2xlarge.yaml"
+    aws.denied = {"DescribeImages", "DescribeSecurityGroups", "GetServiceQuota"}
+    said = problems(path, capsys)
+    assert (
+        sum("the AWS key lacks the rights ec2:DescribeImages, ec2:DescribeSecurityGroups: " in line for line in said)
+        == 1
+    )
+    assert not any("quota" in line for line in said)  # launching needs no quotas read
     aws.denied = {"CreateRole"}
-    assert main(["cluster", "prepare", "cluster/aws-g5.yaml"]) == 2
+    assert main(["cluster", "prepare", path]) == 2
     assert "the AWS key may not CreateRole: let an administrator run" in capsys.readouterr().err
 
 
@@ -139,11 +141,10 @@ def test_two_clusters_of_one_name(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["cluster", "prepare", "cluster/aws-g5.yaml"]) == 0
-    capsys.readouterr()
+    path = "cluster/aws-p3-2xlarge.yaml"
 
     def run(kind: str, node_type: str) -> str:
-        tags = {"ray-cluster-name": "raygpt-aws-g5", "ray-user-node-type": node_type}
+        tags = {"ray-cluster-name": "raygpt-aws-p3-2xlarge", "ray-user-node-type": node_type}
         return aws.ec2.run_instances(
             ImageId=aws.images[DLAMI],
             InstanceType=kind,
@@ -155,10 +156,11 @@ def test_two_clusters_of_one_name(
         )["Instances"][0]["InstanceId"]
 
     run("m5.2xlarge", "head")
-    assert problems("cluster/aws-g5.yaml", capsys) == []  # this one, running: `ray up` updates it
+    # this one, running: `ray up` updates it
+    assert not any("another cluster" in line for line in problems(path, capsys))
     other = run("p4d.24xlarge", "spot")
-    (said,) = problems("cluster/aws-g5.yaml", capsys)
-    assert f"another cluster named raygpt-aws-g5 runs in us-east-1 (2 machines, such as {other} (p4d.24xlarge))" in said
+    (said,) = [line for line in problems(path, capsys) if "another cluster" in line]
+    assert f"named raygpt-aws-p3-2xlarge runs in us-east-1 (2 machines, such as {other} (p4d.24xlarge))" in said
     assert "set another cluster_name" in said
 
 
@@ -173,9 +175,7 @@ def test_two_clusters_of_one_name(
         ("cluster_name: a\nprovider: {type: amazon}", "Ray does not take"),
     ],
 )
-def test_a_file_that_is_none(
-    text: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_none(text: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text(text)
     (said,) = problems(str(path), capsys)

@@ -36,7 +36,9 @@ def gpu_types(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def header(path: Path) -> str:
     lines = path.read_text().splitlines()
-    return "\n".join(line.lstrip("# ") for line in lines[: next(i for i, s in enumerate(lines) if not s.startswith("#"))])
+    return "\n".join(
+        line.lstrip("# ") for line in lines[: next(i for i, s in enumerate(lines) if not s.startswith("#"))]
+    )
 
 
 def test_there_is_a_file_for_every_machine() -> None:
@@ -79,7 +81,10 @@ def test_spot_comes_first_and_on_demand_beside_it(path: Path) -> None:
 def test_versions_are_those_of_constraints_and_the_wheel_fits_the_gpu(path: Path) -> None:
     config = yaml.safe_load(path.read_text())
     install = next(command for command in config["setup_commands"] if "pip install" in command)
-    assert f'"ray[default]=={PINS["ray"]}" "torch=={PINS["torch"]}"' in install and "-c ~/raygpt/constraints.txt" in install
+    assert (
+        f'"ray[default]=={PINS["ray"]}" "torch=={PINS["torch"]}"' in install
+        and "-c ~/raygpt/constraints.txt" in install
+    )
     # a V100 is sm_70, which PyTorch has in its CUDA 12.6 build alone
     v100 = any("V100" in (machine(e["node_config"]["InstanceType"]).gpu or "") for e in gpu_types(config).values())
     assert ("--torch-backend cu126" in install) == v100
@@ -114,7 +119,8 @@ def test_the_header_has_dated_prices_of_the_one_table_and_commands_that_exist(pa
     assert f"ray up -y cluster/{path.name}" in text and f"ray down -y cluster/{path.name}" in text
     assert f"raygpt cluster check cluster/{path.name}" in text and f"raygpt cluster prepare cluster/{path.name}" in text
     submit = re.search(
-        r"ray job submit --address \S+ --working-dir \. \\\n-- python (jobs/\w+\.py) --config (jobs/configs/\S+\.yaml)", text
+        r"ray job submit --address \S+ --working-dir \. \\\n-- python (jobs/\w+\.py) --config (jobs/configs/\S+\.yaml)",
+        text,
     )
     assert submit is not None and all((ROOT / part).is_file() for part in submit.groups())
     readme = " ".join((ROOT / "README.md").read_text().replace("\\\n", " ").split())
@@ -146,7 +152,9 @@ def test_prepared_every_file_bootstraps_in_a_region_that_has_its_machines(aws: A
             if name != "head" and kind.name != "p3.2xlarge":
                 assert [card["InterfaceType"] for card in cards] == ["efa"] and cards[0]["AssociatePublicIpAddress"]
                 assert node["Placement"]["GroupName"] in aws.placement_groups
-        (group,) = aws.ec2.describe_security_groups(GroupIds=sorted(groups))["SecurityGroups"]  # one, of head and workers
+        (group,) = aws.ec2.describe_security_groups(GroupIds=sorted(groups))[
+            "SecurityGroups"
+        ]  # one, of head and workers
         world = [rule["FromPort"] for rule in group["IpPermissions"] if rule["IpRanges"]]
         among = [rule for rule in group["IpPermissions"] if rule["UserIdGroupPairs"]]
         assert world == [22]

@@ -299,7 +299,8 @@ def _quotas(account: Account, config: dict[str, Any], path: str, found: Findings
                 f"for the mail, or set max_workers: 0 of {kind}."
             )
         else:
-            found.verified.append(f'quota "{title}" is {answer:g} vCPUs, enough for {int(answer // cpus[name])} {name}')
+            enough = int(answer // cpus[name])
+            found.verified.append(f'quota "{title}" is {answer:g} vCPUs, enough for {enough} {name}')
 
 
 def _launch(account: Account, config: dict[str, Any], path: str, found: Findings) -> None:
