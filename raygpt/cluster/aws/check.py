@@ -295,8 +295,8 @@ def _quotas(account: Account, config: dict[str, Any], path: str, found: Findings
             found.problems.append(
                 f'quota "{title}" is {answer:g} vCPUs in {account.region} and one {name} ({kind}) takes {cpus[name]}: '
                 f"run `aws service-quotas request-service-quota-increase --service-code ec2 --quota-code {number} "
-                f"--desired-value {cpus[name] * max(1, entry.get('max_workers', 1))} --region {account.region}` and wait "
-                f"for the mail, or set max_workers: 0 of {kind}."
+                f"--desired-value {cpus[name] * max(1, entry.get('max_workers', 1))} --region {account.region}` and "
+                f"wait for the mail, or set max_workers: 0 of {kind}."
             )
         else:
             enough = int(answer // cpus[name])
