@@ -181,15 +181,15 @@ def _subnet(ec2: Any, config: dict[str, Any], types: set[str]) -> dict[str, Any]
     if named := config.get("metadata", {}).get("subnet"):
         return ec2.describe_subnets(SubnetIds=[named])["Subnets"][0]
     region = config["provider"]["region"]
-    zones: set[str] | None = None
-    for kind in types:
-        offered = ec2.describe_instance_type_offerings(
-            LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": [kind]}]
-        )["InstanceTypeOfferings"]
-        here = {entry["Location"] for entry in offered}
-        zones = here if zones is None else zones & here
+    offers = ec2.describe_instance_type_offerings(
+        LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": sorted(types)}]
+    )["InstanceTypeOfferings"]
+    here: dict[str, set[str]] = {}
+    for offer in offers:
+        here.setdefault(offer["Location"], set()).add(offer["InstanceType"])
+    zones = {zone for zone, found in here.items() if found == types}
     if wished := config["provider"].get("availability_zone"):
-        zones = {zone.strip() for zone in wished.split(",")} & (zones or set())
+        zones = {zone.strip() for zone in wished.split(",")} & zones
     if not zones:
         raise UserError(
             f"no zone of {region} has all of {', '.join(sorted(types))}: set provider.region to one that has."
