@@ -18,6 +18,7 @@ WAITING_PROCESSES = 4  # beside one a CPU: a run's reader, its mailbox and Ray's
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next check: 2 s by default
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of the seconds a node has left; one question to the head: 5 s
 }
 
 _own = False

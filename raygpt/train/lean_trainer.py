@@ -22,6 +22,8 @@ from typing import Any
 import ray
 from ray.train.torch import TorchTrainer
 
+from raygpt.train.leaving import with_leaving
+
 LEFT_OUT = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
@@ -37,6 +39,7 @@ class LeanTorchTrainer(TorchTrainer):
         self._environment = environment
 
     def _initialize_and_run_controller(self, callbacks: list[Any], **options: Any) -> Any:
+        options = with_leaving(options, self.run_config.failure_config, self.scaling_config)
         controller_class = _controller_class()
         if controller_class is None:
             return super()._initialize_and_run_controller(callbacks=callbacks, **options)  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +17,8 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from raygpt import storage
-from raygpt.cluster.connect import train_environment, wants_gpu
+from raygpt.cluster.connect import is_own, train_environment, wants_gpu
+from raygpt.cluster.preemption import PreemptionWatch
 from raygpt.config import Config
 from raygpt.data.mixture import Mixture
 from raygpt.data.service import start_service
@@ -26,7 +28,7 @@ from raygpt.parallel import checkpoint
 from raygpt.run.control import Mailbox, make_control, pause
 from raygpt.run.frame import COMPLETE, EARLY, FINISHED, SPENT, STOPPED, SUMMARY, Outcome, Run, run_job
 from raygpt.run.lock import RunLock
-from raygpt.run.stop import StopToken
+from raygpt.run.stop import PREEMPTED, StopToken
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.progress import Progress, human_count, human_duration
 from raygpt.track.report import write_report
@@ -138,10 +140,11 @@ def _train(
     mailbox.follow(run.stop)
     thread.start()
     began = time.monotonic()
-    while thread.is_alive():
-        thread.join(pause(time.monotonic() - began))
-        end = _show(mailbox.take(), progress, run.lock) or end
-        run.check_held()
+    with _preemption_watch(run, control):
+        while thread.is_alive():
+            thread.join(pause(time.monotonic() - began))
+            end = _show(mailbox.take(), progress, run.lock) or end
+            run.check_held()
     end = _show(mailbox.take(), progress, run.lock) or end
     del service  # the driver's: it served restarted workers as well
     if failure:
@@ -149,6 +152,17 @@ def _train(
     if not end:
         raise RuntimeError("training ended without saying how")
     return end
+
+
+def _preemption_watch(run: Run, control: Any) -> contextlib.AbstractContextManager[object]:
+    """What watches for nodes that are about to be taken away, where there are any; it speaks through the mailbox."""
+    if is_own() or run.config.scale.watch_preemption == "off":
+        return contextlib.nullcontext()
+
+    def say(text: str) -> None:
+        control.exchange.remote([("note", text)])
+
+    return PreemptionWatch(say, lambda: run.stop.request(PREEMPTED), run.config.scale.preemption_file)
 
 
 def _early_reader(config: Config, job: Resolved, name: str) -> Any | None:
