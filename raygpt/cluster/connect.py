@@ -105,8 +105,10 @@ def is_own() -> bool:
 def train_environment() -> dict[str, str]:
     """What Ray Train's controller is to find in its environment; the user's own settings come first."""
     chosen = {name: os.environ.get(name, value) for name, value in TRAIN_ENVIRONMENT.items()}
-    # nothing gives notice to a cluster of one process on this machine
-    return {**chosen, **({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if is_own() else {})}
+    if is_own():  # nothing gives notice to a cluster of one process on this machine, and nobody looks at it
+        return {**chosen, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    tracking = "1" if ray.is_initialized() and ray._private.worker.get_dashboard_url() else "0"
+    return {"RAY_TRAIN_ENABLE_STATE_TRACKING": os.environ.get("RAY_TRAIN_ENABLE_STATE_TRACKING", tracking), **chosen}
 
 
 def wants_gpu(scale: Scale) -> bool:
