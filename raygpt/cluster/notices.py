@@ -11,10 +11,11 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 METADATA_SERVICE = "http://169.254.169.254"
 TOKEN_SECONDS = 21600  # the longest that AWS grants
@@ -104,6 +105,17 @@ def file_notice(path: str) -> Callable[[], Notice | None]:
         return Notice(f"{path} is there", time.time() + GRACE_SECONDS)
 
     return ask
+
+
+def preempted(instances: Iterable[Mapping[str, Any]]) -> dict[str, Notice]:
+    """Notices by IP address, private and public, of the machines that Lambda's API lists as preempted. It names no
+    time: they may go at any moment."""
+    found = {}
+    for instance in instances:
+        if instance.get("status") == "preempted":
+            notice = Notice("Lambda lists this machine as preempted", time.time() + GRACE_SECONDS)
+            found |= {instance[key]: notice for key in ("private_ip", "ip") if instance.get(key)}
+    return found
 
 
 def _seconds(text: str) -> float:

@@ -19,10 +19,12 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raygpt.cluster.notices import GRACE_SECONDS, InstanceMetadata, Notice, file_notice
+from raygpt.cluster.notices import GRACE_SECONDS, InstanceMetadata, Notice, file_notice, preempted
+from raygpt.errors import UserError
 
 ASK_SECONDS = 2.0  # of the 120 that AWS gives
 LOOK_SECONDS = 2.0  # how often the driver looks for new nodes and for notices
+CLOUD_SECONDS = 30.0  # how often it asks an API that allows one request a second to all of an account
 SIGNAL = signal.SIGUSR1
 PREEMPTION = 2  # ray's autoscaler.proto, DrainNodeReason
 
@@ -63,11 +65,15 @@ class PreemptionWatch:
         self._watchers: dict[str, Any] = {}
         self._waiting: dict[Any, str] = {}  # reference to what a watcher will tell -> its node
         self._done: set[str] = set()
+        self._told: dict[str, Notice] = {}  # by the cloud's API, by address
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="preemption-watch")
 
     def __enter__(self) -> PreemptionWatch:
         self._thread.start()
+        machines = lambda_machines()
+        if machines is not None:  # in a thread of its own: it may wait minutes for an answer
+            threading.Thread(target=self._ask, args=(machines,), daemon=True, name="lambda-watch").start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,9 +91,17 @@ class PreemptionWatch:
                 self._collect()
             self._ended.wait(LOOK_SECONDS)
 
+    def _ask(self, machines: Callable[[], list[dict[str, Any]]]) -> None:
+        while not self._ended.wait(CLOUD_SECONDS):
+            with contextlib.suppress(Exception):  # an API that is away says nothing of the machines
+                self._told = preempted(machines())
+
     def _start_missing(self) -> None:
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        for node in alive - self._watchers.keys() - self._done:
+        alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        for node in alive.keys() - self._done:
+            if alive[node] in self._told:
+                self._act(node, self._told[alive[node]])
+        for node in alive.keys() - self._watchers.keys() - self._done:
             here = NodeAffinitySchedulingStrategy(node, soft=False)
             actor = ray.remote(num_cpus=0)(NodeWatcher)
             watcher = actor.options(scheduling_strategy=here).remote(self._file)
@@ -103,7 +117,8 @@ class PreemptionWatch:
             except ray.exceptions.RayError:  # the node is gone, or the watcher is: a living node gets a new one
                 self._watchers.pop(node, None)
                 continue
-            self._act(node, notice)
+            if node not in self._done:
+                self._act(node, notice)
 
     def _act(self, node: str, notice: Notice) -> None:
         where = address_of(node)
@@ -123,6 +138,16 @@ class PreemptionWatch:
         else:
             self._say(f"Node {where} will go ({left}): saving, then on without it.")
         self._done.add(node)
+
+
+def lambda_machines() -> Callable[[], list[dict[str, Any]]] | None:
+    """What lists the machines of a Lambda account, where this machine has its key, as the head of a cluster there."""
+    try:
+        from raygpt.cluster.lambda_cloud.api import LambdaCloud
+
+        return LambdaCloud.of({}).instances
+    except (ImportError, UserError):
+        return None
 
 
 def drain(node: str, notice: Notice) -> tuple[bool, str]:

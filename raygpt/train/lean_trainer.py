@@ -32,8 +32,8 @@ class LeanTorchTrainer(TorchTrainer):
     """A TorchTrainer for training functions that never ask Ray Train for a dataset shard or for its checkpoints.
 
     `environment` is what the controller reads from its process's environment, of which nothing else sees anything:
-    workers then have the cluster's own environment, and take processes that wait there. `callbacks` are the controller's,
-    beside Ray's own.
+    workers then have the cluster's own environment, and take processes that wait there. `callbacks` are the
+    controller's, beside Ray's own.
     """
 
     def __init__(

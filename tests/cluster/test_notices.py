@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from raygpt.cluster import notices
-from raygpt.cluster.notices import InstanceMetadata, file_notice
+from raygpt.cluster.notices import InstanceMetadata, file_notice, preempted
 from tests.cluster.metadata_service import ACTION, REBALANCE, MetadataService, aws_time, metadata_service
 
 
@@ -87,3 +87,16 @@ def test_a_file_is_notice_while_it_is_there(tmp_path: Path) -> None:
     (tmp_path / "leave").touch()
     notice = ask()
     assert notice is not None and notice.certain and notice.seconds_left > 60
+
+
+def test_machines_that_lambda_lists_as_preempted_are_found_by_each_of_their_addresses() -> None:
+    listed = [
+        {"id": "a", "status": "active", "ip": "198.51.100.1", "private_ip": "10.0.0.1"},
+        {"id": "b", "status": "preempted", "ip": "198.51.100.2", "private_ip": "10.0.0.2"},
+        {"id": "c", "status": "preempted", "ip": ""},  # either address may be missing
+        {"id": "d", "status": "preempted", "private_ip": "10.0.0.4"},
+    ]
+    found = preempted(listed)
+    assert set(found) == {"198.51.100.2", "10.0.0.2", "10.0.0.4"}
+    assert all(notice.certain for notice in found.values())
+    assert preempted([]) == {}
