@@ -7,12 +7,15 @@ which outlives every restart of the workers, so that a restart leaves no gap and
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from raygpt.track.record import Record
 
+REPEAT_SECONDS = 2.5
+EXPORT_SECONDS = 10.0  # Ray's metrics_report_interval_ms
 TAGS = ("run", "ray_job")  # `job` is Prometheus's own label for what it scrapes
 
 
@@ -76,7 +79,11 @@ def figures(record: Record) -> dict[str, float]:
 
 
 class MetricsExport:
-    """Shows one run's figures. Needs a connected Ray; a figure keeps its last value while the driver lives."""
+    """Shows one run's figures. Needs a connected Ray.
+
+    Ray forgets a gauge that was not set for two of its export intervals (20 s), so the last values are set again by
+    `repeat`, to be called now and then: what stays away then is a run whose driver is gone.
+    """
 
     def __init__(self, run_name: str, *, started: float, restarts: int, max_cost_usd: float | None = None) -> None:
         import ray
@@ -85,6 +92,8 @@ class MetricsExport:
         descriptions = {name: each.description for name, each in FROM_RECORDS.items()} | FROM_DRIVER
         tags = {"run": run_name, "ray_job": ray.get_runtime_context().get_job_id()}
         self._gauges: dict[str, Any] = {}
+        self._values: dict[str, float] = {}
+        self._repeated = 0.0
         for name, description in descriptions.items():
             self._gauges[name] = Gauge(name, description, tag_keys=TAGS)
             self._gauges[name].set_default_tags(tags)
@@ -95,9 +104,23 @@ class MetricsExport:
             self.set("train_max_cost_usd", max_cost_usd)
 
     def set(self, name: str, value: float) -> None:
+        self._values[name] = value
         self._gauges[name].set(value)
+
+    def repeat(self) -> None:
+        """Set every figure again, if that was not done within REPEAT_SECONDS."""
+        if time.monotonic() - self._repeated < REPEAT_SECONDS:
+            return
+        self._repeated = time.monotonic()
+        for name, value in self._values.items():
+            self._gauges[name].set(value)
 
     def log(self, record: Record) -> None:
         """Show what a record says."""
         for name, value in figures(record).items():
             self.set(name, value)
+
+    def diverged(self) -> None:
+        """Show that the run ended in numbers that are none, for as long as it takes to be seen."""
+        self.set("train_diverged", 1)
+        time.sleep(EXPORT_SECONDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -17,8 +16,7 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from raygpt import storage
-from raygpt.cluster.connect import is_own, train_environment, wants_gpu
-from raygpt.cluster.preemption import PreemptionWatch
+from raygpt.cluster.connect import train_environment, wants_gpu
 from raygpt.config import Config
 from raygpt.data.mixture import Mixture
 from raygpt.data.service import start_service
@@ -28,7 +26,7 @@ from raygpt.parallel import checkpoint
 from raygpt.run.control import Mailbox, make_control, pause
 from raygpt.run.frame import COMPLETE, EARLY, FINISHED, SPENT, STOPPED, SUMMARY, Outcome, Run, run_job
 from raygpt.run.lock import RunLock
-from raygpt.run.stop import PREEMPTED, StopToken
+from raygpt.run.stop import StopToken
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.metrics_export import MetricsExport
 from raygpt.track.progress import Progress, human_count, human_duration
@@ -37,6 +35,7 @@ from raygpt.track.summary import summarise
 from raygpt.train.lean_trainer import LeanTorchTrainer
 from raygpt.train.resolve import Resolved
 from raygpt.train.state_tracking import tracked
+from raygpt.train.watching import metrics_export, preemption_watch
 from raygpt.train.worker import Assignment, MakeObjective, train_worker
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -142,11 +141,13 @@ def _train(
     mailbox.follow(run.stop)
     thread.start()
     began = time.monotonic()
-    export = _metrics_export(run)
-    with _preemption_watch(run, control):
+    export = metrics_export(run)
+    with preemption_watch(run, control):
         while thread.is_alive():
             thread.join(pause(time.monotonic() - began))
             end = _show(mailbox.take(), progress, run.lock, export) or end
+            if export is not None:
+                export.repeat()
             run.check_held()
     end = _show(mailbox.take(), progress, run.lock, export) or end
     del service  # the driver's: it served restarted workers as well
@@ -155,25 +156,6 @@ def _train(
     if not end:
         raise RuntimeError("training ended without saying how")
     return end
-
-
-def _preemption_watch(run: Run, control: Any) -> contextlib.AbstractContextManager[object]:
-    """What watches for nodes that are about to be taken away, where there are any; it speaks through the mailbox."""
-    if is_own() or run.config.scale.watch_preemption == "off":
-        return contextlib.nullcontext()
-
-    def say(text: str) -> None:
-        control.exchange.remote([("note", text)])
-
-    return PreemptionWatch(say, lambda: run.stop.request(PREEMPTED), run.config.scale.preemption_file)
-
-
-def _metrics_export(run: Run) -> MetricsExport | None:
-    """Prometheus's view of the run, on clusters that somebody may watch."""
-    if is_own():
-        return None
-    started, limit = run.lock.started, run.config.track.max_cost_usd
-    return MetricsExport(run.config.run.name, started=started, restarts=run.lock.restarts, max_cost_usd=limit)
 
 
 def _early_reader(config: Config, job: Resolved, name: str) -> Any | None:
@@ -266,8 +248,8 @@ def _show(
             )
         elif kind == "end":
             end = value
-            if export is not None:
-                export.set("train_diverged", value["outcome"] == "diverged")
+            if export is not None and value["outcome"] == "diverged":
+                export.diverged()
         elif kind == "refused":
             raise UserError(value)
     return end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -38,21 +39,34 @@ class Goes(Screen):
         return super().write(text)
 
 
-def scraped(step: int) -> dict[str, float]:
-    """Gauges of the run as the metrics agent of the driver's node shows them, when it has got as far as `step`."""
-    import ray
+class Scraper(threading.Thread):
+    """Reads the metrics agent of the driver's node once a second, as Prometheus does; `shown` are the run's gauges."""
 
-    here = ray.get_runtime_context().get_node_id()
-    [port] = [node["MetricsExportPort"] for node in ray.nodes() if node["NodeID"] == here]
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        found = {line.split("{")[0]: float(line.split()[-1]) for line in lines if 'run="r"' in line}
-        if found.get("ray_train_num_steps") == step:
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"step {step} was not exported: {found}")
+    def __init__(self) -> None:
+        import ray
+
+        super().__init__(daemon=True)
+        here = ray.get_runtime_context().get_node_id()
+        [port] = [node["MetricsExportPort"] for node in ray.nodes() if node["NodeID"] == here]
+        self.url = f"http://127.0.0.1:{port}/metrics"
+        self.shown: dict[str, float] = {}
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(1):
+            with contextlib.suppress(OSError), urllib.request.urlopen(self.url, timeout=10) as answer:
+                for line in answer.read().decode().splitlines():
+                    if 'run="r"' in line:
+                        self.shown[line.split("{")[0]] = float(line.split()[-1])
+
+    def at_step(self, step: int) -> dict[str, float]:
+        """What was shown last, which is of this step."""
+        until = time.monotonic() + 60
+        while self.shown.get("ray_train_num_steps") != step and time.monotonic() < until:
+            time.sleep(0.2)
+        self.ended.set()
+        self.join()
+        return self.shown
 
 
 def tracked_run() -> tuple[Any, list[Any]]:
@@ -77,7 +91,7 @@ def test_after_a_spot_notice_training_goes_on_from_that_very_step_on_the_node_th
 
     ray.shutdown()
     monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # by itself only where there is a dashboard
-    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")  # by itself every 10 s
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "3000")  # by itself every 10 s
     node = {"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
     told: list[float] = []
     with metadata_service() as service:
@@ -98,11 +112,13 @@ def test_after_a_spot_notice_training_goes_on_from_that_very_step_on_the_node_th
                 service.answers[ACTION] = json.dumps(goes).encode()
                 told.append(time.time())
 
+            scraper = Scraper()
+            scraper.start()
             stop = StopToken()
             screen = Goes(threading.Thread(target=give_notice, daemon=True), stop)
             run_training(config, resolve(config), "raygpt pretrain …", screen, stop=stop)
             rows, text, leaving = records(config), screen.getvalue(), draining_nodes()
-            shown = scraped(rows[-1]["step"])
+            shown = scraper.at_step(rows[-1]["step"])
             tracked = tracked_run()
         finally:
             ray.shutdown()
