@@ -1,5 +1,5 @@
-"""What a training run's driver has beside it on a cluster that others see: a watch for nodes that will be taken away, and
-its figures for Prometheus."""
+"""What a training run's driver has beside it on a cluster that others see: a watch for nodes that will go, and its
+figures for Prometheus."""
 
 from __future__ import annotations
 

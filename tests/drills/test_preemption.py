@@ -10,9 +10,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from raygpt.run.stop import StopToken
+from raygpt.cluster.preemption import SIGNAL
 from raygpt.track.metrics_export import figures
 from raygpt.train.resolve import resolve
 from raygpt.train.trainer import run_training
@@ -23,11 +24,12 @@ GRACE = 120  # seconds between AWS's notice and the end
 
 
 class Goes(Screen):
-    """Begins the notice at step 10, and asks for the end ten lines after training has gone on."""
+    """Begins the notice at step 10, and gives the driver's own node one by a signal ten lines after training has gone
+    on."""
 
-    def __init__(self, notice: threading.Thread, stop: StopToken) -> None:
+    def __init__(self, notice: threading.Thread) -> None:
         super().__init__({"step 10/": notice.start})
-        self.stop, self.later = stop, -1
+        self.later = -1
 
     def write(self, text: str) -> int:
         if "Going on from step" in text:
@@ -35,7 +37,9 @@ class Goes(Screen):
         elif self.later >= 0 and text.startswith("step "):
             self.later += 1
             if self.later == 10:
-                self.stop.request()
+                for process in psutil.Process().children(recursive=True):
+                    if " ".join(process.cmdline()).startswith("ray::NodeWatcher"):
+                        process.send_signal(SIGNAL)
         return super().write(text)
 
 
@@ -114,9 +118,8 @@ def test_after_a_spot_notice_training_goes_on_from_that_very_step_on_the_node_th
 
             scraper = Scraper()
             scraper.start()
-            stop = StopToken()
-            screen = Goes(threading.Thread(target=give_notice, daemon=True), stop)
-            run_training(config, resolve(config), "raygpt pretrain …", screen, stop=stop)
+            screen = Goes(threading.Thread(target=give_notice, daemon=True))
+            outcome = run_training(config, resolve(config), "raygpt pretrain …", screen)
             rows, text, leaving = records(config), screen.getvalue(), draining_nodes()
             shown = scraper.at_step(rows[-1]["step"])
             tracked = tracked_run()
@@ -132,6 +135,9 @@ def test_after_a_spot_notice_training_goes_on_from_that_very_step_on_the_node_th
     assert f"Going on from step {left}: " in text and "AWS will terminate this spot machine" in text
     assert at[left] - told[0] < GRACE / 2  # type: ignore[operator]
     assert not leaving - {taken.node_id}
+    # a notice for the node of the driver ends the run, saved
+    assert (outcome.outcome, outcome.summary["stopped_by"]) == ("stopped", "preempted")
+    assert "which this job's driver runs on" in text and f"Stopped after step {last} of" in text
     # what Prometheus sees is what metrics.jsonl says
     last_of = {key: value for row in rows for key, value in row.items()}
     expected = {f"ray_{name}": value for name, value in figures(last_of).items()} | {"ray_train_restarts": 1}
