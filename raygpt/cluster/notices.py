@@ -110,7 +110,7 @@ def file_notice(path: str) -> Callable[[], Notice | None]:
 def preempted(instances: Iterable[Mapping[str, Any]]) -> dict[str, Notice]:
     """Notices by IP address, private and public, of the machines that Lambda's API lists as preempted. It names no
     time: they may go at any moment."""
-    found = {}
+    found: dict[str, Notice] = {}
     for instance in instances:
         if instance.get("status") == "preempted":
             notice = Notice("Lambda lists this machine as preempted", time.time() + GRACE_SECONDS)

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import ray
@@ -24,6 +24,7 @@ from raygpt.errors import UserError
 
 ASK_SECONDS = 2.0  # of the 120 that AWS gives
 LOOK_SECONDS = 2.0  # how often the driver looks for new nodes and for notices
+REPLACE_SECONDS = 60.0  # after which a watcher that died is replaced
 CLOUD_SECONDS = 30.0  # how often it asks an API that allows one request a second to all of an account
 SIGNAL = signal.SIGUSR1
 PREEMPTION = 2  # ray's autoscaler.proto, DrainNodeReason
@@ -64,8 +65,10 @@ class PreemptionWatch:
         self._here = ray.get_runtime_context().get_node_id()
         self._watchers: dict[str, Any] = {}
         self._waiting: dict[Any, str] = {}  # reference to what a watcher will tell -> its node
-        self._done: set[str] = set()
+        self._not_before: dict[str, float] = {}  # when a node whose watcher died may have another
+        self._heard: dict[str, Notice] = {}  # by watchers, by node
         self._told: dict[str, Notice] = {}  # by the cloud's API, by address
+        self._done: set[str] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="preemption-watch")
 
@@ -87,8 +90,13 @@ class PreemptionWatch:
         while not self._ended.is_set() and ray.is_initialized():  # any question would start a cluster
             # a cluster that does not answer for a moment must not end the watch
             with contextlib.suppress(ray.exceptions.RayError, OSError, RuntimeError):
-                self._start_missing()
+                alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+                self._start_missing(alive.keys())
                 self._collect()
+                for node in alive.keys() - self._done:
+                    notice = self._heard.get(node) or self._told.get(alive[node])
+                    if notice is not None:
+                        self._act(node, alive[node], notice)
             self._ended.wait(LOOK_SECONDS)
 
     def _ask(self, machines: Callable[[], list[dict[str, Any]]]) -> None:
@@ -96,47 +104,43 @@ class PreemptionWatch:
             with contextlib.suppress(Exception):  # an API that is away says nothing of the machines
                 self._told = preempted(machines())
 
-    def _start_missing(self) -> None:
-        alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-        for node in alive.keys() - self._done:
-            if alive[node] in self._told:
-                self._act(node, self._told[alive[node]])
-        for node in alive.keys() - self._watchers.keys() - self._done:
+    def _start_missing(self, alive: Set[str]) -> None:
+        for node in alive - self._watchers.keys() - self._done:
+            if time.monotonic() < self._not_before.get(node, 0.0):
+                continue
             here = NodeAffinitySchedulingStrategy(node, soft=False)
-            actor = ray.remote(num_cpus=0)(NodeWatcher)
-            watcher = actor.options(scheduling_strategy=here).remote(self._file)
-            self._watchers[node] = watcher
-            self._waiting[watcher.wait.remote()] = node
+            self._watchers[node] = (
+                ray.remote(num_cpus=0)(NodeWatcher).options(scheduling_strategy=here).remote(self._file)
+            )
+            self._wait_for(node)
+
+    def _wait_for(self, node: str) -> None:
+        self._waiting[self._watchers[node].wait.remote()] = node
 
     def _collect(self) -> None:
         ready, _ = ray.wait(list(self._waiting), timeout=0) if self._waiting else ([], None)
         for reference in ready:
             node = self._waiting.pop(reference)
             try:
-                notice = ray.get(reference)
+                self._heard[node] = ray.get(reference)
             except ray.exceptions.RayError:  # the node is gone, or the watcher is: a living node gets a new one
                 self._watchers.pop(node, None)
-                continue
-            if node not in self._done:
-                self._act(node, notice)
+                self._not_before[node] = time.monotonic() + REPLACE_SECONDS
 
-    def _act(self, node: str, notice: Notice) -> None:
-        where = address_of(node)
+    def _act(self, node: str, address: str, notice: Notice) -> None:
         if not notice.certain:
-            self._say(f"Node {where}: {notice.why}; training goes on, for nothing may come of it.")
-            self._waiting[self._watchers[node].wait.remote()] = node
+            self._say(f"Node {address}: {notice.why}; training goes on, for nothing may come of it.")
+            self._heard.pop(node)
+            self._wait_for(node)
             return
         left = f"{notice.why}, {notice.seconds_left:.0f} s from now"
         if node == self._here:
-            self._say(f"Node {where}, which this job's driver runs on, will go ({left}): saving, to be resubmitted.")
-            self._done.add(node)
+            self._say(f"Node {address}, which this job's driver runs on, will go ({left}): saving, to be resubmitted.")
             self._leave()
-            return
-        accepted, problem = drain(node, notice)
-        if not accepted:
-            self._say(f"Node {where} will go ({left}) and Ray does not drain it: {problem}.")
         else:
-            self._say(f"Node {where} will go ({left}): saving, then on without it.")
+            accepted, problem = drain(node, notice)
+            then = "saving, then on without it" if accepted else f"but Ray does not drain it: {problem}"
+            self._say(f"Node {address} will go ({left}): {then}.")
         self._done.add(node)
 
 
@@ -152,16 +156,10 @@ def lambda_machines() -> Callable[[], list[dict[str, Any]]] | None:
 
 def drain(node: str, notice: Notice) -> tuple[bool, str]:
     """Ask Ray to give the node (hex id) no more work until the notice's deadline; (accepted, why not)."""
-    client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+    client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)  # type: ignore[attr-defined]
     return client.drain_node(node, PREEMPTION, notice.why, int(notice.deadline * 1000))
 
 
 def draining_nodes() -> set[str]:
     """Ids of the nodes that are being left."""
     return set(ray._private.state.state.get_draining_nodes() or {})
-
-
-def address_of(node: str) -> str:
-    """The node's IP address; its id where it is not known."""
-    found = [each["NodeManagerAddress"] for each in ray.nodes() if each["NodeID"] == node]
-    return found[0] if found else node[:12]

@@ -45,7 +45,7 @@ class DriverState(StateManagerCallback):
             name=self._name,
             job_id=self._job_id,
             controller_actor_id=self._controller_actor_id,
-            controller_log_file_path=get_train_application_controller_log_path(),
+            controller_log_file_path=get_train_application_controller_log_path(),  # type: ignore[arg-type]
             run_config=train_run_context.run_config,
             train_loop_config=self._settings,
             scaling_config=train_run_context.scaling_config,
