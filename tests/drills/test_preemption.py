@@ -95,6 +95,7 @@ def test_after_a_spot_notice_training_goes_on_from_that_very_step_on_the_node_th
 
     ray.shutdown()
     monkeypatch.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")  # by itself only where there is a dashboard
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")  # on a machine with other work beside
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "3000")  # by itself every 10 s
     node = {"num_cpus": 1, "object_store_memory": 150_000_000, "include_dashboard": False}
     told: list[float] = []
