@@ -83,7 +83,7 @@ def tracked_run() -> tuple[Any, list[Any]]:
     return run, list(ray.get(actor.get_train_run_attempts.remote())[run.id].values())
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_after_a_spot_notice_training_goes_on_from_that_very_step_on_the_node_that_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
