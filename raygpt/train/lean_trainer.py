@@ -22,7 +22,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchTrainer
 
-from raygpt.train.leaving import with_leaving
+from raygpt.train.leaving import LeavingPolicy, without_leaving_nodes
 
 # StateManagerCallback: counts on a controller that is an actor; `raygpt.train.state_tracking` has one for ours
 LEFT_OUT = {"DatasetsCallback", "PlacementGroupCleanerCallback", "StateManagerCallback"}
@@ -44,11 +44,12 @@ class LeanTorchTrainer(TorchTrainer):
         self._more_callbacks = list(callbacks)
 
     def _initialize_and_run_controller(self, callbacks: list[Any], **options: Any) -> Any:
-        options = with_leaving(options, self.run_config.failure_config, self.scaling_config)
         controller_class = _controller_class()
         if controller_class is None:
             return super()._initialize_and_run_controller(callbacks=callbacks, **options)  # type: ignore[misc]
         needed = [each for each in callbacks if type(each).__name__ not in LEFT_OUT] + self._more_callbacks
+        options["failure_policy"] = LeavingPolicy(self.run_config.failure_config)
+        options["scaling_policy"] = without_leaving_nodes(options["scaling_policy"])
         with _environment(self._environment):
             controller = controller_class(callbacks=needed, **options)
         asyncio.run(controller.run())

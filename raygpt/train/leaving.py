@@ -13,6 +13,7 @@ from typing import Any
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import ScalingPolicy
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
 from ray.train.v2.api.exceptions import PreemptionError, TrainingFailedError
 from ray.train.v2.api.preemption import PreemptionInfo
@@ -43,21 +44,20 @@ class LeavingPolicy(DefaultFailurePolicy):
         return super().make_decision(training_failed_error)
 
 
-class StayingScaling(ElasticScalingPolicy):
-    """Ray Train's elastic policy, which does not count on nodes that are being left: no worker would start there, and
-    the group would wait for it until the start times out."""
+class _Staying:
+    """Part of an elastic policy: no counting on nodes that are being left. No worker would start there, and the group
+    would wait for it until the start times out."""
 
     def _get_reserved_resources(self) -> Any:
-        reserved = super()._get_reserved_resources()
+        reserved = super()._get_reserved_resources()  # type: ignore[misc]
         if not reserved:
             return reserved
         leaving = draining_nodes()
         return {node: resources for node, resources in reserved.items() if node not in leaving}
 
 
-def with_leaving(options: dict[str, Any], failure_config: Any, scaling_config: Any) -> dict[str, Any]:
-    """What a controller of Ray Train is made of, with the policies of this module."""
-    policies: dict[str, Any] = {"failure_policy": LeavingPolicy(failure_config)}
-    if isinstance(options.get("scaling_policy"), ElasticScalingPolicy):
-        policies["scaling_policy"] = StayingScaling(scaling_config)
-    return {**options, **policies}
+def without_leaving_nodes(policy: ScalingPolicy) -> ScalingPolicy:
+    """The same for a fixed number of workers; an elastic policy with that part, whatever else it has."""
+    if not isinstance(policy, ElasticScalingPolicy):
+        return policy
+    return type("StayingPolicy", (_Staying, type(policy)), {})(policy.scaling_config)

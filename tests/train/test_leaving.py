@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScali
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from raygpt.train import leaving
-from raygpt.train.leaving import Leaving, LeavingPolicy, StayingScaling, node_is_leaving, with_leaving
+from raygpt.train.leaving import Leaving, LeavingPolicy, node_is_leaving, without_leaving_nodes
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 
@@ -34,10 +34,18 @@ def test_a_group_that_left_costs_none_of_the_failures_that_the_user_allows() -> 
 def test_an_elastic_group_does_not_count_on_a_node_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     room = {"a": {"CPU": 4.0}, "b": {"CPU": 4.0}, "c": {"CPU": 4.0}}
     monkeypatch.setattr(ElasticScalingPolicy, "_get_reserved_resources", lambda _: room)
-    policy = StayingScaling(ScalingConfig(num_workers=(1, 8), resources_per_worker={"CPU": 1}))
+
+    class Careful(ElasticScalingPolicy):
+        """One with a rule of its own."""
+
+        def _count_possible_workers(self, reserved_resources: dict) -> int:
+            return min(6, super()._count_possible_workers(reserved_resources))
+
+    policy = without_leaving_nodes(Careful(ScalingConfig(num_workers=(1, 8), resources_per_worker={"CPU": 1})))
+    assert isinstance(policy, Careful)
     going: set[str] = set()
     monkeypatch.setattr(leaving, "draining_nodes", lambda: going)
-    assert policy._count_possible_workers(policy._get_reserved_resources()) == 8
+    assert policy._count_possible_workers(policy._get_reserved_resources()) == 6  # its rule
     going.add("b")
     assert policy._get_reserved_resources().keys() == {"a", "c"}
     going.add("a")
@@ -46,13 +54,9 @@ def test_an_elastic_group_does_not_count_on_a_node_that_is_left(monkeypatch: pyt
     assert policy._get_reserved_resources() is None
 
 
-@pytest.mark.parametrize("workers, expected", [((1, 4), "StayingScaling"), (4, "FixedScalingPolicy")])
-def test_the_controller_gets_these_policies_beside_what_it_has(workers: object, expected: str) -> None:
-    scaling = ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1})  # type: ignore[arg-type]
-    options = {"scaling_policy": create_scaling_policy(scaling), "failure_policy": None, "train_fn_ref": "kept"}
-    changed = with_leaving(options, FailureConfig(), scaling)
-    assert type(changed["scaling_policy"]).__name__ == expected
-    assert isinstance(changed["failure_policy"], LeavingPolicy) and changed["train_fn_ref"] == "kept"
+def test_a_group_of_a_fixed_size_waits_for_room_as_before() -> None:
+    policy = create_scaling_policy(ScalingConfig(num_workers=4, resources_per_worker={"CPU": 1}))
+    assert without_leaving_nodes(policy) is policy
 
 
 def test_a_rank_that_is_no_worker_of_ray_train_is_never_told_to_leave() -> None:
