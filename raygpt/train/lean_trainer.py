@@ -48,7 +48,7 @@ class LeanTorchTrainer(TorchTrainer):
         if controller_class is None:
             return super()._initialize_and_run_controller(callbacks=callbacks, **options)  # type: ignore[misc]
         needed = [each for each in callbacks if type(each).__name__ not in LEFT_OUT] + self._more_callbacks
-        options["failure_policy"] = LeavingPolicy(self.run_config.failure_config)
+        options["failure_policy"] = LeavingPolicy(self.run_config.failure_config)  # type: ignore[arg-type]
         options["scaling_policy"] = without_leaving_nodes(options["scaling_policy"])
         with _environment(self._environment):
             controller = controller_class(callbacks=needed, **options)
