@@ -18,6 +18,7 @@ WAITING_PROCESSES = 4  # beside one a CPU: a run's reader, its mailbox and Ray's
 TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report waits for the next check: 2 s by default
     "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of the seconds a node has left; one question to the head: 5 s
 }
 
 _own = False
@@ -104,8 +105,10 @@ def is_own() -> bool:
 def train_environment() -> dict[str, str]:
     """What Ray Train's controller is to find in its environment; the user's own settings come first."""
     chosen = {name: os.environ.get(name, value) for name, value in TRAIN_ENVIRONMENT.items()}
-    # nothing gives notice to a cluster of one process on this machine
-    return {**chosen, **({"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"} if is_own() else {})}
+    if is_own():  # nothing gives notice to a cluster of one process on this machine, and nobody looks at it
+        return {**chosen, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    tracking = "1" if ray.is_initialized() and ray._private.worker.get_dashboard_url() else "0"
+    return {"RAY_TRAIN_ENABLE_STATE_TRACKING": os.environ.get("RAY_TRAIN_ENABLE_STATE_TRACKING", tracking), **chosen}
 
 
 def wants_gpu(scale: Scale) -> bool:

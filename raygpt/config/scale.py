@@ -14,6 +14,12 @@ class Scale(Section):
     num_workers: int | tuple[int, int] = Field(1, description="training workers, or [min, max] for an elastic run")
     use_gpu: bool | Literal["auto"] = Field("auto", description="one GPU per worker (auto: when the cluster has any)")
     cpus_per_worker: float = Field(1, description="CPU cores reserved per worker; also its torch threads", gt=0)
+    watch_preemption: Literal["auto", "off"] = Field(
+        "auto", description="save and go on elsewhere when a node is about to be taken away (auto: on joined clusters)"
+    )
+    preemption_file: str | None = Field(
+        None, description="a path whose being there, on a node, is notice that the node will be taken away"
+    )
     address: str | None = Field(None, description="Ray address (auto: a running cluster; none: start one here)")
 
     def problems(self) -> Iterator[Problem]:

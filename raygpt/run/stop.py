@@ -15,7 +15,7 @@ import psutil
 
 from raygpt.track.cost import Cost
 
-SIGNAL, BUDGET, DISPLACED, ASKED = "signal", "budget", "displaced", "asked"
+SIGNAL, BUDGET, DISPLACED, ASKED, PREEMPTED = "signal", "budget", "displaced", "asked", "preempted"
 SCHEDULER, SWEEP = "scheduler", "sweep"  # a trial's: its sweep has no more use for it, or ends itself
 BUDGET_LOOK_SECONDS = 1.0
 

@@ -21,6 +21,7 @@ from raygpt.run.control import ControlLink
 from raygpt.storage import Location
 from raygpt.track.record import Record
 from raygpt.track.trackers import Trackers
+from raygpt.train.leaving import node_is_leaving
 from raygpt.train.strategy import Strategy
 
 
@@ -72,7 +73,7 @@ class RunHooks:
 
     def stop_requested(self) -> bool:
         self.recorded.set()  # asked in the next step: the one before had no record, or it was logged
-        return self.link is not None and self.link.stop_requested()
+        return node_is_leaving() or (self.link is not None and self.link.stop_requested())
 
     def save(self, state: RunState, rank_state: dict) -> None:
         self.recorded.set()

@@ -15,32 +15,41 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
 
-LEFT_OUT = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+from raygpt.train.leaving import LeavingPolicy, without_leaving_nodes
+
+# StateManagerCallback: counts on a controller that is an actor; `raygpt.train.state_tracking` has one for ours
+LEFT_OUT = {"DatasetsCallback", "PlacementGroupCleanerCallback", "StateManagerCallback"}
 
 
 class LeanTorchTrainer(TorchTrainer):
     """A TorchTrainer for training functions that never ask Ray Train for a dataset shard or for its checkpoints.
 
     `environment` is what the controller reads from its process's environment, of which nothing else sees anything:
-    workers then have the cluster's own environment, and take processes that wait there.
+    workers then have the cluster's own environment, and take processes that wait there. `callbacks` are the
+    controller's, beside Ray's own.
     """
 
-    def __init__(self, *arguments: Any, environment: Mapping[str, str], **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, environment: Mapping[str, str], callbacks: Sequence[Any] = (), **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self._environment = environment
+        self._more_callbacks = list(callbacks)
 
     def _initialize_and_run_controller(self, callbacks: list[Any], **options: Any) -> Any:
         controller_class = _controller_class()
         if controller_class is None:
             return super()._initialize_and_run_controller(callbacks=callbacks, **options)  # type: ignore[misc]
-        needed = [each for each in callbacks if type(each).__name__ not in LEFT_OUT]
+        needed = [each for each in callbacks if type(each).__name__ not in LEFT_OUT] + self._more_callbacks
+        options["failure_policy"] = LeavingPolicy(self.run_config.failure_config)  # type: ignore[arg-type]
+        options["scaling_policy"] = without_leaving_nodes(options["scaling_policy"])
         with _environment(self._environment):
             controller = controller_class(callbacks=needed, **options)
         asyncio.run(controller.run())

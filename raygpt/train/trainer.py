@@ -28,11 +28,14 @@ from raygpt.run.frame import COMPLETE, EARLY, FINISHED, SPENT, STOPPED, SUMMARY,
 from raygpt.run.lock import RunLock
 from raygpt.run.stop import StopToken
 from raygpt.track.jsonl import read_metrics
+from raygpt.track.metrics_export import MetricsExport
 from raygpt.track.progress import Progress, human_count, human_duration
 from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
 from raygpt.train.lean_trainer import LeanTorchTrainer
 from raygpt.train.resolve import Resolved
+from raygpt.train.state_tracking import tracked
+from raygpt.train.watching import metrics_export, preemption_watch
 from raygpt.train.worker import Assignment, MakeObjective, train_worker
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -138,11 +141,15 @@ def _train(
     mailbox.follow(run.stop)
     thread.start()
     began = time.monotonic()
-    while thread.is_alive():
-        thread.join(pause(time.monotonic() - began))
-        end = _show(mailbox.take(), progress, run.lock) or end
-        run.check_held()
-    end = _show(mailbox.take(), progress, run.lock) or end
+    export = metrics_export(run)
+    with preemption_watch(run, control):
+        while thread.is_alive():
+            thread.join(pause(time.monotonic() - began))
+            end = _show(mailbox.take(), progress, run.lock, export) or end
+            if export is not None:
+                export.repeat()
+            run.check_held()
+    end = _show(mailbox.take(), progress, run.lock, export) or end
     del service  # the driver's: it served restarted workers as well
     if failure:
         raise _cause(failure[0])
@@ -195,10 +202,13 @@ def _trainer(
         planned_rows=planned_rows,
         objective=objective,
     )
+    environment = train_environment()
+    state = tracked(config, control, environment)
     return LeanTorchTrainer(
         train_worker,  # type: ignore[arg-type]  # its config is a dataclass, pickled as it is
         train_loop_config=assignment,  # type: ignore[arg-type]
-        environment=train_environment(),
+        environment=environment,
+        callbacks=[state] if state is not None else [],
         torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # a pair is elastic
@@ -214,15 +224,21 @@ def _trainer(
     )
 
 
-def _show(events: list[tuple[str, Any]], progress: Progress, lock: RunLock) -> dict[str, Any] | None:
+def _show(
+    events: list[tuple[str, Any]], progress: Progress, lock: RunLock, export: MetricsExport | None = None
+) -> dict[str, Any] | None:
     end = None
     for kind, value in events:
         if kind == "record":
             progress.update(value)
+            if export is not None:
+                export.log(value)
         elif kind == "note":
             progress.note(value)
         elif kind == "start":
             lock.workers_started()
+            if export is not None:
+                export.set("train_restarts", lock.restarts)
             if value["resumed"]:
                 progress.note(f"Going on from step {value['step']}: {value['resumed']}")
             progress.note(
@@ -232,6 +248,8 @@ def _show(events: list[tuple[str, Any]], progress: Progress, lock: RunLock) -> d
             )
         elif kind == "end":
             end = value
+            if export is not None and value["outcome"] == "diverged":
+                export.diverged()
         elif kind == "refused":
             raise UserError(value)
     return end

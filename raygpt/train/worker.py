@@ -39,6 +39,7 @@ from raygpt.track.cost import Cost
 from raygpt.train import compile_cache
 from raygpt.train.evaluation import evaluate_tokens
 from raygpt.train.hooks import RunHooks
+from raygpt.train.leaving import Leaving
 from raygpt.train.loop import LoopOptions, train
 from raygpt.train.objective import Objective, extra
 from raygpt.train.plan import TrainPlan
@@ -185,6 +186,9 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     finally:
         gc.unfreeze()  # the loop froze it
     hooks.finish()
+    # rank 0 is here when the checkpoint counts, so nobody ends before it does
+    if end.outcome == "stopped" and not world.broadcast(link is not None and link.stop_requested()):
+        raise Leaving(f"saved at step {state.step}")
     if link is not None:
         link.send("end", {"outcome": end.outcome, "why": end.why, "state": dataclasses.asdict(state)})
 
