@@ -70,7 +70,7 @@ class GlooPool:
                 while event[0] != "done":
                     event = pickle.load(self.process.stdout)
                 raise RuntimeError(failure)
-            end = trainer._show([event], progress, run.lock) or end
+            end = trainer._show([event], progress, run) or end
         assert end, "training ended without saying how"
         return end
 
