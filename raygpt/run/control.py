@@ -88,7 +88,7 @@ class ControlLink:
         self._thread.start()
 
     def send(self, kind: str, value: Any) -> None:
-        """Queue an event: start, record or end with a dict, note or refused with a sentence, first_step with seconds."""
+        """Queue an event: start, record or end with a dict, note or refused with text, first_step with seconds."""
         self.started = self.started or kind == "start"
         with self._lock:
             self._events.append((kind, value))
