@@ -35,7 +35,7 @@ class Submission:
     @property
     def base(self) -> str:
         """What submission ids begin with: job and run, in letters that a URL takes."""
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{self.job}-{self.name}" if self.name else self.job)
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{self.job}-{self.name}" if self.name else self.job).rstrip("-")
 
     def entrypoint(self) -> list[str]:
         """The job's script in a checkout; elsewhere the raygpt that the cluster has."""

@@ -137,7 +137,8 @@ def run_job(
     """
     stream, token = stream or sys.stdout, stop or StopToken()
     folder = run_location(config)
-    lock = RunLock(folder, on_lost=lambda: token.request(DISPLACED))
+    program, _, rest = again.partition(" ")
+    lock = RunLock(folder, lambda: token.request(DISPLACED), rest.split(" ")[0] if program == "raygpt" else "")
     lock.acquire()
     run = Run(folder, config, lock, token, again, stream, lambda text: print(text, file=stream, flush=True))
     ended = FAILED

@@ -152,7 +152,7 @@ def rank_main(
 
     ray_train.report = report
     ray_train.torch.get_device = lambda: torch.device("cpu")
-    worker.ControlLink = lambda _: Wire(events, wish)
+    worker.ControlLink = lambda *_: Wire(events, wish)
     worker.train_worker(assignment)
     for thread in stores:
         thread.join()
