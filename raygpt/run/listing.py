@@ -18,7 +18,8 @@ from raygpt.storage import Location
 
 READERS = 32  # at a time: on S3 a read is 20 to 50 ms of waiting
 TAIL_BYTES = 16_384  # of metrics.jsonl: some 50 records
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 1,000 runs take 0.5 s of a core
+# 1,000 runs take 0.5 s of a core with libyaml
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 RUNNING, LOST, BROKEN = "running", "lost", "broken"
 STATES = {FINISHED: FINISHED, EARLY: FINISHED, COMPLETE: FINISHED, STOPPED: STOPPED, SPENT: STOPPED, FAILED: FAILED}
 
@@ -26,8 +27,10 @@ STATES = {FINISHED: FINISHED, EARLY: FINISHED, COMPLETE: FINISHED, STOPPED: STOP
 @dataclass
 class RunInfo:
     """One run. `state` is running, finished, stopped (it goes on when it is started again), failed, lost (its driver
-    was killed, or has not been heard of) or broken, its history unreadable; `problem` names what is. Times are seconds since 1970 UTC:
-    `started` of the first attempt, `last_seen` of the last. What is not known is None."""
+    was killed, or has not been heard of) or broken, its history unreadable; `problem` names what is.
+
+    Times are seconds since 1970 UTC: `started` of the first attempt, `last_seen` of the last. What is not known is None.
+    """
 
     name: str
     uri: str
