@@ -81,7 +81,7 @@ def status(head: dict[str, str], identifier: str) -> str:
     return done.stdout + done.stderr
 
 
-def wait(head: dict[str, str], identifier: str, text: str, of: str = "logs", timeout: float = 120) -> str:
+def wait(head: dict[str, str], identifier: str, text: str, of: str = "logs", timeout: float = 300) -> str:
     end = time.monotonic() + timeout
     while True:
         output = logs(head, identifier) if of == "logs" else status(head, identifier)
