@@ -29,7 +29,7 @@ class RunInfo:
     """One run. `state` is running, finished, stopped (it goes on when it is started again), failed, lost (its driver
     was killed, or has not been heard of) or broken, its history unreadable; `problem` names what is.
 
-    Times are seconds since 1970 UTC: `started` of the first attempt, `last_seen` of the last. What is not known is None.
+    Times are seconds since 1970 UTC: `started` of the first attempt, `last_seen` of the last. None is not known.
     """
 
     name: str
