@@ -45,7 +45,8 @@ def _run(name: str, words: list[str]) -> int:
 
         close = difflib.get_close_matches(name, jobs, n=1)
         raise UserError(f"{name!r} is no job{f': did you mean {close[0]}?' if close else ''} (jobs: {', '.join(jobs)})")
-    known, passed = ("print_config", "help", *job.flags), []
+    known = ("print_config", "help", *job.flags)
+    passed: list[str] = []
     command = shlex.join(["raygpt", name, *words])
     if job.rest is not None:
         words, passed = split_rest(words, known, tuple(job.own))

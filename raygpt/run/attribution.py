@@ -49,8 +49,9 @@ class Voice(logging.Handler):
         warnings.showwarning = self._show
         if isinstance(error, Exception) and not isinstance(error, UserError):
             sent = self.say(f"{type(error).__name__}: {one_line(error, LONGEST)}")
-            with contextlib.suppress(Exception):
-                ray.get(sent, timeout=FAILURE_SECONDS)
+            if sent is not None:
+                with contextlib.suppress(Exception):
+                    ray.get(sent, timeout=FAILURE_SECONDS)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.say(f"{record.name}: {record.getMessage()}")

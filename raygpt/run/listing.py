@@ -71,7 +71,7 @@ def list_runs(where: Location) -> list[RunInfo]:
 def table(runs: Iterable[RunInfo], now: float) -> str:
     """Aligned columns with a heading; below it a sentence for each run with a problem."""
     runs = list(runs)
-    rows = [("run", "job", "state", "step", "loss", "val", "$", "age", "seen", "host")]
+    rows: list[tuple[str, ...]] = [("run", "job", "state", "step", "loss", "val", "$", "age", "seen", "host")]
     rows += [_row(run, now) for run in runs]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(f"{cell:{width}s}" for cell, width in zip(row, widths)).rstrip() for row in rows]
