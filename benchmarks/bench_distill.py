@@ -32,11 +32,14 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -163,7 +166,7 @@ class Bench:
             name = served_model(self.endpoint)
             teacher = ["--teacher.engine=endpoint", f"--teacher.endpoints={self.endpoint}", f"--teacher.model={name}"]
         size = self.size
-        began = time.time()
+        began, cpu = time.time(), ProcessorSeconds()
         printed = self.raygpt(
             "generate",
             *teacher,
@@ -181,7 +184,9 @@ class Bench:
         )
         last = json.loads(printed.splitlines()[-1])
         if last["teacher_tokens"]:  # what a rerun reuses took no time
-            (self.home / "generation.json").write_text(json.dumps({**last, "wall_seconds": time.time() - began}))
+            (self.home / "generation.json").write_text(
+                json.dumps({**last, "wall_seconds": time.time() - began, "cpu_seconds": cpu.stop()})
+            )
 
     # --- arms -------------------------------------------------------------------------------------------------
 
@@ -263,6 +268,31 @@ class Bench:
             "steps": steps,
             **{key: quality[key] for key in ("answers", "documents", "tokens", "generation")},
         }
+
+
+class ProcessorSeconds:
+    """CPU seconds of all processes below this one, Ray's among them, looked at every second: on a machine that others
+    use as well the hour on the clock says little."""
+
+    def __init__(self) -> None:
+        self._spent: dict[tuple[int, float], float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        self._ended.set()
+        self._thread.join()
+        return sum(self._spent.values())
+
+    def _watch(self) -> None:
+        while not self._ended.wait(1.0):
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    times = process.cpu_times()
+                    self._spent[process.pid, process.create_time()] = times.user + times.system
+                except psutil.Error:
+                    continue
 
 
 NO_TRACKERS = ("--track.wandb=off", "--track.tensorboard=false")

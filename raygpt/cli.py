@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 
-from raygpt import __version__
+from raygpt import __version__, terminal
 from raygpt.config import Config
 from raygpt.config.job import Call, whole_tree
+from raygpt.config.places import with_absolute_paths
 from raygpt.config.settings import dump, known_keys, load_config
 from raygpt.config.words import parse, split_rest
 from raygpt.errors import UserError
@@ -20,6 +20,8 @@ from raygpt.jobs import find_jobs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one job; returns the exit status: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    if sys.stdout is sys.__stdout__:  # the process's own
+        terminal.make_hardy()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
@@ -68,6 +70,7 @@ def _run(name: str, words: list[str]) -> int:
     if "print_config" in flags:
         print(dump(config), end="")
         return 0
+    config = with_absolute_paths(config)
     run: Callable[[Config, Call], int] = importlib.import_module(f"raygpt.jobs.{name}").run
     return run(config, Call(frozenset(flags), command))
 
@@ -85,7 +88,7 @@ def job_help(name: str) -> str:
         "",
         "Settings come from defaults, the file, RAYGPT_SECTION__KEY variables and the command line; later ones win.",
     ]
-    width = min(100, int(os.environ.get("COLUMNS", "100")))
+    width = min(100, max(60, terminal.width()))
     # a job with a file of its own starts from that
     own = None
     if job.config or job.base:

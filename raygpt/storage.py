@@ -68,14 +68,27 @@ def locate(uri: str | os.PathLike[str] | Location) -> Location:
     text = os.fspath(uri)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme in ("", "file"):
-        path = str(Path(text.removeprefix("file://")).expanduser().absolute())
+        local = Path(text[len("file://") :] if scheme else text)
+        try:
+            local = local.expanduser()
+        except RuntimeError:  # `~$draft.csv` is a file and no home
+            pass
+        path = str(local.absolute())
         return Location(pafs.LocalFileSystem(), path, path)
     if scheme == "s3":
-        path = text.removeprefix("s3://").strip("/")
+        path = _normal_key(text[len("s3://") :], text)
         if not path:
             raise UserError(f"{text!r} names no bucket: write s3://bucket/folder.")
         return Location(_s3_here(endpoint(), region()), path, f"s3://{path}")
     raise UserError(f"{text!r} is neither a local path nor an s3:// URI: other schemes are not supported.")
+
+
+def _normal_key(key: str, text: str) -> str:
+    """Without empty parts and `.`, which are no folders on S3 and which pyarrow refuses."""
+    parts = [part for part in key.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise UserError(f"{text!r} has '..' in it, which leads nowhere on S3: write the path without it.")
+    return "/".join(parts)
 
 
 def endpoint() -> str | None:

@@ -148,6 +148,20 @@ def test_a_uri_of_another_kind_is_refused(uri: str, says: str) -> None:
         locate(uri)
 
 
+@pytest.mark.parametrize("uri", ["s3://b//k", "S3://b/k/", "s3://b/./k", "s3:///b/k", "s3://b/.//k//"])
+def test_an_s3_uri_means_one_thing_however_it_is_written(uri: str, endpoint: pytest.MonkeyPatch) -> None:
+    endpoint.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    where = locate(uri)
+    assert (where.path, where.uri) == ("b/k", "s3://b/k")
+    with pytest.raises(UserError, match="has '..' in it"):
+        locate(f"{uri}/../x")
+
+
+def test_a_tilde_that_is_no_home_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate("~$draft.csv").path == str(tmp_path / "~$draft.csv")
+
+
 def test_wrong_credentials_are_told_at_once(bucket: str, endpoint: pytest.MonkeyPatch) -> None:
     endpoint.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     where = locate(bucket) / "runs"

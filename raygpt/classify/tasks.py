@@ -7,8 +7,7 @@ pair as `first <eot> second <eot>`: the classifier reads the position of the las
 
 from __future__ import annotations
 
-import codecs
-import json
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from raygpt import storage
-from raygpt.data import csvfile
-from raygpt.data.decoding import byte_lines, decode
+from raygpt.data.corpus import Unit, expand_sources, file_format
+from raygpt.data.decoding import without_surrogates
+from raygpt.data.rows import place, read_rows
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
 
-FORMATS = (".jsonl", ".csv", ".tsv", ".txt")
+FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 # Text columns as public sets name them, the pairs first; MRPC's own file, GLUE's tasks, and the usual single ones.
 TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -161,30 +161,33 @@ def find_files(train: str, val: str | None = None) -> tuple[str, str | None]:
 def read_examples(
     uri: str, text_columns: Sequence[str] = (), label_column: str | None = None, *, setting: str = "task.train"
 ) -> Examples:
-    """All rows of a .jsonl, .csv, .tsv or .txt (tab-separated) file.
-
-    TSV follows GLUE: no quoting. Raises UserError naming the file and, where it is one, the line.
-    """
+    """All rows of a file of FORMATS, each but parquet and arrow also packed. A .txt is read as TSV, which follows GLUE:
+    no quoting. Raises UserError naming the file and, where it is one, the line."""
     where = storage.locate(uri)
-    if not where.name.endswith(FORMATS):
+    kind, compression = file_format(where.name)
+    if kind is None or where.name.endswith(".md"):
         raise UserError(f"{setting}={where.uri} has no known extension: {', '.join(FORMATS)} are read.")
     if not storage.is_file(where):
         raise UserError(f"{setting}={where.uri} does not exist.")
-    columns, rows = _jsonl(where) if where.name.endswith(".jsonl") else _table(where)
+    as_tsv = [Unit("tsv", where.uri, compression=compression)]
+    units = as_tsv if kind == "text" else expand_sources([uri], setting=setting)
+    rows = [(place(unit, number), row) for unit in units for number, row in read_rows(unit)]
     if not rows:
         raise UserError(f"{setting}: {uri} has no examples: name another file.")
+    columns = list(rows[0][1])
+    for at, row in rows:
+        if set(row) != set(columns):
+            raise UserError(f"{at} has the keys {', '.join(row)} instead of {', '.join(columns)}.")
     texts, label = choose_columns(columns, text_columns, label_column, uri)
-    examples = Examples(
-        [row[texts[0]] for _, row in rows],
-        [row[texts[1]] for _, row in rows] if len(texts) == 2 else None,
-        [row[label] for _, row in rows],
-        uri,
-    )
-    for column in (*texts, label):
-        empty = [number for number, row in rows if not row[column].strip()]
+    cells = {
+        column: [_plain(row[column], column, at, is_label=column == label) for at, row in rows]
+        for column in (*texts, label)
+    }
+    for column, values in cells.items():
+        empty = [at for (at, _), value in zip(rows, values) if not value.strip()]
         if empty:
-            raise UserError(f"{uri}: {column} is empty in line {empty[0]}{_more(empty)}: fill or delete such lines.")
-    return examples
+            raise UserError(f"{empty[0]}: {column} is empty{_more(empty)}: fill or delete such lines.")
+    return Examples(cells[texts[0]], cells[texts[1]] if len(texts) == 2 else None, cells[label], uri)
 
 
 def choose_columns(
@@ -296,33 +299,6 @@ def _named(folder: Location, names: Sequence[str]) -> Location | None:
     return None
 
 
-def _jsonl(where: Location) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    rows: list[tuple[int, dict[str, str]]] = []
-    columns: list[str] = []
-    for number, line in enumerate(byte_lines(where, None, float("inf")), 1):
-        place = f"{where.uri}, line {number}"
-        text = decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, "strict", place)
-        if not text.strip():
-            continue
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{place} is not JSON ({one_line(error)}): mend it.") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{place} is no JSON object: write one with text and label keys per line.")
-        columns = columns or list(row)
-        if set(row) != set(columns):
-            raise UserError(f"{place} has the keys {', '.join(row)} instead of {', '.join(columns)}.")
-        rows.append((number, {key: "" if value is None else _plain(value) for key, value in row.items()}))
-    return columns, rows
-
-
-def _table(where: Location) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    comma = where.name.endswith(".csv")
-    (_, columns), *rows = list(csvfile.rows(where, None, "," if comma else "\t", quoted=comma)) or [(1, [])]
-    return columns, [(line, dict(zip(columns, cells))) for line, cells in rows]
-
-
 def _label_problems(parts: dict[str, Examples], labels: Sequence[str]) -> list[str]:
     found = []
     seen = Counter(parts["train"].labels)
@@ -350,19 +326,23 @@ def _in_order(names: set[str]) -> list[str]:
     return sorted(names)
 
 
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
+def _plain(value: Any, column: str, at: str, *, is_label: bool) -> str:
+    """Text of a cell; a label may be a number or a truth value as well. UserError for what is neither."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return without_surrogates(value, "strict", f"{at}: {column}")
+    if is_label and isinstance(value, bool):
         return str(int(value))
-    return (
-        value
-        if isinstance(value, str)
-        else str(int(value) if isinstance(value, float) and value == int(value) else value)
-    )
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(int(value)) if value == int(value) else str(value)
+    what = "text, a number or a truth value" if is_label else "text"
+    raise UserError(f"{at}: {column} is {value!r:.60}, which is not {what}: mend it.")
 
 
 def _few(names: Counter[str]) -> str:
     return f"it has {', '.join(_in_order(set(names))[:5])}{' …' if len(names) > 5 else ''}"
 
 
-def _more(lines: list[int]) -> str:
-    return f" and {len(lines) - 1:,} others" if len(lines) > 1 else ""
+def _more(places: list[str]) -> str:
+    return f" there and in {len(places) - 1:,} others" if len(places) > 1 else ""

@@ -180,7 +180,7 @@ class Training:
     def epoch(self) -> dict[str, float]:
         """One pass over the training part and one look at the selection part."""
         began, progress, recipe = time.perf_counter(), self.progress, self.recipe
-        torch.manual_seed(recipe.seed * 1_000_003 + progress.epoch)
+        torch.manual_seed((recipe.seed * 1_000_003 + progress.epoch) % 2**63)
         self.model.train()
         losses, tokens, step = [], 0, progress.epoch * self.steps_per_epoch
         for batch, labels in self._batches(progress.epoch):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import to_jsonable_python
 
+from raygpt.config.places import absolute
 from raygpt.config.section import Fixed, Kind, Section
 from raygpt.config.tree import Config
 
@@ -50,7 +51,7 @@ def changed_fixed(
         model = tree.model_fields[section].annotation
         assert isinstance(model, type) and issubclass(model, Section)
         default = to_jsonable_python(model.model_fields[name].get_default(call_default_factory=True))
-        before, after = (side.get(section, {}).get(name, default) for side in (saved, now))
+        before, after = (absolute(key, side.get(section, {}).get(name, default)) for side in (saved, now))
         if before != after:
             changes.append(Change(key, before, after, why))
     return changes

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from raygpt.config.section import AlsoCalled, Problem, Section
+from raygpt.config.section import LARGEST_SEED, AlsoCalled, MayBeEmpty, Problem, Section
 
 Filter = Literal["length", "repetition", "language", "refusal", "score"]
 
@@ -27,7 +27,9 @@ class Generate(Section):
         {},
         description="lists that the template is crossed with, such as {audience: [children, experts], style: [plain]}",
     )
-    system: str | None = Field(None, description="system message of chat prompts; none: the template's own, if any")
+    system: Annotated[str | None, MayBeEmpty()] = Field(
+        None, description="system message of chat prompts; none: the template's own, if any"
+    )
     chat: bool | Literal["auto"] = Field(
         "auto", description="ask through the chat protocol (auto: as the template says)"
     )
@@ -48,7 +50,7 @@ class Generate(Section):
     temperature: float = Field(0.7, description="0 picks the likeliest token every time", ge=0, le=2)
     top_p: float = Field(0.95, description="choose among tokens holding this share of probability", gt=0, le=1)
     stop: list[str] = Field([], description="texts that end an answer", max_length=4)
-    seed: int = Field(0, description="seed of all answers", ge=0)
+    seed: int = Field(0, description="seed of all answers", ge=0, le=LARGEST_SEED)
     concurrency: int = Field(64, description="requests under way at a time, over all endpoints", ge=1)
     requests_per_second: float | None = Field(
         None, description="limit over all endpoints; none: as fast as it goes", gt=0

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from raygpt.config.section import Fixed, Section
+from raygpt.config.section import LARGEST_SEED, Fixed, Section
 
 
 class Run(Section):
@@ -16,7 +16,7 @@ class Run(Section):
         int,
         Fixed(("train", "classify"), "the data order follows from it"),
         Fixed(("sweep",), "what is proposed follows from it"),
-    ] = Field(1337, description="seed of weights, data order and dropout", ge=0)
+    ] = Field(1337, description="seed of weights, data order and dropout", ge=0, le=LARGEST_SEED)
     resume: Literal["auto", "never", "must"] = Field(
         "auto", description="go on where the run of this name stopped (auto), refuse if it exists (never) or not (must)"
     )

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+LARGEST_SEED = 2**63 - 1  # of torch's generators; `date +%Y%m%d%H%M%S` is well below
 # (key, what is wrong with it and the way out); the key is dotted, or bare within its section
 Problem = tuple[str, str]
 # What is resumed: a language model's training, a classifier's, or a search for hyperparameters.
@@ -33,13 +34,23 @@ class AlsoCalled:
     names: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class OfSettings:
+    """A mapping whose keys are dotted settings: its values are read by the types of those."""
+
+
+@dataclass(frozen=True)
+class MayBeEmpty:
+    """Empty text means something. Of other keys it is refused: it is what an unset variable of a shell leaves."""
+
+
 class Section(BaseModel):
     """Keys of one section.
 
     `alternatives` are groups of keys of which one at most may be set; `fixed_whole` marks every key of the section.
     """
 
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, validate_default=False)
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, validate_default=False, allow_inf_nan=False)
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
     fixed_whole: ClassVar[tuple[Fixed, ...]] = ()
 

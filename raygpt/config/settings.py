@@ -16,10 +16,12 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from yaml.nodes import MappingNode, Node, ScalarNode
 
 from raygpt.config.checks import problems
 from raygpt.config.job import Job
-from raygpt.config.section import AlsoCalled, Section
+from raygpt.config.reading import compose, entries, read, read_settings, read_typed, write
+from raygpt.config.section import AlsoCalled, MayBeEmpty, OfSettings, Section
 from raygpt.config.tree import Config
 from raygpt.errors import UserError
 from raygpt.storage import locate, read_text
@@ -42,8 +44,29 @@ class Settings:
         self.texts.pop(key, None)
 
     def set_text(self, key: str, text: str, origin: str) -> None:
-        self.set(key, _parse(text), origin)
+        """As typed, read by the setting's type."""
+        item = _field(self.tree, key)
+        node = _mapping(text) if item is not None and _of_settings(item) else None
+        if node is not None:
+            value = read_settings(node, self.kind_of)
+        else:
+            value = read_typed(text, Any if item is None else item.annotation)
+        self.set(key, value, origin)
         self.texts[key] = text
+
+    def set_node(self, key: str, node: Node, origin: str) -> None:
+        """From a file, read by the setting's type."""
+        item = _field(self.tree, key)
+        if item is not None and _of_settings(item):
+            value = read_settings(node, self.kind_of)
+        else:
+            value = read(node, Any if item is None else item.annotation)
+        self.set(key, value, origin)
+
+    def kind_of(self, key: str) -> Any:
+        """A setting's type; Any for what is none."""
+        item = _field(self.tree, key)
+        return Any if item is None else item.annotation
 
 
 def load_config(
@@ -146,7 +169,7 @@ def config_with(config: Config, values: Mapping[str, Any], origin: str) -> Confi
 
 def dump(config: Config) -> str:
     """The resolved config as YAML, in the order of the tree."""
-    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+    return write(config.to_dict())
 
 
 def known_keys(tree: type[Config] = Config) -> list[tuple[str, str, str, Any]]:
@@ -176,19 +199,29 @@ def describe_type(annotation: Any) -> str:
 
 def _read_file(settings: Settings, file: str) -> None:
     try:
-        tree = yaml.safe_load(read_text(locate(file)))
+        node = compose(read_text(locate(file)))
     except FileNotFoundError:
         raise UserError(f"--config {file} does not exist.") from None
     except UnicodeDecodeError:
         raise UserError(f"--config {file} is not UTF-8 text.") from None
     except yaml.YAMLError as error:
         raise UserError(f"--config {file} is not valid YAML: {' '.join(str(error).split())}") from None
-    if tree is None:
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(f"--config {file} {error}.") from None
+    if node is None or (isinstance(node, ScalarNode) and node.value == ""):
         return
-    if not isinstance(tree, dict):
+    if not isinstance(node, MappingNode):
         raise UserError(f"--config {file} must hold sections with keys, as in `run: {{name: first}}`.")
-    for key, value in _flatten(tree, ""):
-        settings.set(key, value, file)
+    lines: dict[str, int] = {}
+    for key, value, line in _leaves(node):
+        if key in lines:
+            raise UserError(
+                f"--config {file} has {key} twice, in line {lines[key]} and in line {line}: keep one of them."
+            )
+        lines[key] = line
+        settings.set_node(key, value, file)
 
 
 def _read_environment(settings: Settings, environ: Mapping[str, str]) -> list[str]:
@@ -216,11 +249,25 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield dotted, value
 
 
-def _parse(text: str) -> Any:
+def _leaves(node: MappingNode) -> Iterator[tuple[str, Node, int]]:
+    """(dotted key, value, line) of every setting of a file."""
+    for key, value in entries(node):
+        if isinstance(value, MappingNode):
+            for inner, leaf in entries(value):
+                yield f"{key}.{inner}", leaf, leaf.start_mark.line + 1
+        else:
+            yield key, value, value.start_mark.line + 1
+
+
+def _mapping(text: str) -> Node | None:
     try:
-        return yaml.safe_load(text) if text.strip() else text
-    except yaml.YAMLError:
-        return text
+        return compose(text)
+    except (yaml.YAMLError, UserError):
+        return None
+
+
+def _of_settings(item: FieldInfo) -> bool:
+    return any(isinstance(mark, OfSettings) for mark in item.metadata)
 
 
 def _validate(settings: Settings, job: Job | None = None) -> tuple[Config | None, list[str]]:
@@ -232,16 +279,9 @@ def _validate(settings: Settings, job: Job | None = None) -> tuple[Config | None
             first = job.all_sections if job is not None else ()
             errors.append(f"{key}{_where(settings, key)} is no setting{_suggest(settings.tree, key, first)}")
             continue
-        if isinstance(value, str) and value.lower() in ("none", "null") and type(None) in get_args(item.annotation):
-            value = None
-        if isinstance(value, bool) and "off" in get_args(item.annotation):
-            value = "on" if value else "off"  # YAML's other spelling of true and false
-        if item.annotation is str or (item.annotation == str | None and value is not None):
-            # as typed: YAML would read `2026-01-01` as a date, strip spaces and end `a # b` at the hash
-            value = settings.texts.get(key, value if value is None else str(value))
-        elif item.annotation == list[str] and key in settings.texts:
-            text = settings.texts[key]  # one, or a list whose words stay as they were typed: `no`, `010`
-            value = yaml.load(text, yaml.BaseLoader) if isinstance(value, list) else [text]
+        if _is_empty(value) and not any(isinstance(mark, MayBeEmpty) for mark in item.metadata):
+            errors.append(f"{key}{_where(settings, key)} is empty: {_instead_of_empty(item)}")
+            continue
         section, name = key.split(".", 1)
         tree.setdefault(section, {})[name] = value
     try:
@@ -253,6 +293,18 @@ def _validate(settings: Settings, job: Job | None = None) -> tuple[Config | None
             seen.setdefault(key, f"{key}{_where(settings, key)} {_complaint(_field(settings.tree, key), detail)}")
         return None, errors + list(seen.values())
     return (None if errors else config), errors
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether it is text of nothing, as an unset variable of the shell leaves it, or has such among its items."""
+    if isinstance(value, list):
+        return any(_is_empty(item) for item in value)
+    return value == ""
+
+
+def _instead_of_empty(item: FieldInfo) -> str:
+    none = ", write none" if type(None) in get_args(item.annotation) else ""
+    return f"give it a value{none}, or leave it out"
 
 
 def _sections(tree: type[Config]) -> dict[str, type[Section]]:
@@ -302,6 +354,8 @@ def _complaint(item: FieldInfo | None, detail: ErrorDetails) -> str:
     elif detail["type"] in ("greater_than_equal", "greater_than", "less_than", "less_than_equal"):
         sign = {"ge": "at least", "gt": "more than", "lt": "less than", "le": "at most"}
         reason = "must be " + " and ".join(f"{sign[name]} {bound}" for name, bound in context.items() if name in sign)
+    elif detail["type"] == "finite_number":
+        reason = "must be a finite number"
     else:
         reason = f"must be {describe_type(item.annotation) if item else 'a known section'}"
     return f"is {given!r}: {reason}"

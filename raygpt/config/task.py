@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
-from raygpt.config.section import AlsoCalled, Fixed, Kind, Problem, Section
+from raygpt.config.section import LARGEST_SEED, AlsoCalled, Fixed, Kind, Problem, Section
 
 _BOTH: tuple[Kind, ...] = ("classify", "sweep")
 _DATA = "what is trained on and chosen by follows from it"
@@ -39,7 +39,7 @@ class Task(Section):
         0.1, description="share of the training file that hyperparameters and epochs are chosen on", gt=0, lt=1
     )
     split_seed: Annotated[int, Fixed(_BOTH, _DATA)] = Field(
-        0, description="seed of that share; the same for every trial and seed", ge=0
+        0, description="seed of that share; the same for every trial and seed", ge=0, le=LARGEST_SEED
     )
     train_examples: Annotated[int | None, Fixed(_BOTH, _DATA)] = Field(
         None, description="use only this many training examples; none: all", ge=2

@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from raygpt.config.section import Fixed, Section
+from raygpt.config.section import Fixed, OfSettings, Section
 
 _SEARCH = Fixed(("sweep",), "the search was begun with it")
 _FINALS = Fixed(("sweep",), "the final runs are named and counted by it")
 
 
 class Tune(Section):
-    space: Annotated[dict[str, Any], _SEARCH] = Field(
+    space: Annotated[dict[str, Any], _SEARCH, OfSettings()] = Field(
         {}, description="what to search: any setting -> choice, uniform, loguniform, randint or grid, and its values"
     )
     search: Annotated[Literal["random", "grid", "optuna"], _SEARCH] = Field(
@@ -54,7 +54,7 @@ class Tune(Section):
         3, description="best configurations that are run again over tune.seeds; 0: no final runs", ge=0
     )
     seeds: Annotated[int, _FINALS] = Field(5, description="seeds per configuration in the final runs", ge=1)
-    baseline: Annotated[dict[str, Any], _FINALS] = Field(
+    baseline: Annotated[dict[str, Any], _FINALS, OfSettings()] = Field(
         {}, description="settings of the configuration to beat; empty: this config as it is, without tune.space"
     )
     resamples: int = Field(5000, description="bootstrap resamples behind the confidence intervals", ge=100)

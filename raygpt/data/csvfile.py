@@ -17,13 +17,14 @@ QUOTES_HELP = 'mend the quotes (one inside a quoted field is written twice, "")'
 def rows(
     where: Location,
     compression: str | None,
-    delimiter: str,
+    kind: str,
     errors: Errors = "strict",
     limit: float = float("inf"),
-    quoted: bool = True,
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line it begins in, fields) of every row, header first; empty lines are no rows. Without `quoted` a
-    quote is a character like others, as in GLUE's TSV files.
+    """(line it begins in, fields) of every row of a `kind` of file, header first; empty lines are no rows.
+
+    In "csv" commas separate fields and quotes may stand around them; in "tsv" tabs do, and a quote is a character like
+    others, as in GLUE's files.
 
     Raises UserError for quotes that do not match and for a row with more or fewer fields than the header; TooLong for
     a row of more than `limit` characters, before it is read to its end.
@@ -32,10 +33,10 @@ def rows(
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     growth = Growth(limit)
     lines = text_lines(where, compression, errors, growth)
-    if quoted:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    if kind == "csv":
+        reader = csv.reader(lines, strict=True)
     else:
-        reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     begin, width = 1, 0
     while True:
         growth.size = 0
@@ -54,14 +55,13 @@ def rows(
         if row:
             width = width or len(row)
             if len(row) != width:
-                raise UserError(_ragged(where, begin, len(row), width, delimiter, quoted))
+                raise UserError(_ragged(where, begin, len(row), width, kind))
             yield begin, row
         begin = reader.line_num + 1
 
 
-def _ragged(where: Location, line: int, found: int, width: int, delimiter: str, quoted: bool) -> str:
-    name = {"\t": "tab", ",": "comma"}[delimiter]
-    way_out = "mend the row (is a quote missing?)" if quoted else "mend the row"
-    if quoted and found > width:
-        way_out = f"put the text in quotes if it holds a {name}, or mend the row"
+def _ragged(where: Location, line: int, found: int, width: int, kind: str) -> str:
+    way_out = "mend the row (is a quote missing?)" if kind == "csv" else "mend the row (quotes mean nothing in TSV)"
+    if kind == "csv" and found > width:
+        way_out = "put the text in quotes if it holds a comma, or mend the row"
     return f"{where.uri}, line {line} has {found} fields where the header has {width}: {way_out}."

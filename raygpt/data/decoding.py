@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import gzip
+import lzma
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import pyarrow as pa
+import zstandard
 
 from raygpt import storage
-from raygpt.data.lines import LINE_END, Place, TooLong, with_end
+from raygpt.data.lines import LINE_END, RETURNS, Place, TooLong, with_end
 from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
 
 Errors = Literal["strict", "replace"]
 READ_BYTES = 2**20
+ZSTD_BYTES = 2048  # unpacked at a time: at worst they become 64 MiB
+LARGEST_WINDOW = 2**31  # zstd --long=31, the most there is
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ENCODING_HELP = "repair the file or set prepare.encoding_errors=replace, which puts U+FFFD in its place"
 _LINE_END = re.compile(LINE_END)
 
@@ -31,18 +38,84 @@ class Growth:
 
 def chunks(where: Location, compression: str | None) -> Iterator[bytes]:
     """The unpacked file, READ_BYTES at a time. UserError when it cannot be read or its packing is damaged."""
+    first = True
     try:
         with where.fs.open_input_stream(where.path, compression=None, buffer_size=READ_BYTES) as raw:
-            stream = pa.CompressedInputStream(raw, compression) if compression else raw
+            stream = _unpacked(raw, compression)
             while chunk := stream.read(READ_BYTES):
+                if first:
+                    check_text(chunk, where)
+                    first = False
                 yield chunk
+    except (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError, gzip.BadGzipFile) as error:
+        raise _damaged(where, compression, error) from error
     except OSError as error:
-        text = str(error).lower()
-        if compression and any(word in text for word in ("truncated", "decompress", "zlib", "zstd", "gzip")):
-            raise UserError(
-                f"{where.uri} is cut short or damaged ({compression}: {one_line(error)}): copy it again."
-            ) from error
+        if compression == "bz2" and error.errno is None:  # bz2 has no error class of its own
+            raise _damaged(where, compression, error) from error
         raise storage.explain(error, where) from error
+
+
+def _unpacked(raw: Any, compression: str | None) -> Any:
+    """The stream unpacked: any number of members or frames one after the other, padding between them, and windows of
+    any size. (pyarrow's own reads neither zstd --long=28 nor .xz.)"""
+    if compression == "gzip":
+        return gzip.GzipFile(fileobj=raw, mode="rb")
+    if compression == "bz2":
+        return bz2.BZ2File(raw)
+    if compression == "xz":
+        return lzma.LZMAFile(raw)
+    return _Zstd(raw) if compression == "zstd" else raw
+
+
+class _Zstd:
+    """zstandard's reader takes a file that ends within a frame for one that ends; this one does not."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._frame: Any = None
+        self._packed = b""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, about `size`, b"" at the end. Raises EOFError where the file ends within a frame."""
+        out: list[bytes] = []
+        held = 0
+        while held < size:
+            self._packed = self._packed or self._raw.read(2**16)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the file ends within a frame")
+                break
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
+            piece, self._packed = self._packed[:ZSTD_BYTES], self._packed[ZSTD_BYTES:]
+            out.append(self._frame.decompress(piece))
+            held += len(out[-1])
+            if self._frame.eof:
+                self._packed, self._frame = self._frame.unused_data + self._packed, None
+        return b"".join(out)
+
+
+def check_text(head: bytes, where: Location) -> None:
+    """UserError where the first bytes of a file are those of something else than UTF-8 text."""
+    if head.startswith(LFS_POINTER):
+        raise lfs_pointer(where)
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        raise UserError(f"{where.uri} is UTF-32 text: save it as UTF-8.")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise utf16(where)
+    head = head[:4096]
+    pairs = len(head) // 2
+    # of text in Latin letters every second byte; UTF-8 has none
+    if pairs and max(head[0::2].count(0), head[1::2].count(0)) > pairs / 4:
+        raise UserError(f"{where.uri} has a NUL in every second byte or more, as UTF-16 text has: save it as UTF-8.")
+
+
+def lfs_pointer(where: Location) -> UserError:
+    return UserError(f"{where.uri} is a git-lfs pointer, not the file itself: run `git lfs pull` where it came from.")
+
+
+def _damaged(where: Location, compression: str | None, error: Exception) -> UserError:
+    return UserError(f"{where.uri} is cut short or damaged ({compression}: {one_line(error)}): copy it again.")
 
 
 def byte_lines(where: Location, compression: str | None, limit: float) -> Iterator[bytes]:
@@ -72,8 +145,6 @@ def decoded(where: Location, compression: str | None, errors: Errors) -> Iterato
     place = Place()
     first = True
     for chunk, final in with_end(chunks(where, compression)):
-        if first and chunk and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise utf16(where)
         try:
             text = decoder.decode(chunk or b"", final)
         except UnicodeDecodeError as error:
@@ -94,7 +165,7 @@ def text_lines(where: Location, compression: str | None, errors: Errors, growth:
     for chunk, final in with_end(decoded(where, compression, errors)):
         text = held + (chunk or "")
         # \r at the end of a piece may be the beginning of \r\n
-        held = "" if final else text[len(text.rstrip("\r")) :]
+        held = "" if final else text[max(len(text.rstrip("\r")), len(text) - RETURNS) :]
         if held:
             text = text[: -len(held)]
         lines, rest = _cut(text)

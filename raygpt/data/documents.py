@@ -7,8 +7,6 @@ file ends in a UserError that names the file, the place in it and the way out.
 
 from __future__ import annotations
 
-import codecs
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,18 +16,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raygpt import storage
-from raygpt.data import csvfile, decoding, hub, splitting
+from raygpt.data import csvfile, decoding, hub, records, splitting
 from raygpt.data.decoding import Errors
-from raygpt.data.lines import TooLong
-from raygpt.errors import UserError, one_line
+from raygpt.data.lines import RETURN, TooLong
+from raygpt.errors import UserError
 from raygpt.storage import Location
 
 # Rows decoded from parquet at a time: documents average a few KB, so about a megabyte; fewer where they are long.
 PARQUET_ROWS = 256
 PARQUET_BYTES = 64 * 2**20
 COLUMN_HELP = "set data.text_column (or prepare.text_column)"
-_WINDOWS_END = re.compile(r"\r(?:\r*\n)?")
+_WINDOWS_END = re.compile(RETURN)
 
 
 @dataclass(frozen=True)
@@ -86,36 +83,38 @@ class Rows:
 
 
 def read_documents(unit: Unit, reading: Reading | None = None, count: Rows | None = None) -> Iterator[str]:
-    """Documents of one unit in file order; adds to `count` what was read, white space included."""
+    """Documents of one unit in file order; adds to `count` what was read, white space included.
+
+    `<|endoftext|>` separates documents wherever it stands, within a cell as in a text file.
+    """
     count = count or Rows()
-    for text in _READERS[unit.kind](unit, reading or Reading()):
-        count.read += 1
-        if text and not text.isspace():
-            yield text
-        else:
-            count.empty += 1
+    reading = reading or Reading()
+    for whole in _READERS[unit.kind](unit, reading):
+        parts = [whole]
+        if unit.kind != "text" and splitting.MARK in whole:
+            parts = [text for text, gap in splitting.documents([whole], False, reading.limit) if text or gap]
+        for text in parts:
+            count.read += 1
+            if text and not text.isspace():
+                yield text
+            else:
+                count.empty += 1
 
 
 def _read_parquet(unit: Unit, reading: Reading) -> Iterator[str]:
     where = hub.locate(unit.uri)
-    try:
-        with where.fs.open_input_file(where.path) as file:
-            parquet = pq.ParquetFile(file, pre_buffer=not where.is_local)
-            _check_column(reading.text_column, parquet.schema_arrow.names, where)
-            row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.part))
-            batches = parquet.iter_batches(
-                _batch_rows(parquet.metadata.row_group(unit.part), reading.text_column),
-                row_groups=[unit.part],
-                columns=[reading.text_column],
-                use_threads=False,
-            )
-            for batch in batches:
-                yield from _texts(batch.column(0), where, row, reading)
-                row += batch.num_rows
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{where.uri} is a damaged parquet file ({one_line(error)}): copy it again.") from error
-    except OSError as error:
-        raise storage.explain(error, where) from error
+    with records.parquet_file(where) as parquet:
+        _check_column(reading.text_column, parquet.schema_arrow.names, where)
+        row = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.part))
+        batches = parquet.iter_batches(
+            _batch_rows(parquet.metadata.row_group(unit.part), reading.text_column),
+            row_groups=[unit.part],
+            columns=[reading.text_column],
+            use_threads=False,
+        )
+        for batch in batches:
+            yield from _texts(batch.column(0), where, row, reading)
+            row += batch.num_rows
 
 
 def _batch_rows(group: pq.RowGroupMetaData, column: str) -> int:
@@ -126,24 +125,21 @@ def _batch_rows(group: pq.RowGroupMetaData, column: str) -> int:
 
 
 def _read_arrow(unit: Unit, reading: Reading) -> Iterator[str]:
-    """The stream files `datasets.save_to_disk` writes."""
     where = hub.locate(unit.uri)
     row = 0
-    try:
-        with where.fs.open_input_file(where.path) as file, pa.ipc.open_stream(file) as stream:
-            _check_column(reading.text_column, stream.schema.names, where)
-            for batch in stream:
-                yield from _texts(batch.column(reading.text_column), where, row, reading)
-                row += batch.num_rows
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{where.uri} is a damaged arrow file ({one_line(error)}): copy it again.") from error
-    except OSError as error:
-        raise storage.explain(error, where) from error
+    with records.arrow_batches(where) as (names, batches):
+        _check_column(reading.text_column, names, where)
+        for batch in batches:
+            yield from _texts(batch.column(reading.text_column), where, row, reading)
+            row += batch.num_rows
 
 
 def _texts(values: pa.Array, where: Location, first_row: int, reading: Reading) -> Iterator[str]:
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
+    if pa.types.is_string_view(values.type):
+        values.validate(full=True)  # what is damaged must not be followed
+        values = values.cast(pa.large_string())
     if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or pa.types.is_null(values.type)):
         raise UserError(
             f"{where.uri}: column {reading.text_column!r} holds {values.type}, not text; {COLUMN_HELP} to a text "
@@ -152,6 +148,8 @@ def _texts(values: pa.Array, where: Location, first_row: int, reading: Reading) 
     if pa.types.is_null(values.type):
         yield from [""] * len(values)
         return
+    binary = pa.large_binary() if pa.types.is_large_string(values.type) else pa.binary()
+    values.view(binary).validate(full=True)
     sizes = pc.binary_length(values)
     if (pc.max(sizes).as_py() or 0) > reading.limit:
         row = pc.index(pc.greater(sizes, reading.limit), True).as_py()
@@ -159,7 +157,6 @@ def _texts(values: pa.Array, where: Location, first_row: int, reading: Reading) 
     try:
         texts: list[str | None] = values.to_pylist()
     except UnicodeDecodeError:  # says nothing about the row: decode one by one
-        binary = pa.large_binary() if pa.types.is_large_string(values.type) else pa.binary()
         raw = values.view(binary).to_pylist()
         texts = [
             None
@@ -171,38 +168,19 @@ def _texts(values: pa.Array, where: Location, first_row: int, reading: Reading) 
         yield text or ""
 
 
-def _read_jsonl(unit: Unit, reading: Reading) -> Iterator[str]:
+def _read_json(unit: Unit, reading: Reading) -> Iterator[str]:
     where = hub.locate(unit.uri)
-    way_out = "cut its text into several lines"
-    try:
-        for number, line in enumerate(decoding.byte_lines(where, unit.compression, _row_limit(reading)), start=1):
-            if number == 1:
-                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise decoding.utf16(where)
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                continue
-            place = f"{where.uri}, line {number}"
-            yield reading.check(_field(line, place, reading), place, way_out)
-    except TooLong as error:
-        raise reading.too_long(f"{where.uri}, line {error.line}", way_out) from error
-
-
-def _field(line: bytes, place: str, reading: Reading) -> str:
-    """Text of one JSON line."""
+    way_out = "cut its text into several " + ("lines" if unit.kind == "jsonl" else "objects")
+    read = records.json_lines if unit.kind == "jsonl" else records.json_values
     column = reading.text_column
     try:
-        record = json.loads(decoding.decode(line, reading.errors, place))
-    except ValueError as error:
-        raise UserError(f"{place} is not JSON ({one_line(error)}): every line must be one JSON object.") from error
-    if not isinstance(record, dict):
-        raise UserError(
-            f"{place} is not a JSON object: every line must be one, with the text under data.text_column (or "
-            "prepare.text_column)."
-        )
-    if column not in record:
-        raise UserError(f"{place} has no {column!r} (it has {_names(record)}): {COLUMN_HELP} to one of these.")
-    return _cell(record[column], column, place, reading)
+        for line, record in read(where, unit.compression, reading.errors, _row_limit(reading)):
+            place = f"{where.uri}, line {line}"
+            if column not in record:
+                raise UserError(f"{place} has no {column!r} (it has {_names(record)}): {COLUMN_HELP} to one of these.")
+            yield reading.check(_cell(record[column], column, place, reading), place, way_out)
+    except TooLong as error:
+        raise reading.too_long(f"{where.uri}, line {error.line}", way_out) from error
 
 
 def _cell(text: Any, column: str, place: str, reading: Reading) -> str:
@@ -214,10 +192,9 @@ def _cell(text: Any, column: str, place: str, reading: Reading) -> str:
 def _read_csv(unit: Unit, reading: Reading) -> Iterator[str]:
     where = hub.locate(unit.uri)
     way_out = "mend its quotes if one is missing, cut its text into several rows"
-    delimiter = "\t" if unit.kind == "tsv" else ","
     index: int | None = None
     try:
-        for line, row in csvfile.rows(where, unit.compression, delimiter, reading.errors, _row_limit(reading)):
+        for line, row in csvfile.rows(where, unit.compression, unit.kind, reading.errors, _row_limit(reading)):
             if index is None:
                 _check_column(reading.text_column, row, where)
                 index = row.index(reading.text_column)
@@ -264,7 +241,8 @@ def _read_hub(unit: Unit, reading: Reading) -> Iterator[str]:
 _READERS: dict[str, Any] = {
     "parquet": _read_parquet,
     "arrow": _read_arrow,
-    "jsonl": _read_jsonl,
+    "jsonl": _read_json,
+    "json": _read_json,
     "csv": _read_csv,
     "tsv": _read_csv,
     "text": _read_text,

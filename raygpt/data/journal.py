@@ -119,7 +119,7 @@ class Journal:
                 writer.resume([Shard(**shard) for shard in about["shards"]], np.concatenate(parts))
                 self._files[side] = [entry["name"] for entry in about["open"]]
             progress = _progress(state["progress"])
-        except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError, RecursionError) as error:
             raise _damaged(self.output, error) from error
         self._begun = True
         self._next = segments[-1][1] + 1
@@ -239,7 +239,11 @@ def _progress(saved: dict[str, Any]) -> Progress:
 def read_request(output: Location) -> dict[str, Any] | None:
     """Request of the interrupted preparation, None where there is none."""
     record = _head(output)
-    return None if record is None else record["request"]
+    if record is None:
+        return None
+    if not isinstance(record.get("request"), dict):
+        raise _damaged(output, ValueError("it names no request"))
+    return record["request"]
 
 
 def saved_tokenizer(output: Location) -> Tokenizer:
@@ -247,7 +251,7 @@ def saved_tokenizer(output: Location) -> Tokenizer:
     try:
         about = _head(output)["tokenizer"]  # type: ignore[index]
         return Tokenizer.from_json(storage.read_bytes(output / FOLDER / TOKENIZER), about["name"], about["eot_id"])
-    except (KeyError, TypeError, FileNotFoundError) as error:
+    except (KeyError, TypeError, AttributeError, FileNotFoundError) as error:
         raise _damaged(output, error) from error
 
 
@@ -260,10 +264,11 @@ def _head(output: Location) -> dict[str, Any] | None:
         record = json.loads(storage.read_text(output / FOLDER / NAME))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(output, error) from error
-    if record.get("version") != VERSION:
-        raise _damaged(output, ValueError(f"version {record.get('version')}"))
+    version = record.get("version") if isinstance(record, dict) else None
+    if version != VERSION:
+        raise _damaged(output, ValueError(f"version {version}"))
     return record
 
 

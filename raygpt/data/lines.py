@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 Part = TypeVar("Part")
-# One end of line: files written on Windows in text mode have \r\r\n, those of old Macs \r alone.
-LINE_END = r"(?:\r\r*+\n|\n|\r(?!\r*\n))"
+# One end of line: files written on Windows in text mode have \r\r\n, those of old Macs \r alone. Of a longer run of \r
+# than any program writes before \n the first ones are ends by themselves: to look farther at each would be quadratic.
+RETURNS = 16
+RETURN = rf"\r(?:\r{{0,{RETURNS - 1}}}\n)?"  # an end that begins with \r
+LINE_END = rf"(?:\r\r{{0,{RETURNS - 1}}}+\n|\n|\r(?!\r{{0,{RETURNS - 1}}}\n))"
 
 
 class TooLong(Exception):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -24,7 +24,7 @@ from raygpt.data import journal, shards
 from raygpt.data.corpus import read_documents
 from raygpt.data.journal import Account, Journal
 from raygpt.data.pipeline import Cursor, ReadPlan, TokenBlock, token_blocks
-from raygpt.data.request import TRAIN, VAL, PrepareOptions, check_options, check_same, describe_request, expand
+from raygpt.data.request import TRAIN, VAL, Inputs, PrepareOptions, check_options, check_same, describe_request, expand
 from raygpt.data.shards import Manifest, finish_folder
 from raygpt.data.tokenizer import Tokenizer, train_tokenizer
 from raygpt.data.writing import SideWriter
@@ -34,6 +34,7 @@ from raygpt.storage import Location
 __all__ = ["Account", "PrepareOptions", "PrepareProgress", "PrepareResult", "prepare", "tokenizer_texts"]
 
 RECORD = "prepare.json"
+ENDS_OF_FEW = "documents, of which there are too few"  # what a journal says where their ends are held out instead
 # Besides every finished train shard, the journal is written this often: the most work a kill can cost.
 COMMIT_SECONDS = 60.0
 # Text a new tokenizer is trained on, spread evenly over the units. More changes merges in the tail only.
@@ -56,7 +57,9 @@ class PrepareResult:
     `tokens_per_second` are this call's own, 0 when `reused` says that the output was already there.
 
     `train` or `val` is None, and its fingerprint empty, where that side was not asked for. `account` says what became
-    of the rows of `sources`, `val_account` of those of `val_sources` (None where there are none).
+    of the rows of `sources`, `val_account` of those of `val_sources` (None where there are none). `inputs` are the
+    files read and not read; `val_split` is "tail" also where the options say "documents" and all of these few would
+    have fallen to one side.
     """
 
     documents: int
@@ -79,45 +82,77 @@ class PrepareResult:
     seconds: float
     reused: bool
     resumed: bool
+    inputs: Inputs
+    val_split: str
+
+
+class TooFewDocuments(UserError):
+    """A side got no text. `documents` is how many there are with text, `split` how they were held out."""
+
+    def __init__(self, sentence: str, documents: int, split: str) -> None:
+        super().__init__(sentence)
+        self.documents, self.split = documents, split
 
 
 def prepare(options: PrepareOptions, on_progress: Callable[[PrepareProgress], None] | None = None) -> PrepareResult:
     """Tokenise the corpus into `<output>/train` and `<output>/val`. Ray must be running.
 
-    Raises UserError for sources, options, an output that holds something else, a corpus without text, and a split
-    that leaves a side without documents.
+    Where `val_split="documents"` would leave a side empty, the end of every document is held out as with "tail".
+    Raises UserError for sources, options, an output that holds something else, and a corpus without text.
     """
     check_options(options)
     output = storage.locate(options.output)
-    train_units, val_units = expand(options)
-    units = [*train_units, *val_units]
+    inputs = expand(options)
     tokenizer = options.load_tokenizer()
-    request = describe_request(options, train_units, val_units, tokenizer)
+    request = describe_request(options, inputs.units, inputs.val_units, tokenizer)
     if (record := _read_record(output)) is not None:
         check_same(output, record["request"], request, "holds")
-        return _reuse(options, output, record)
+        return _reuse(options, inputs, output, record)
     storage.check_writable(output, "prepare.output")
+    ends = {**request, "settings": {**request["settings"], "val_split": ENDS_OF_FEW}}
+    if options.val_split == "documents" and journal.read_request(output) == ends:
+        return _prepare(options, inputs, output, tokenizer, request, ends, "tail", on_progress)
+    try:
+        return _prepare(options, inputs, output, tokenizer, request, request, options.val_split, on_progress)
+    except TooFewDocuments as error:
+        if error.documents == 0 or error.split == "tail":
+            raise
+    # what is there is small: a second pass over it takes no time
+    return _prepare(options, inputs, output, tokenizer, request, ends, "tail", on_progress)
 
+
+def _prepare(
+    options: PrepareOptions,
+    inputs: Inputs,
+    output: Location,
+    tokenizer: Tokenizer | None,
+    request: dict[str, Any],
+    begun_with: dict[str, Any],
+    val_split: Literal["documents", "tail", "none"],
+    on_progress: Callable[[PrepareProgress], None] | None,
+) -> PrepareResult:
+    """`begun_with` is what the journal says of itself; `val_split` in place of the options'."""
     started = time.monotonic()
+    units = [*inputs.units, *inputs.val_units]
     plan = ReadPlan(
         tuple(units),
         options.val_fraction,
-        options.val_split,
+        val_split,
         options.max_documents,
-        len(train_units) if val_units else None,
+        len(inputs.units) if inputs.val_units else None,
         options.reading,
     )
     progress = journal.Progress()
     resumed = False
     if (before := journal.read_request(output)) is not None:
-        check_same(output, before, request, "was begun with")
+        check_same(output, before, begun_with, "was begun with")
         tokenizer = journal.saved_tokenizer(output)
         resumed = True
     if tokenizer is None:
         assert options.trained_vocabulary is not None
         tokenizer = _trained_tokenizer(plan, options.trained_vocabulary)
     writers = {side: SideWriter(output / side, tokenizer.dtype, options.shard_tokens) for side in (TRAIN, VAL)}
-    log = Journal(output, request, tokenizer, writers)
+    log = Journal(output, begun_with, tokenizer, writers)
     if resumed:
         progress = log.restore()
     on_the_way = _bytes_on_the_way(options.shard_tokens * tokenizer.dtype.itemsize)
@@ -141,8 +176,8 @@ def prepare(options: PrepareOptions, on_progress: Callable[[PrepareProgress], No
             recorded = time.monotonic()
         log.settle(on_the_way)
         report()
-    _check_sides(options, output, progress)
-    _check_accounts(options, progress)
+    _check_sides(options, output, progress, val_split)
+    _check_accounts(val_split, progress)
     manifests = {}
     for side in options.sides:
         total = progress.train if side == TRAIN else progress.val
@@ -166,11 +201,13 @@ def prepare(options: PrepareOptions, on_progress: Callable[[PrepareProgress], No
         "empty_documents": progress.sources.empty + progress.val_sources.empty,
         "rows": {"sources": asdict(progress.sources)},
     }
+    if val_split != options.val_split:
+        record["val_split"] = val_split
     if options.val_sources:
         record["rows"]["val_sources"] = asdict(progress.val_sources)
     storage.write_text(output / RECORD, json.dumps(record, indent=2) + "\n")
     journal.remove(output)
-    return _result(output, manifests, record, time.monotonic() - started, resumed=resumed, had=had)
+    return _result(options, inputs, output, manifests, record, time.monotonic() - started, resumed=resumed, had=had)
 
 
 def _take(block: TokenBlock, writers: dict[str, SideWriter], progress: journal.Progress) -> int:
@@ -198,40 +235,35 @@ def _bytes_on_the_way(shard_bytes: int) -> int:
     return max(shard_bytes, min(int(resources.get("CPU", 1)) * shard_bytes, store // 4))
 
 
-def _check_sides(options: PrepareOptions, output: Location, progress: journal.Progress) -> None:
+def _check_sides(options: PrepareOptions, output: Location, progress: journal.Progress, val_split: str) -> None:
     sentence = None
+    documents = progress.completed
     for sources, setting, account in (
         (options.sources, options.sources_setting, progress.sources),
         (options.val_sources, options.val_setting, progress.val_sources),
     ):
         if sources and not account.train + account.val and sentence is None:
+            documents = 0
             sentence = (
                 f"{setting}: no document with text in {', '.join(sources)} (rows read: {account.read:,}, empty ones: "
                 f"{account.empty:,})."
             )
-    if sentence is None and not options.val_sources and options.val_split != "none":
-        way_out = (
-            f"({options.val_fraction}), or set prepare.val_split=tail to hold out the end of every document, or name "
-            f"validation text with {options.val_setting}"
-        )
+    if sentence is None and not options.val_sources and val_split != "none":
+        of = "the ends of the" if val_split == "tail" else "the"
+        way_out = f"({options.val_fraction}), or name validation text with {options.val_setting}"
         if not progress.val.documents:
-            sentence = (
-                f"None of the {progress.completed:,} documents fell to validation: raise prepare.val_fraction "
-                f"{way_out}."
-            )
+            sentence = f"None of {of} {documents:,} documents fell to validation: raise prepare.val_fraction {way_out}."
         elif not progress.train.documents:
-            sentence = (
-                f"All of the {progress.completed:,} documents fell to validation: lower prepare.val_fraction {way_out}."
-            )
+            sentence = f"All of {of} {documents:,} documents fell to validation: lower prepare.val_fraction {way_out}."
     if sentence is not None:
         # other options are the way out: what these left must not stand in their way
         journal.remove(output)
-        raise UserError(sentence)
+        raise TooFewDocuments(sentence, documents, val_split)
 
 
-def _check_accounts(options: PrepareOptions, progress: journal.Progress) -> None:
+def _check_accounts(val_split: str, progress: journal.Progress) -> None:
     """No row was lost: a fault of this program otherwise."""
-    if options.val_split == "tail":
+    if val_split == "tail":
         account = progress.sources
         whole = account.read == progress.completed + account.empty
     else:
@@ -302,13 +334,21 @@ def _read_record(output: Location) -> dict[str, Any] | None:
         ) from error
 
 
-def _reuse(options: PrepareOptions, output: Location, record: dict[str, Any]) -> PrepareResult:
+def _reuse(options: PrepareOptions, inputs: Inputs, output: Location, record: dict[str, Any]) -> PrepareResult:
     manifests = {side: shards.load_manifest(output / side) for side in options.sides}
-    return replace(_result(output, manifests, record, 0.0, resumed=False, had=0), tokens_per_second=0.0, reused=True)
+    found = _result(options, inputs, output, manifests, record, 0.0, resumed=False, had=0)
+    return replace(found, tokens_per_second=0.0, reused=True)
 
 
 def _result(
-    output: Location, manifests: dict[str, Manifest], record: dict[str, Any], seconds: float, resumed: bool, had: int
+    options: PrepareOptions,
+    inputs: Inputs,
+    output: Location,
+    manifests: dict[str, Manifest],
+    record: dict[str, Any],
+    seconds: float,
+    resumed: bool,
+    had: int,
 ) -> PrepareResult:
     train, val = manifests.get(TRAIN), manifests.get(VAL)
     written = list(manifests.values())
@@ -339,4 +379,6 @@ def _result(
         seconds=seconds,
         reused=False,
         resumed=resumed,
+        inputs=inputs,
+        val_split=record.get("val_split", options.val_split),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raygpt.data.corpus import expand_sources
+from raygpt.data.corpus import Expansion, look_into
 from raygpt.data.documents import Errors, Reading, Unit
 from raygpt.data.tokenizer import Tokenizer, load_tokenizer
 from raygpt.errors import UserError
@@ -101,20 +101,38 @@ def check_options(options: PrepareOptions) -> None:
         raise UserError(" ".join(problems))
 
 
-def expand(options: PrepareOptions) -> tuple[list[Unit], list[Unit]]:
-    """Units of `sources` and of `val_sources`. UserError where one cannot be read or is in both."""
-    units: list[Unit] = []
+@dataclass(frozen=True)
+class Inputs:
+    """What there is to read: `units` of `sources` and of `val_sources`, and of both the files that are not read (with
+    the reason) and those named more than once."""
+
+    units: tuple[Unit, ...]
+    val_units: tuple[Unit, ...] = ()
+    files: int = 0
+    left_out: tuple[tuple[str, str], ...] = ()
+    repeated: tuple[str, ...] = ()
+
+
+def expand(options: PrepareOptions) -> Inputs:
+    """UserError where a source cannot be read or one file, by whatever path, is in `sources` and in `val_sources`."""
+    of_train = of_val = Expansion()
     if options.sources or not options.val_sources:
-        units = expand_sources(options.sources, options.subset, options.sources_setting)
-    if not options.val_sources:
-        return units, []
-    val_units = expand_sources(options.val_sources, options.subset, options.val_setting)
-    both = {unit.uri for unit in units} & {unit.uri for unit in val_units}
+        of_train = look_into(options.sources, options.subset, options.sources_setting)
+    if options.val_sources:
+        of_val = look_into(options.val_sources, options.subset, options.val_setting)
+    both = of_train.identities.keys() & of_val.identities.keys()
     if both:
+        name = min(of_train.identities[key] for key in both)
         raise UserError(
-            f"{min(both)} is in {options.sources_setting} and in {options.val_setting}: name it in one of them alone."
+            f"{name} is in {options.sources_setting} and in {options.val_setting}: name it in one of them alone."
         )
-    return units, val_units
+    return Inputs(
+        tuple(of_train.units),
+        tuple(of_val.units),
+        of_train.files + of_val.files,
+        (*of_train.left_out, *of_val.left_out),
+        (*of_train.repeated, *of_val.repeated),
+    )
 
 
 def describe_request(

@@ -6,19 +6,16 @@ A row is a dict of its columns as JSON has them; in CSV and TSV they are texts. 
 
 from __future__ import annotations
 
-import codecs
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from raygpt import storage
-from raygpt.data import csvfile, decoding, hub
+from raygpt.data import csvfile, hub, records
+from raygpt.data.decoding import Errors
 from raygpt.data.documents import PARQUET_ROWS, Reading, Unit, read_documents
 from raygpt.data.lines import TooLong
-from raygpt.errors import UserError, one_line
+from raygpt.errors import UserError
 
 # One row may hold a document with all that is known of it.
 MAX_ROW_BYTES = 256 * 10**6
@@ -26,17 +23,17 @@ MAX_ROW_BYTES = 256 * 10**6
 Row = tuple[int, dict[str, Any]]  # (number, columns): the line of a JSONL or CSV file, else the row from 1
 
 
-def read_rows(unit: Unit) -> Iterator[Row]:
+def read_rows(unit: Unit, errors: Errors = "strict") -> Iterator[Row]:
     """Rows of a unit in file order. Raises UserError with file and line for what cannot be read."""
     if unit.kind in ("parquet", "arrow"):
         return _read_table(unit)
-    if unit.kind == "jsonl":
-        return _read_jsonl(unit)
+    if unit.kind in ("jsonl", "json"):
+        return _read_json(unit, errors)
     if unit.kind in ("csv", "tsv"):
-        return _read_csv(unit)
+        return _read_csv(unit, errors)
     if unit.kind == "hub":
         return enumerate(map(dict, hub.stream(unit.uri, unit.subset, unit.part, unit.parts)), start=1)
-    return enumerate(({"text": text} for text in read_documents(unit, Reading())), start=1)
+    return enumerate(({"text": text} for text in read_documents(unit, Reading(errors=errors))), start=1)
 
 
 def place(unit: Unit, number: int) -> str:
@@ -45,58 +42,43 @@ def place(unit: Unit, number: int) -> str:
         return f"{unit.uri}, shard {unit.part}, row {number}"
     if unit.kind == "text":
         return f"{unit.uri}, document {number}"
-    return f"{unit.uri}, {'line' if unit.kind in ('jsonl', 'csv', 'tsv') else 'row'} {number}"
+    return f"{unit.uri}, {'line' if unit.kind in ('jsonl', 'json', 'csv', 'tsv') else 'row'} {number}"
 
 
 def _read_table(unit: Unit) -> Iterator[Row]:
     where = hub.locate(unit.uri)
     number = 0
-    try:
-        with where.fs.open_input_file(where.path) as file:
-            if unit.kind == "parquet":
-                parquet = pq.ParquetFile(file, pre_buffer=not where.is_local)
-                number = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.part))
-                batches = parquet.iter_batches(PARQUET_ROWS, row_groups=[unit.part], use_threads=False)
-            else:
-                batches = iter(pa.ipc.open_stream(file))
-            for batch in batches:
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{where.uri} is a damaged {unit.kind} file ({one_line(error)}): copy it again.") from error
-    except OSError as error:
-        raise storage.explain(error, where) from error
+    if unit.kind == "parquet":
+        with records.parquet_file(where) as parquet:
+            number = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.part))
+            batches = parquet.iter_batches(PARQUET_ROWS, row_groups=[unit.part], use_threads=False)
+            yield from _numbered(batches, number)
+    else:
+        with records.arrow_batches(where) as (_, batches):
+            yield from _numbered(batches, 0)
 
 
-def _read_jsonl(unit: Unit) -> Iterator[Row]:
-    where = hub.locate(unit.uri)
-    try:
-        for number, line in enumerate(decoding.byte_lines(where, unit.compression, MAX_ROW_BYTES), start=1):
-            if number == 1:
-                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise decoding.utf16(where)
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(decoding.decode(line, "strict", place(unit, number)))
-            except ValueError as error:
-                raise UserError(
-                    f"{place(unit, number)} is not JSON ({one_line(error)}): every line must be one JSON object."
-                ) from error
-            if not isinstance(row, dict):
-                raise UserError(f"{place(unit, number)} is not a JSON object: every line must be one.")
+def _numbered(batches: Iterable[pa.RecordBatch], number: int) -> Iterator[Row]:
+    for batch in batches:
+        batch.validate(full=True)  # what is damaged must not be followed
+        for row in batch.to_pylist():
+            number += 1
             yield number, row
+
+
+def _read_json(unit: Unit, errors: Errors) -> Iterator[Row]:
+    read = records.json_lines if unit.kind == "jsonl" else records.json_values
+    try:
+        yield from read(hub.locate(unit.uri), unit.compression, errors, MAX_ROW_BYTES)
     except TooLong as error:
-        raise UserError(f"{place(unit, error.line)}: longer than 256 MB: cut it into several lines.") from error
+        raise UserError(f"{place(unit, error.line)}: longer than 256 MB: cut it into several.") from error
 
 
-def _read_csv(unit: Unit) -> Iterator[Row]:
+def _read_csv(unit: Unit, errors: Errors) -> Iterator[Row]:
     where = hub.locate(unit.uri)
     names: list[str] | None = None
     try:
-        rows = csvfile.rows(where, unit.compression, "\t" if unit.kind == "tsv" else ",", limit=MAX_ROW_BYTES)
+        rows = csvfile.rows(where, unit.compression, unit.kind, errors, MAX_ROW_BYTES)
         for line, fields in rows:
             if names is None:
                 names = fields

@@ -226,7 +226,7 @@ def read_manifest(folder: Location) -> Manifest:
         raise UserError(f"{where.uri} is damaged ({error}): prepare this folder again.") from error
     try:
         return Manifest.from_json(text)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{where.uri} cannot be used ({what}): prepare this folder again.") from error
 

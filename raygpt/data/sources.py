@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from raygpt import storage
+from raygpt.data import hub
 from raygpt.data.request import PrepareOptions, check_options, describe_request, expand, request_name
 from raygpt.data.shards import MANIFEST, TOKENIZER, Manifest, load_manifest
 from raygpt.data.tokenizer import Tokenizer
@@ -14,7 +15,7 @@ from raygpt.errors import UserError
 
 def is_prepared(uri: str, side: str = "train") -> bool:
     """Whether a shard folder, or an output of `raygpt prepare` with that side, lies there."""
-    where = storage.locate(uri) if _may_be_path(uri) else None
+    where = storage.locate(uri) if is_path(uri) else None
     return where is not None and any(storage.exists(where / name) for name in (MANIFEST, f"{side}/{MANIFEST}"))
 
 
@@ -83,9 +84,9 @@ def raw_options(
 def _in_its_folder(options: PrepareOptions) -> PrepareOptions:
     """With a folder of its own in the output, named by all that the shards depend on, and its tokenizer loaded."""
     check_options(options)
-    units, val_units = expand(options)
+    inputs = expand(options)
     used = options.load_tokenizer()
-    name = request_name(describe_request(options, units, val_units, used))
+    name = request_name(describe_request(options, inputs.units, inputs.val_units, used))
     return replace(options, output=(storage.locate(options.output) / name).uri, tokenizer=used or options.tokenizer)
 
 
@@ -137,7 +138,7 @@ def real_options(real: str, train: str, settings: PrepareOptions) -> PrepareOpti
 
 def raw_sources(uri: str) -> list[str]:
     """Sources of raw text that a data setting names, separated by commas where no file has that name."""
-    if "," in uri and "://" not in uri and storage.exists(storage.locate(uri)):
+    if "," in uri and storage.exists(storage.locate(uri.strip())):
         return [uri]
     return [part.strip() for part in uri.split(",") if part.strip()]
 
@@ -173,5 +174,9 @@ def _check_beside(val: str, options: PrepareOptions) -> None:
         )
 
 
-def _may_be_path(uri: str) -> bool:
-    return "*" not in uri and not uri.startswith("hf://") and "," not in uri
+def is_path(uri: str) -> bool:
+    """Whether a URI names one file or folder, not a dataset of the hub, a glob or a list: what is there is meant first,
+    whatever characters its name has."""
+    if hub.is_hub_id(uri):
+        return False
+    return not any(mark in uri for mark in "*?[,") or storage.exists(storage.locate(uri))

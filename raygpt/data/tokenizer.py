@@ -31,9 +31,10 @@ GPT2_HUB_ID = "openai-community/gpt2"
 # OpenAI's models and their distillation share one tokenizer; the bare names are ids of the hub too.
 _SIZES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 GPT2_IDS = {*_SIZES, "distilgpt2", *(f"openai-community/{size}" for size in _SIZES), "distilbert/distilgpt2"}
-# GPT-2's pre-tokenizer never joins a letter or digit with the space or newline after it, nor looks back
-# across that boundary, so text cut there encodes to the same ids as a whole.
-_CUT = re.compile(r"(?<=[A-Za-z0-9,.;])[ \n](?=\S)")
+# GPT-2's pre-tokenizer never joins a character with a single space or newline after it, nor looks back across that
+# boundary, so text cut there encodes to the same ids as a whole; nor does it join the punctuation of scripts that are
+# written without spaces with the letter or digit behind it.
+_CUT = re.compile(r"(?<=\S)[ \n](?=\S)|(?<=[。！？，、；：…」』）》])(?=[^\W_])")
 
 
 class Tokenizer:

@@ -15,23 +15,19 @@ In memory: 8 bytes per word of these texts, nothing per word of the corpus.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from raygpt import storage
-from raygpt.data import csvfile, decoding, hub
 from raygpt.data.corpus import expand_sources
-from raygpt.data.documents import Reading, Unit, read_documents
+from raygpt.data.documents import Reading, read_documents
 from raygpt.data.reader import TokenReader
+from raygpt.data.rows import read_rows
 from raygpt.distill.words import Worded, worded, words_of
-from raygpt.errors import UserError, one_line
+from raygpt.errors import UserError
 from raygpt.evaluate.overlap import longest_overlaps
 
 SETTING = "generate.decontaminate"
@@ -128,8 +124,11 @@ def _texts(uri: str, words: int) -> Iterator[str]:
         if unit.kind == "text":
             yield from read_documents(unit, Reading(errors="replace"))
             continue
-        for row in _ROWS[unit.kind](unit):
-            yield from row_texts(row, words)
+        try:
+            for _, row in read_rows(unit, "replace"):
+                yield from row_texts(row, words)
+        except UserError as error:
+            raise UserError(f"{SETTING}: {error}") from error
 
 
 def _shard_texts(folder: str) -> Iterator[str]:
@@ -157,55 +156,3 @@ def row_texts(row: dict[str, Any], words: int) -> Iterator[str]:
             # names and labels are no texts, and would be counted as too short
             if isinstance(text, str) and " " in text.strip():
                 yield text
-
-
-def _jsonl_rows(unit: Unit) -> Iterator[dict[str, Any]]:
-    where = hub.locate(unit.uri)
-    for number, line in enumerate(decoding.byte_lines(where, unit.compression, float("inf")), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except ValueError as error:
-            raise UserError(f"{SETTING}: {unit.uri}, line {number} is not JSON ({one_line(error)}): mend it.") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{SETTING}: {unit.uri}, line {number} is not a JSON object: write one per line.")
-        yield row
-
-
-def _table_rows(unit: Unit) -> Iterator[dict[str, Any]]:
-    comma = unit.kind == "csv"
-    rows = csvfile.rows(hub.locate(unit.uri), unit.compression, "," if comma else "\t", "replace", quoted=comma)
-    _, columns = next(rows, (1, []))
-    for _, cells in rows:
-        yield dict(zip(columns, cells, strict=True))
-
-
-def _arrow_rows(unit: Unit) -> Iterator[dict[str, Any]]:
-    where = hub.locate(unit.uri)
-    try:
-        with where.fs.open_input_file(where.path) as file:
-            if unit.kind == "parquet":
-                yield from pq.ParquetFile(file).read_row_group(unit.part).to_pylist()
-            else:
-                with pa.ipc.open_stream(file) as stream:
-                    for batch in stream:
-                        yield from batch.to_pylist()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{SETTING}: {unit.uri} is damaged ({one_line(error)}): copy it again.") from error
-    except OSError as error:
-        raise storage.explain(error, where) from error
-
-
-def _hub_rows(unit: Unit) -> Iterator[dict[str, Any]]:
-    yield from hub.stream(unit.uri, unit.subset, unit.part, unit.parts)
-
-
-_ROWS = {
-    "jsonl": _jsonl_rows,
-    "csv": _table_rows,
-    "tsv": _table_rows,
-    "parquet": _arrow_rows,
-    "arrow": _arrow_rows,
-    "hub": _hub_rows,
-}

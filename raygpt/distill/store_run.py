@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import socket
 import time
 import uuid
@@ -115,7 +116,8 @@ def store_states(run: Run, plan: StatesPlan, source: TeacherSource, workers: Wor
     }
     if (cost := run.cost_usd()) is not None:
         summary["cost_usd"] = cost
-    closing = f"Wrote {manifest.tokens:,} tokens' states to {plan.folder}; train with --distill.teacher={plan.folder}"
+    learn = f"--distill.teacher={shlex.quote(plan.folder)}"
+    closing = f"Wrote {manifest.tokens:,} tokens' states to {plan.folder}; train with {learn}"
     return Outcome(FINISHED, summary, closing=closing)
 
 

@@ -115,6 +115,11 @@ class MakeDistillation:
     stored: str | None = None  # folder of stored states
     cache_bytes: int = 0
 
+    @property
+    def teacher_uri(self) -> str:
+        """Where the weights lie of a teacher beside the student; empty without one."""
+        return self.teacher.uri if self.teacher is not None else ""
+
     def __call__(self, world: World, plan: TrainPlan) -> Distillation:
         blend = Blend(self.transport, self.alpha, self.divergence)
         if self.teacher is not None:
@@ -194,6 +199,12 @@ def find_teacher(
     return teacher
 
 
+def check_found(uri: str) -> None:
+    """UserError where no teacher lies at `uri`; whether it fits the data is for `find_teacher`."""
+    if not is_foreign(uri):
+        _open(uri)
+
+
 def _open(uri: str) -> WeightSource:
     try:
         return open_weights(uri)
@@ -201,6 +212,8 @@ def _open(uri: str) -> WeightSource:
         raise UserError(
             f"distill.teacher={uri} does not exist: name a run, a checkpoint, or a Hugging Face folder or id."
         ) from None
+    except UserError as error:
+        raise UserError(f"distill.teacher: {error}") from error
 
 
 def check_vocabulary(

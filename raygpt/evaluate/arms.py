@@ -37,7 +37,8 @@ class Generation:
 @dataclass(frozen=True)
 class Spent:
     """What an arm took, as far as its runs say. `tokens` and `usd` are of all runs it comes from, `own_tokens` of the
-    last one; `flops` are those of training on `tokens`. `generation` is the text it was distilled on, where it was.
+    last one; `flops` are those of training on `tokens`, with the passes of a teacher beside the student.
+    `generation` is the text it was distilled on, where it was.
     """
 
     tokens: int | None = None
@@ -113,17 +114,32 @@ def spent(arm: Arm, subject: Subject) -> Spent:
         return Spent()
     own, tokens, usd = subject.state.tokens, subject.state.tokens, _usd(arm.run)
     saved, run, seen = arm.saved or {}, arm.run, 1
-    while (base := _base(saved)) is not None and seen < MOST_BASES:
-        state, run, saved = base
-        seen += 1
-        tokens += state.tokens
-        before = _usd(run)
-        usd = None if usd is None or before is None else usd + before
+    generation = None if arm.train is None else generation_of(arm.train)
+    try:
+        while (base := _base(saved)) is not None and seen < MOST_BASES:
+            state, run, saved = base
+            seen += 1
+            tokens += state.tokens
+            before = _usd(run)
+            usd = None if usd is None or before is None else usd + before
+    except FileNotFoundError:  # what it was trained on from took something as well
+        return Spent(own_tokens=own, generation=generation)
     flops: float | None = float(tokens * subject.model.config.flops_per_token(arm.trained_seq_len))
     if ((arm.saved or {}).get("distill") or {}).get("mode") == "logits":
-        flops = None  # the teacher's passes would have to be in it
-    generation = None if arm.train is None else generation_of(arm.train)
+        passes = _teacher_flops(subject.state.teacher, arm.trained_seq_len)
+        flops = None if passes is None else flops + own * passes
     return Spent(tokens, own, flops, usd, generation)
+
+
+def _teacher_flops(teacher: str, seq_len: int | None) -> float | None:
+    """FLOPs per token of a teacher's forward pass, a third of what training it takes. None for one that is not known:
+    its states were stored, it is of another family, or it is gone."""
+    if not teacher:
+        return None
+    try:
+        return open_weights(teacher).config.flops_per_token(seq_len) / 3
+    except (UserError, FileNotFoundError, AttributeError):
+        return None
 
 
 def generation_of(train: str) -> Generation | None:
@@ -183,15 +199,18 @@ def _usd(run: Location | None) -> float | None:
 
 
 def _base(saved: dict[str, Any]) -> tuple[Any, Location | None, dict[str, Any]] | None:
-    """(state, run, config) of the checkpoint a run was trained on from; None where that was no run that is there."""
+    """(state, run, config) of the checkpoint a run was trained on from; None where that was none. Raises
+    FileNotFoundError where it is gone."""
     init_from = (saved.get("model") or {}).get("init_from", "random")
     if init_from == "random":
         return None
     try:
         where = checkpoint.locate_checkpoint(init_from)
-    except (FileNotFoundError, UserError):
-        return None
+    except UserError as error:
+        raise FileNotFoundError(str(error)) from error
     if where is None:
+        if init_from.startswith(("/", "s3://")) and not storage.exists(storage.locate(init_from)):
+            raise FileNotFoundError(init_from)
         return None
     run, before = background(where.uri)
     return checkpoint.read_state(where), run, before or {}

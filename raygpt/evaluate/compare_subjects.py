@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from raygpt import storage
-from raygpt.data.sources import shard_folders
+from raygpt.data.sources import is_path, shard_folders
 from raygpt.errors import UserError
-from raygpt.evaluate.held_out import is_path
 from raygpt.evaluate.subject import Subject, open_subject
 from raygpt.parallel import checkpoint
 from raygpt.storage import Location

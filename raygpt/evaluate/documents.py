@@ -13,10 +13,10 @@ from raygpt.data.corpus import expand_sources, read_documents
 from raygpt.data.documents import Errors, Reading
 from raygpt.data.reader import TokenReader
 from raygpt.data.shards import TOKENIZER
-from raygpt.data.sources import raw_sources
+from raygpt.data.sources import is_path, raw_sources
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
-from raygpt.evaluate.held_out import is_path, shard_folder
+from raygpt.evaluate.held_out import shard_folder
 
 # A longer document becomes several texts, about 2,000 tokens each: a novel must not outweigh a hundred abstracts, and a
 # corpus in one line has to be usable too.

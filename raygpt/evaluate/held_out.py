@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from raygpt import storage
-from raygpt.data import hub
 from raygpt.data.corpus import expand_sources, read_documents
 from raygpt.data.documents import Errors, Reading
 from raygpt.data.reader import TokenReader
 from raygpt.data.shards import MANIFEST
-from raygpt.data.sources import raw_sources
+from raygpt.data.sources import is_path, raw_sources
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.evaluate.subject import Subject
@@ -125,11 +124,6 @@ def shard_folder(uri: str) -> str | None:
         if storage.exists(folder / MANIFEST):
             return folder.uri
     return None
-
-
-def is_path(uri: str) -> bool:
-    """Whether a URI names one file or folder, not a dataset of the hub, a glob or a list."""
-    return not hub.is_hub_id(uri) and not any(mark in uri for mark in "*?[,")
 
 
 def _read_text(uri: str, tokenizer: Tokenizer, subset: str | None, reading: Reading) -> HeldOut:

@@ -31,6 +31,7 @@ class Trained:
     seq_len: int | None = None
     global_batch_tokens: int | None = None
     precision: str | None = None
+    real: str | None = None  # a second corpus
 
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Trained:
@@ -43,6 +44,7 @@ class Trained:
             data.get("seq_len"),
             train.get("global_batch_tokens"),
             train.get("precision"),
+            (saved.get("distill") or {}).get("real"),
         )
 
 
@@ -61,6 +63,11 @@ class Subject:
     state: RunState | None = None
     trained: Trained | None = None
     run: Location | None = None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it was trained on two corpora: the state's fingerprint is of both then."""
+        return self.trained is not None and self.trained.real is not None
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from raygpt.config.section import Section
 from raygpt.errors import UserError
 
 ACTIONS = {
+    "prepare": "make what the file names in the account: roles, network (AWS; once)",
     "check": "look over a cluster's file before anything is paid for",
     "up": "check, `ray up`, and a table of what each phase took",
     "down": "`ray down`, and see that no machine and no process is left",
@@ -52,6 +53,10 @@ def run(config: Config, call: Call) -> int:
         from raygpt.cluster.check import check
 
         return check(files[0])
+    if action == "prepare":
+        from raygpt.cluster.check import prepare
+
+        return prepare(files[0])
     if action == "up":
         from raygpt.cluster.up import up
 

@@ -75,8 +75,16 @@ def real_text(config: Config) -> RealText | None:
 
 def _logits(config: Config, call: Call) -> int:
     """Pretraining's run with another objective: the order, checkpoints and strategies are the same."""
+    from raygpt.distill.stored import is_stored, read_states_manifest
+    from raygpt.distill.teacher_states import check_found
     from raygpt.jobs import pretrain
 
+    assert config.distill.teacher is not None
+    # before raw text is prepared, which takes as long as there is text
+    if is_stored(config.distill.teacher):
+        read_states_manifest(config.distill.teacher)
+    else:
+        check_found(config.distill.teacher)
     return pretrain.run(config, call, objective=distillation)
 
 
@@ -94,20 +102,40 @@ def distillation(config: Config, job: Resolved) -> tuple[MakeDistillation, int]:
         cache = int(config.data.cache_gb * 1e9)
         make = MakeDistillation(wanted, settings.alpha, settings.divergence, stored=settings.teacher, cache_bytes=cache)
     else:
-        source = _source(config, job.train_uri, seq_len=job.plan.order.seq_len, student=job.model)
+        teacher = _teacher_until_now(job) or settings.teacher
+        source = _source(config, job.train_uri, seq_len=job.plan.order.seq_len, student=job.model, teacher=teacher)
         wanted = _transport(config, source.width, job.model.vocab_size)
         make = MakeDistillation(wanted, settings.alpha, settings.divergence, teacher=source)
     return make, teacher_bytes(make)
 
 
-def _source(config: Config, train: str, *, seq_len: int, student: object = None) -> TeacherSource:
+def _teacher_until_now(job: Resolved) -> str:
+    """Where the weights lie that the run has learned from; empty for one that begins. A teacher that is named as a run
+    may have trained on since. UserError where they are gone."""
+    from raygpt import storage
+    from raygpt.parallel import checkpoint
+
+    found = checkpoint.complete_checkpoints(job.run) if job.done_steps else []
+    teacher = checkpoint.read_state(found[0]).teacher if found else ""
+    where = storage.locate(teacher) if teacher else None
+    if where is not None and checkpoint.step_of(where.name) is not None and not checkpoint.is_finished(where):
+        raise UserError(
+            f"run {job.run.uri} learned from {teacher}, which is gone: put it back, or begin anew under another "
+            "run.name."
+        )
+    return teacher
+
+
+def _source(
+    config: Config, train: str, *, seq_len: int, student: object = None, teacher: str | None = None
+) -> TeacherSource:
     from raygpt import storage
     from raygpt.data.shards import TOKENIZER, load_manifest
     from raygpt.distill.teacher_states import find_teacher
 
     assert config.distill.teacher is not None
     return find_teacher(
-        config.distill.teacher,
+        teacher or config.distill.teacher,
         load_manifest(train).tokenizer,
         storage.read_bytes(storage.locate(train) / TOKENIZER),
         precision=config.teacher.precision,

@@ -247,6 +247,7 @@ def held_out_texts(config: Config, arms: list[Arm]) -> tuple[dict[str, Documents
 
 def validation_uri(config: Config, subject: Subject) -> str:
     """data.val as set, or that of the run's own config."""
+    from raygpt.data.shards import load_manifest
     from raygpt.data.sources import shard_folders
 
     if config.data.val is not None:
@@ -256,7 +257,14 @@ def validation_uri(config: Config, subject: Subject) -> str:
     trained = subject.trained
     if trained is None or trained.train is None:
         raise UserError("data.val is not set: name the shard folder or the text to evaluate on.")
-    return shard_folders(trained.train, trained.val)[1]
+    train, val = shard_folders(trained.train, trained.val)
+    made_of = None if subject.state is None or subject.mixed else subject.state.fingerprint
+    if made_of and load_manifest(train).fingerprint != made_of:
+        raise UserError(
+            f"data.val is not set, and {train} beside which the run's validation text lay holds other tokens now than "
+            "those it was trained on: name data.val."
+        )
+    return val
 
 
 def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:

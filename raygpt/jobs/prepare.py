@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -47,7 +48,8 @@ def run(config: Config, call: Call) -> int:
     options = text_options(config, config.prepare.sources, config.prepare.output, chosen_tokenizer(config))
     print(connect(config.scale), flush=True)
     result = prepare_shards(options)
-    print(f"Train on it: raygpt pretrain --data.train={result.train} --train.max_steps=1000", flush=True)
+    train_on = shlex.join(["raygpt", "pretrain", f"--data.train={result.train}", "--train.max_steps=1000"])
+    print(f"Train on it: {train_on}", flush=True)
     return 0
 
 
@@ -142,11 +144,42 @@ def prepare_shards(options: PrepareOptions) -> PrepareResult:
         )
     if result.val:
         lines.append(f"  val   {result.val}: {result.val_tokens:,} tokens, fingerprint {result.val_fingerprint[:16]}")
-    print("\n".join([*lines, f"  {rows_line(options, result)}"]), flush=True)
+    if result.val_split != options.val_split:
+        lines.append(
+            f"  With {result.documents:,} document{'s' * (result.documents != 1)} none can be held out whole: the last "
+            f"{options.val_fraction:.3g} of each is validation text (prepare.val_split=tail)"
+        )
+    print("\n".join([*lines, f"  {rows_line(result)}", *input_lines(result)]), flush=True)
     return result
 
 
-def rows_line(options: PrepareOptions, result: PrepareResult) -> str:
+def input_lines(result: PrepareResult) -> list[str]:
+    """A table of files, documents and tokens, with what was not read and why."""
+    inputs = result.inputs
+    rows = [("files read", inputs.files, "")]
+    reasons = sorted({reason for _, reason in inputs.left_out})
+    for reason in reasons:
+        names = [uri for uri, why in inputs.left_out if why == reason]
+        rows.append((f"left out: {reason}", len(names), _some(names)))
+    if inputs.repeated:
+        rows.append(("named again", len(inputs.repeated), _some(list(inputs.repeated))))
+    rows += [
+        ("documents", result.documents, ""),
+        ("empty documents", result.empty_documents, ""),
+        ("tokens", result.tokens, ""),
+    ]
+    width = max(len(name) for name, *_ in rows)
+    figures = max(len(f"{count:,}") for _, count, _ in rows)
+    return [f"    {name:<{width}}  {count:>{figures},}{'  ' + names if names else ''}" for name, count, names in rows]
+
+
+def _some(uris: list[str], most: int = 4) -> str:
+    """The first names, and how many more."""
+    names = [uri.rsplit("/", 1)[-1] for uri in uris[:most]]
+    return ", ".join(names) + (f" and {len(uris) - most:,} more" if len(uris) > most else "")
+
+
+def rows_line(result: PrepareResult) -> str:
     """What became of every row: `Rows: 21,353 read = 20,285 train + 1,068 val + 0 empty`."""
     account, other = result.account, result.val_account
     if other is not None:
@@ -154,11 +187,11 @@ def rows_line(options: PrepareOptions, result: PrepareResult) -> str:
         if result.train is None:
             return f"Rows: {val}"
         return f"Rows: {account.read:,} read = {account.train:,} train + {account.empty:,} empty; {val}"
-    if options.val_split == "tail":
+    if result.val_split == "tail":
         kept = account.read - account.empty
         return f"Rows: {account.read:,} read = {kept:,} with their ends held out + {account.empty:,} empty"
     return (
         f"Rows: {account.read:,} read = {account.train:,} train + {account.val:,} val + {account.empty:,} empty"
-        if options.val_split == "documents"
+        if result.val_split == "documents"
         else f"Rows: {account.read:,} read = {account.train:,} train + {account.empty:,} empty"
     )

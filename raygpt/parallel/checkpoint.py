@@ -77,6 +77,7 @@ class RunState:
     eot_id: int = 0
     model: dict[str, Any] = field(default_factory=dict)
     objective: str = ""  # what is learned, by its name; empty where it was not recorded yet
+    teacher: str = ""  # where its weights lay when the run began, of a run with a teacher beside it
     adapters: dict[str, Any] = field(default_factory=dict)  # of lora.Adapters; empty: all weights trained
     version: int = VERSION
 

@@ -126,7 +126,7 @@ def _parse(location: Location) -> tuple[list[Record], bool]:
     for line in data.splitlines():
         try:
             record: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             damaged = True
             continue
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):

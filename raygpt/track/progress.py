@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from raygpt import terminal
+
 BAR_CELLS = 20
 DEFAULT_COLUMNS = 100
 # What a narrow terminal goes without, in this order; step and loss stay.
@@ -158,7 +160,7 @@ def _columns(stream: TextIO) -> int:
     try:
         return os.get_terminal_size(stream.fileno()).columns or DEFAULT_COLUMNS
     except (OSError, ValueError, AttributeError):
-        return int(os.environ.get("COLUMNS", DEFAULT_COLUMNS))
+        return terminal.width(DEFAULT_COLUMNS)
 
 
 def _cells(stream: TextIO) -> tuple[str, str]:

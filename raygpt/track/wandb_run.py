@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class WandbRun:
         if self.mode == "offline":
             where = kept / f"wandb/{Path(self._run.dir).parent.name}"
             fetch = "" if kept.is_local else " after copying it here"
-            self.note += f"; send it later{fetch} with: wandb sync {where.uri}"
+            self.note += f"; send it later{fetch} with: wandb sync {shlex.quote(where.uri)}"
         else:
             self.note += f": {self._run.url}"
 

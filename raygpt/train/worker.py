@@ -245,4 +245,5 @@ def _fresh_state(assignment: Assignment) -> RunState:
         eot_id=assignment.eot_id,
         model=assignment.model,
         objective=objective_name(assignment.objective),
+        teacher=getattr(assignment.objective, "teacher_uri", ""),
     )

@@ -65,7 +65,7 @@ def make_search(config: Config, space: Space, metric: str, mode: str) -> tuple[A
     """(searcher, number of trials) of a new sweep."""
     if config.tune.scheduler in ("pbt", "pb2"):
         # Tune gives these schedulers no searcher: the population is drawn from the parameter space itself
-        return BasicVariantGenerator(random_state=config.run.seed), config.tune.trials
+        return BasicVariantGenerator(random_state=config.run.seed % 2**32), config.tune.trials
     if config.tune.search != "optuna":
         trials = planned(config, space)
         return ListSearch(trials, metric, mode), len(trials)
@@ -75,7 +75,7 @@ def make_search(config: Config, space: Space, metric: str, mode: str) -> tuple[A
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Optuna's 10 random trials before TPE begins are most of a small sweep
     startup = max(4, min(10, config.tune.trials // 3))
-    sampler = optuna.samplers.TPESampler(multivariate=True, seed=config.run.seed, n_startup_trials=startup)
+    sampler = optuna.samplers.TPESampler(multivariate=True, seed=config.run.seed % 2**32, n_startup_trials=startup)
     search = OptunaSearch(
         distributions(space),
         metric=metric,

@@ -73,11 +73,11 @@ def test_labels_may_be_words_numbers_or_truth_values(tmp_path: Path) -> None:
         ("a.csv", "a,b,c\n1,2,3\n", {}, "a.csv has the 3 columns a, b, c, which do not tell .* set task.text_columns"),
         ("a.csv", "sentence1,sentence2,third,label\na,b,c,1\n", {}, "4 columns .* do not tell"),
         ("a.csv", "text,label\na,1\n", {"text_columns": ["a", "b", "c"]}, "has no column a, b, c"),
-        ("a.tsv", "text\tlabel\na\t1\nb\t0\tmore\n", {}, "a.tsv, line 3 has 3 fields where .* 2: mend the row."),
+        ("a.tsv", "text\tlabel\na\t1\nb\t0\tmore\n", {}, "a.tsv, line 3 has 3 fields where .* 2: mend the row"),
         ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', {}, "line 2 has the keys text instead of"),
         ("a.csv", 'text,label\na,1\n"b,0\n', {}, "a.csv, line 3 is not valid CSV"),
         ("a.jsonl", '{"text": "a", "label": 1}\nnot json\n', {}, "line 2 is not JSON"),
-        ("a.csv", "text,label\na,1\n,0\n", {}, "text is empty in line 3"),
+        ("a.csv", "text,label\na,1\n,0\n", {}, "a.csv, line 3: text is empty"),
         ("a.csv", "text,label\na,1\nb,1\n", {}, "has the one label 1"),
         ("a.csv", "text,label\na,1\nb,0\nc,1\n", {"labels": ["0", "1", "2"]}, "labels names 2, which .* does not have"),
         ("a.csv", "text,label\na,1\nb,0\nc,x\n", {"labels": ["0", "1"]}, "label x, which task.labels does not list"),
@@ -108,7 +108,7 @@ def test_three_text_columns_are_refused() -> None:
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="task.train=.*nowhere does not exist"):
         load_task("t", str(tmp_path / "nowhere"))
-    with pytest.raises(UserError, match="holds no train.jsonl, train.csv"):
+    with pytest.raises(UserError, match="holds no train.jsonl, train.ndjson"):
         load_task("t", str(tmp_path))
     with pytest.raises(UserError, match="task.train=glue/mrpc cannot be fetched"):
         load_task("t", "glue/mrpc")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,9 +34,9 @@ def as_jsonl(items: list[str], key: str = "text") -> bytes:
     return "".join(json.dumps({key: item, "n": 1}) + "\n" for item in items).encode()
 
 
-def as_csv(items: list[str], delimiter: str = ",", ends: str = "\n") -> bytes:
+def as_csv(items: list[str], ends: str = "\n") -> bytes:
     out = io.StringIO(newline="")
-    writer = csv.writer(out, delimiter=delimiter, lineterminator=ends)
+    writer = csv.writer(out, lineterminator=ends)
     writer.writerows([["id", "text"], *([str(n), item] for n, item in enumerate(items))])
     return out.getvalue().encode()
 
@@ -46,23 +49,29 @@ WRITTEN = {
     "a.jsonl": as_jsonl(TEXTS),
     "a.ndjson": b"\xef\xbb\xbf" + as_jsonl(TEXTS) + b"\n\n",
     "a.csv": as_csv(UNIX),
-    "a.tsv": as_csv(UNIX, "\t"),
+    "a.json": json.dumps([{"text": item} for item in TEXTS], indent=1).encode(),
+    "b.json": as_jsonl(TEXTS),
+    "c.json": "\n".join(json.dumps({"text": item}, indent=2) for item in TEXTS).encode(),
     "windows.csv": b"\xef\xbb\xbf" + as_csv(UNIX, ends="\r\n"),
     "texts.txt": "\n<|endoftext|>\n".join(TEXTS).encode(),
     "texts.md": "<|endoftext|>".join(TEXTS).encode() + b"<|endoftext|>",
 }
 
 
-@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+PACKED = {
+    "": lambda data: data,
+    # two members or frames, as `cat a.gz b.gz` makes
+    ".gz": lambda data: gzip.compress(data[:1000]) + gzip.compress(data[1000:]),
+    ".zst": lambda data: zstandard.compress(data[:1000]) + zstandard.compress(data[1000:]),
+    ".bz2": lambda data: bz2.compress(data[:1000]) + bz2.compress(data[1000:]),
+    ".xz": lambda data: lzma.compress(data[:1000]) + lzma.compress(data[1000:]),
+}
+
+
+@pytest.mark.parametrize("packed", PACKED)
 @pytest.mark.parametrize("name", WRITTEN)
 def test_every_format_gives_the_same_documents(name: str, packed: str, tmp_path: Path) -> None:
-    data = WRITTEN[name]
-    if packed == ".gz":
-        # two members, as `cat a.gz b.gz` makes
-        data = gzip.compress(data[:1000]) + gzip.compress(data[1000:])
-    elif packed == ".zst":
-        data = zstandard.compress(data[:1000]) + zstandard.compress(data[1000:])
-    (tmp_path / (name + packed)).write_bytes(data)
+    (tmp_path / (name + packed)).write_bytes(PACKED[packed](WRITTEN[name]))
     assert texts(tmp_path) == (UNIX if name.endswith("sv") else TEXTS)
 
 
@@ -107,7 +116,7 @@ def test_order_is_sources_as_given_then_path(tmp_path: Path) -> None:
         "b/.hidden.txt",
         "b/README.md",
         "b/_SUCCESS.txt",
-        "b/x.json",
+        "b/x.bin",
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -142,7 +151,8 @@ def test_formats_by_extension() -> None:
     assert file_format("A.JSONL.GZ") == ("jsonl", "gzip")
     assert file_format("a.csv.zst") == ("csv", "zstd")
     assert file_format("a.parquet") == ("parquet", None)
-    assert file_format("a.parquet.gz") == file_format("a.json") == file_format("a") == (None, None)
+    assert file_format("a.parquet.gz") == file_format("a") == (None, None)
+    assert file_format("a.json.xz") == ("json", "xz") and file_format("a.txt.bz2") == ("text", "bz2")
 
 
 def test_genuine_files_have_the_documents_their_readme_counts(shared_data: Path) -> None:
@@ -181,9 +191,10 @@ def test_subset_of_a_dataset_by_its_card(tmp_path: Path) -> None:
 
 
 def test_streamed_dataset_is_read_shard_by_shard(tmp_path: Path) -> None:
-    # .json is no format of ours: such a dataset is streamed through `datasets`
+    # .zip is no format of ours: such a dataset is streamed through `datasets`
     for n in range(3):
-        (tmp_path / f"train-{n}.json").write_text(json.dumps([{"text": f"{n}a"}, {"text": f"{n}b"}]))
+        with zipfile.ZipFile(tmp_path / f"train-{n}.zip", "w") as packed:
+            packed.writestr(f"train-{n}.jsonl", as_jsonl([f"{n}a", f"{n}b"]))
     units = expand_sources([f"hf://{tmp_path}"])
     assert [unit.kind for unit in units] == ["hub"] * 3
     assert texts(f"hf://{tmp_path}") == ["0a", "0b", "1a", "1b", "2a", "2b"]

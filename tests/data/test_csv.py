@@ -106,8 +106,9 @@ def test_a_file_without_rows_has_no_documents(tmp_path: Path) -> None:
 
 
 def test_tabs_and_a_column_by_name(tmp_path: Path) -> None:
-    (tmp_path / "a.tsv").write_text('id\tbody\n1\t"a\tb"\n2\tc, d\n')
-    assert read(tmp_path, "body") == ["a\tb", "c, d"]
+    """A quote is a character there like others, as in GLUE's files."""
+    (tmp_path / "a.tsv").write_text('id\tbody\n1\t"a b\n2\tc, d"\n')
+    assert read(tmp_path, "body") == ['"a b', 'c, d"']
 
 
 LONG = "long " * 1000

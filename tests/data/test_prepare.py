@@ -7,6 +7,7 @@ import hashlib
 import json
 import pickle
 import random
+import re
 import shutil
 import time
 import timeit
@@ -32,6 +33,7 @@ from raygpt.data.prepare import Account, PrepareOptions, PrepareProgress, prepar
 from raygpt.data.shards import load_manifest, verify
 from raygpt.data.tokenizer import load_tokenizer
 from raygpt.errors import UserError
+from raygpt.jobs.prepare import input_lines, rows_line
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -468,8 +470,7 @@ def write_one(text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("text", "changes", "says"),
     [
-        ('{"text": "one"}\n', {"val_fraction": 0.001}, "prepare.val_fraction.*prepare.val_split=tail"),
-        ('{"text": "one"}\n', {"val_fraction": 0.999}, "All of the 1 documents.*prepare.val_fraction"),
+        ('{"text": "one"}\n', {"val_fraction": 0.999}, "All of the ends of the 1 documents.*prepare.val_fraction"),
         ('{"text": " "}\n' * 3, {}, r"no document with text in .*a.jsonl \(rows read: 3, empty ones: 3\)"),
         ("", {}, "no document with text"),
         ('{"text": "one"}\n', {"text_column": "body"}, "no 'body'.*prepare.text_column"),
@@ -509,6 +510,21 @@ def test_what_cannot_be_prepared_is_said_and_can_be_mended_in_place(
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "out/train/manifest.json").exists()
     assert not (tmp_path / "out/.prepare").exists()
+
+
+def test_the_end_of_few_documents_is_held_out_where_none_can_be_whole(tmp_path: Path) -> None:
+    """One text file just works, and its result is found again under the options as they were typed."""
+    text = "".join(f"sentence {n}. " for n in range(200))
+    (tmp_path / "a.txt").write_text(text)
+    result = prepare(options(tmp_path / "a.txt", tmp_path / "out", val_fraction=0.05))
+    assert result.val_split == "tail" and (result.documents, result.train_documents, result.val_documents) == (1, 1, 1)
+    sides = [split_documents(str(tmp_path / "out" / side)) for side in ("train", "val")]
+    assert "".join(sides[0] + sides[1]) == text and len(sides[1][0]) == pytest.approx(0.05 * len(text), abs=1)
+    again = prepare(options(tmp_path / "a.txt", tmp_path / "out", val_fraction=0.05))
+    assert again.reused and again.val_split == "tail"
+    assert rows_line(again) == "Rows: 1 read = 1 with their ends held out + 0 empty"
+    table = "\n".join(input_lines(again))
+    assert re.search(r"files read +1\n", table) and re.search(r"tokens +\d", table)
 
 
 def test_the_first_bad_place_in_corpus_order_is_the_one_named(corpus: Path, tmp_path: Path) -> None:

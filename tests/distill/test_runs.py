@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raygpt import storage
 from raygpt.config import Config
 from raygpt.config.settings import load_config
 from raygpt.data.tokenizer import byte_tokenizer
@@ -100,3 +101,24 @@ def test_a_run_that_goes_on_is_equal_to_the_bit_and_refuses_another_loss(
     # the same settings, read by a job that knows no teacher
     with pytest.raises(UserError, match="learned by distillation until step .* go on with `raygpt distill`"):
         check_objective(resolve(settings(folder, tmp_path, **options)), None)
+
+
+def test_a_run_keeps_the_teacher_it_began_with_though_that_trains_on(
+    gloo: GlooPool, folder: Path, tmp_path: Path
+) -> None:
+    """distill.teacher names a run: its newest checkpoint when the student began, not the newest of the day."""
+    teacher = {"run__name": "t", "train__checkpoint_every": "2", "model__n_embd": "24", "distill__teacher": "none"}
+    teach = settings(folder, tmp_path, **teacher, distill__mode="sequence", train__max_steps="2")
+    gloo.run_training(teach, resolve(teach), "raygpt pretrain …", Screen(), None, None, None)
+    options = {"distill__teacher": str(tmp_path / "t"), "train__checkpoint_every": "3"}
+    student = settings(folder, tmp_path, **options, train__max_steps="6")
+    train(gloo, student)
+    forget_after(tmp_path / "r", 3)
+    longer = settings(folder, tmp_path, **teacher, distill__mode="sequence", train__max_steps="4")
+    gloo.run_training(longer, resolve(longer), "raygpt pretrain …", Screen(), None, None, None)
+    job = resolve(student)
+    make = distillation(student, job)[0]
+    assert make.teacher is not None and make.teacher.uri.endswith("t/checkpoints/step_00000002")
+    storage.delete(storage.locate(make.teacher.uri))
+    with pytest.raises(UserError, match="learned from .*step_00000002, which is gone"):
+        distillation(student, job)

@@ -111,11 +111,17 @@ def test_an_arm_costs_what_its_runs_and_its_text_cost(home: Path) -> None:
     assert took["student"].generation is not None and took["student"].generation.answer_tokens == 12_345
     assert took["student"].whole_usd == 3.25
     assert took["alone"].whole_usd is None  # no price was known
-    # a teacher's passes are no part of these
+    # stored states do not say what the teacher's passes took; of one beside the student they count
     logits = replace(student, saved={**student.saved, "distill": {"mode": "logits"}})
-    assert spent(logits, open_subject(student.uri, use_gpu=False)).flops is None
+    opened = open_subject(student.uri, use_gpu=False)
+    assert opened.state is not None and spent(logits, opened).flops is None
     shape = GPTConfig(vocab_size=257, seq_len=16, n_layer=1, n_head=2, n_embd=8)
     assert took["student"].flops == 1_500 * shape.flops_per_token(8)
+    beside = replace(opened, state=replace(opened.state, teacher=base.uri))
+    assert spent(logits, beside).flops == 1_500 * shape.flops_per_token(8) + 500 * shape.flops_per_token(8) / 3
+    # what it was trained on from took something as well, whatever that was
+    lost = replace(student, saved={**student.saved, "model": {"init_from": str(home / "deleted")}})
+    assert spent(lost, opened) == replace(took["student"], tokens=None, flops=None, usd=None)
     # 1,500 and 1,501 tokens are as many; in rows of another length they are not as much compute
     alike = as_much_as(took)
     assert alike["student"]["tokens"] == ["alone"] and alike["base"]["tokens"] == []

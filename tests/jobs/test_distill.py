@@ -179,3 +179,15 @@ def test_states_are_not_written_over_a_training_run(
     assert main(words) == 2
     assert "is a training run: give the writing of distill.store another run.name" in capsys.readouterr().err
     assert before is None or (finished.folder / "summary.json").read_bytes() == before
+
+
+def test_a_teacher_that_is_not_there_is_named_before_raw_text_is_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("some text\n" * 50)
+    text, runs = f"--data.train={tmp_path / 'text.txt'}", f"--run.storage={tmp_path / 'runs'}"
+    words = ["distill", "--distill.mode=logits", "--train.max_steps=9", text, runs]
+    assert main([*words, f"--distill.teacher={tmp_path / 'nobody'}"]) == 2
+    printed = capsys.readouterr()
+    assert "distill.teacher" in printed.err and "nobody is not a folder" in printed.err and "repar" not in printed.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt"]
