@@ -6,13 +6,14 @@ import importlib
 import json
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from raygpt import __version__, terminal
 from raygpt.config import Config
 from raygpt.config.job import Call, whole_tree
 from raygpt.config.places import with_absolute_paths
 from raygpt.config.settings import dump, known_keys, load_config
+from raygpt.config.words import parse, split_rest
 from raygpt.errors import UserError
 from raygpt.jobs import find_jobs
 
@@ -46,7 +47,14 @@ def _run(name: str, words: list[str]) -> int:
 
         close = difflib.get_close_matches(name, jobs, n=1)
         raise UserError(f"{name!r} is no job{f': did you mean {close[0]}?' if close else ''} (jobs: {', '.join(jobs)})")
-    file, options, flags = parse(words, ("print_config", "help", *job.flags), dict(job.aliases), job.lists, job.words)
+    known = ("print_config", "help", *job.flags)
+    passed: list[str] = []
+    command = shlex.join(["raygpt", name, *words])
+    if job.rest is not None:
+        words, passed = split_rest(words, known, tuple(job.own))
+    file, options, flags = parse(words, known, dict(job.aliases), job.lists, job.words)
+    if job.rest is not None and passed:
+        options[job.rest] = json.dumps(passed, ensure_ascii=False)
     if "help" in flags:
         print(job_help(name))
         return 0
@@ -63,58 +71,8 @@ def _run(name: str, words: list[str]) -> int:
         print(dump(config), end="")
         return 0
     config = with_absolute_paths(config)
-    command = shlex.join(["raygpt", name, *words])
     run: Callable[[Config, Call], int] = importlib.import_module(f"raygpt.jobs.{name}").run
     return run(config, Call(frozenset(flags), command))
-
-
-def parse(
-    words: Sequence[str],
-    flags: Sequence[str],
-    aliases: Mapping[str, str] | None = None,
-    lists: Sequence[str] = (),
-    plain: str | None = None,
-) -> tuple[str | None, dict[str, str], set[str]]:
-    """(--config file, {dotted key: text}, flags given) from `--key=value`, `--key value` and `--flag`.
-
-    A name that is a flag and an alias takes a value where one follows, an alias in `lists` all words that do. Words
-    without an option before them are the list at the dotted key `plain`; without one they are refused.
-    """
-    file, options, given = None, {}, set()
-    rest, bare = list(words), []
-    while rest:
-        word = rest.pop(0)
-        if word in ("-h", "--help"):
-            given.add("help")
-            continue
-        if not word.startswith("--"):
-            if plain is not None:
-                bare.append(word)
-                continue
-            raise UserError(f"{word!r} is no option: settings are written --section.key=value.")
-        key, equals, value = word[2:].partition("=")
-        name = key.replace("-", "_")
-        target = (aliases or {}).get(name)
-        if name in flags:
-            given.add(name)
-            if not equals and (target is None or not rest or rest[0].startswith("--")):
-                continue
-        if not equals:
-            if not rest:
-                raise UserError(f"--{key} needs a value: write --{key}=value.")
-            value = rest.pop(0)
-            if name in lists:
-                many = [value]
-                while rest and not rest[0].startswith("--"):
-                    many.append(rest.pop(0))
-                value = json.dumps(many)  # as a file would have it
-        if key == "config":
-            file = value
-        else:
-            options[target or key] = value
-    if bare and plain is not None:
-        options[plain] = json.dumps(bare)
-    return file, options, given
 
 
 def job_help(name: str) -> str:
@@ -125,7 +83,8 @@ def job_help(name: str) -> str:
         f"raygpt {name}: {job.summary}.",
         "",
         f"usage: raygpt {name} {_plain_words(job.words)}[--config FILE] [--section.key=value ...] [--print_config]"
-        + "".join(f" [--{flag}]" for flag in job.flags),
+        + "".join(f" [--{flag}]" for flag in job.flags)
+        + (f" {job.rest.rpartition('.')[2].upper()} [its options ...]" if job.rest else ""),
         "",
         "Settings come from defaults, the file, RAYGPT_SECTION__KEY variables and the command line; later ones win.",
     ]

@@ -23,8 +23,9 @@ class Job:
     for it is named in a warning. `config` is the file it takes without --config; `base` is a file below the user's own:
     settings that only this job starts from. `aliases` are short options, (option, dotted key); those in `lists` take
     all words up to the next option; `words` is the dotted key of a list that takes the words without an option before
-    them. `checks` find what is missing or does not go together for this job. `own` are sections that this job brings
-    along: {name: class}, whose docstring is the sentence in the help. `place` orders `raygpt --help`.
+    them; `rest` that of a list that takes another command, from the first such word on. `checks` find what is missing
+    or does not go together for this job. `own` are sections that this job brings along: {name: class}, whose docstring
+    is the sentence in the help. `place` orders `raygpt --help`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Job:
     aliases: tuple[tuple[str, str], ...] = ()
     lists: tuple[str, ...] = ()
     words: str | None = None
+    rest: str | None = None
     checks: tuple[Check, ...] = ()
     own: Mapping[str, type[Section]] = field(default_factory=dict)
     place: int = 1000

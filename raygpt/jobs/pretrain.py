@@ -39,9 +39,11 @@ def run(config: Config, call: Call, *, real: RealText | None = None, objective: 
     if "dry_run" in call.flags:
         return dry_run(config, real=real, objective=objective)
     from raygpt.capacity.from_config import check_fit
+    from raygpt.cluster import phases
     from raygpt.cluster.connect import connect
     from raygpt.train.trainer import run_training
 
+    launch = phases.Launch.of_this_process()
     check_places(config)
     # mistakes come out before a cluster is started
     raw = raw_preparation(config) is not None or is_raw(config, real)
@@ -51,6 +53,7 @@ def run(config: Config, call: Call, *, real: RealText | None = None, objective: 
         check_before_data(config)
     cpus = config.scale.worker_range[0] * config.scale.cpus_per_worker
     print(connect(config.scale, workers_cpus=cpus), flush=True)
+    launch.mark(phases.CONNECT)
     if job is None:
         config = with_prepared_data(config)
         job = resolve(config, with_prepared_text(config, real))
@@ -59,7 +62,9 @@ def run(config: Config, call: Call, *, real: RealText | None = None, objective: 
     check_objective(job, make)
     report = check_fit(config, job.model, job.run, teacher=beside) if job.done_steps < job.plan.total_steps else None
     rows = report.micro_batch_size if report is not None else None
-    return run_training(config, job, call.command, planned_rows=rows, objective=make).exit_status
+    launch.mark(phases.DATA)
+    done = run_training(config, job, call.command, planned_rows=rows, objective=make, launch=launch)
+    return done.exit_status
 
 
 def check_objective(job: Resolved, objective: MakeObjective | None) -> None:

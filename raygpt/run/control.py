@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raygpt.run.attribution import WARNING
 from raygpt.run.stop import DISPLACED, StopToken
 
 
@@ -58,12 +59,24 @@ class Mailbox:
 
     def __init__(self, control: Any) -> None:
         self._control = control
+        self._heard: set[str] = set()
 
     def take(self) -> list[tuple[str, Any]]:
         try:
-            return ray.get(self._control.take.remote(), timeout=30)
+            events = ray.get(self._control.take.remote(), timeout=30)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
             return []
+        return [told for event in events if (told := self._once(event)) is not None]
+
+    def _once(self, event: tuple[str, Any]) -> tuple[str, Any] | None:
+        """A worker's warning as a note, None where another has said the same."""
+        if event[0] != WARNING:
+            return event
+        who, text = event[1]
+        if text in self._heard:
+            return None
+        self._heard.add(text)
+        return "note", f"{who} {text}"
 
     def request_stop(self) -> None:
         self._control.request_stop.remote()
@@ -75,10 +88,11 @@ class Mailbox:
 
 
 class ControlLink:
-    """Rank 0's end of the wire."""
+    """Rank 0's end of the wire. `who` stands before its notes, where it is not plain whose they are."""
 
-    def __init__(self, control: Any) -> None:
+    def __init__(self, control: Any, who: str = "") -> None:
         self._control = control
+        self._who = f"{who} " if who else ""
         self._events: list[tuple[str, Any]] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -88,10 +102,10 @@ class ControlLink:
         self._thread.start()
 
     def send(self, kind: str, value: Any) -> None:
-        """Queue an event: start, record or end with a dict, note or refused with a sentence."""
+        """Queue an event: start, record or end with a dict, note or refused with text, first_step with seconds."""
         self.started = self.started or kind == "start"
         with self._lock:
-            self._events.append((kind, value))
+            self._events.append((kind, f"{self._who}{value}" if kind == "note" else value))
 
     def stop_requested(self) -> bool:
         return self._stop

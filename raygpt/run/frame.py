@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 import yaml
 
 from raygpt import storage
+from raygpt.cluster.phases import Launch
 from raygpt.config import Config
 from raygpt.config.fixed import Kind, changed_fixed
 from raygpt.config.settings import dump
@@ -57,7 +59,7 @@ class Outcome:
 @dataclass
 class Run:
     """What a job has while it runs. `again` is the command that goes on with it; `say` prints a line of its own, and a
-    work with a live bar puts its own printer there."""
+    work with a live bar puts its own printer there; `launch` are the phases up to the first step."""
 
     folder: Location
     config: Config
@@ -66,6 +68,7 @@ class Run:
     again: str
     stream: TextIO
     say: Callable[[str], None]
+    launch: Launch = field(default_factory=lambda: Launch(time.time()))
 
     def cost_usd(self) -> float | None:
         """What the run has cost so far, None without a price."""
@@ -134,7 +137,8 @@ def run_job(
     """
     stream, token = stream or sys.stdout, stop or StopToken()
     folder = run_location(config)
-    lock = RunLock(folder, on_lost=lambda: token.request(DISPLACED))
+    program, _, rest = again.partition(" ")
+    lock = RunLock(folder, lambda: token.request(DISPLACED), rest.split(" ")[0] if program == "raygpt" else "")
     lock.acquire()
     run = Run(folder, config, lock, token, again, stream, lambda text: print(text, file=stream, flush=True))
     ended = FAILED

@@ -35,7 +35,8 @@ LOST_SECONDS = 45.0  # another machine's run that has not been heard of for this
 class Attempt:
     """One start of the run. Times are seconds since 1970 UTC; `outcome` is None while it runs or after a kill.
 
-    `starts` counts how often workers were started in it: 1 without a loss, 0 before the first.
+    `starts` counts how often workers were started in it: 1 without a loss, 0 before the first. `job` is what
+    `raygpt <job>` was.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Attempt:
     last_seen: float
     outcome: str | None = None
     starts: int = 1
+    job: str = ""
 
     @property
     def is_live(self) -> bool:
@@ -67,9 +69,17 @@ class Attempt:
 def read_attempts(run: Location) -> list[Attempt]:
     """Attempts so far, oldest first."""
     try:
-        return [_attempt(item) for item in json.loads(storage.read_text(run / ATTEMPTS))]
-    except (FileNotFoundError, ValueError, TypeError):
+        return parse_attempts(storage.read_text(run / ATTEMPTS))
+    except (FileNotFoundError, ValueError):
         return []
+
+
+def parse_attempts(text: str) -> list[Attempt]:
+    """What attempts.json holds. Raises ValueError where it is torn or something else."""
+    try:
+        return [_attempt(item) for item in json.loads(text)]
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"no list of attempts: {error}") from error
 
 
 def _attempt(item: dict) -> Attempt:
@@ -84,14 +94,16 @@ def is_held(run: Location) -> bool:
 class RunLock:
     """Holds a run folder for this process from `acquire` to `release`.
 
-    `on_lost` is called once, from a thread, when another driver has taken the run over in spite of it.
+    `on_lost` is called once, from a thread, when another driver has taken the run over in spite of it; `job` is noted
+    in the history.
     """
 
-    def __init__(self, run: Location, on_lost: Callable[[], None] | None = None) -> None:
+    def __init__(self, run: Location, on_lost: Callable[[], None] | None = None, job: str = "") -> None:
         self.run = run
         self.attempts = read_attempts(run)
         self.displaced_by: str | None = None
         self._on_lost = on_lost
+        self._job = job
         self._mine: Attempt | None = None
         self._claim: Claim | None = None
         self._ended = threading.Event()
@@ -128,7 +140,14 @@ class RunLock:
             self._refuse(attempt)
         now = time.time()
         mine = Attempt(
-            uuid.uuid4().hex, socket.gethostname(), os.getpid(), psutil.Process().create_time(), now, now, starts=0
+            uuid.uuid4().hex,
+            socket.gethostname(),
+            os.getpid(),
+            psutil.Process().create_time(),
+            now,
+            now,
+            starts=0,
+            job=self._job,
         )
         self._claim = claim_file(self.run / LOCK)
         tries = 0

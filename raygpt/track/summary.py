@@ -26,6 +26,7 @@ SUMMARY: dict[str, str] = {
     "tokens_lost": "training tokens that no step saw because of a restart",
     "tokens_repeated": "training tokens that two steps saw because of a restart",
     "cost_usd": "US dollars at track.price_per_hour",
+    "launch_seconds": "seconds of the last start, from the submission or the command to the first step",
     "data_wait_fraction": "share of step time spent waiting for data",
     "kd_loss": "last divergence from the teacher times its temperature squared, nats per token",
     "ce_loss": "last cross-entropy of the next token beside it, nats per token",

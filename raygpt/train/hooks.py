@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class RunHooks:
         self.abandoned = threading.Event()  # training failed: no part of another rank is waited for
         self.attempt = attempt
         self.best_step = state.best_step
+        self._began, self._steps = time.monotonic(), 0  # for the table of the launch
         self.trackers: Trackers | None = None
         if link is not None:
             self.trackers = Trackers(
@@ -73,6 +75,10 @@ class RunHooks:
 
     def stop_requested(self) -> bool:
         self.recorded.set()  # asked in the next step: the one before had no record, or it was logged
+        if self.link is not None:
+            self._steps += 1
+            if self._steps == 2:
+                self.link.send("first_step", time.monotonic() - self._began)
         return node_is_leaving() or (self.link is not None and self.link.stop_requested())
 
     def save(self, state: RunState, rank_state: dict) -> None:

@@ -16,7 +16,9 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from raygpt import storage
-from raygpt.cluster.connect import train_environment, wants_gpu
+from raygpt.cluster import phases
+from raygpt.cluster.connect import is_own, train_environment, wants_gpu
+from raygpt.cluster.phases import Launch
 from raygpt.config import Config
 from raygpt.data.mixture import Mixture
 from raygpt.data.service import start_service
@@ -49,19 +51,21 @@ def run_training(
     planned_rows: int | None = None,
     stop: StopToken | None = None,
     objective: MakeObjective | None = None,
+    launch: Launch | None = None,
 ) -> Outcome:
     """Train the resolved job on the connected cluster until it ends or is asked to stop.
 
     `again` is the command that goes on with the run, for the closing words; `planned_rows` is the micro-batch that the
     memory plan found, for strategies that cannot try it out; `stop` ends it from elsewhere in this process. `objective`
-    makes each worker's own; without it they model language. Raises
-    UserError for what the user can mend, and the worker's own error when training failed for good.
+    makes each worker's own; without it they model language. `launch` has what came before. Raises UserError for what
+    the user can mend, and the worker's own error when training failed for good.
     """
     stream = stream or sys.stdout
 
     def work(run: Run) -> Outcome:
         progress = Progress(job.plan.total_steps, stream)
         run.say = progress.note
+        run.launch = launch or run.launch
         try:
             return _work(run, job, progress, planned_rows, objective)
         finally:
@@ -145,11 +149,11 @@ def _train(
     with preemption_watch(run, control):
         while thread.is_alive():
             thread.join(pause(time.monotonic() - began))
-            end = _show(mailbox.take(), progress, run.lock, export) or end
+            end = _show(mailbox.take(), progress, run, export) or end
             if export is not None:
                 export.repeat()
             run.check_held()
-    end = _show(mailbox.take(), progress, run.lock, export) or end
+    end = _show(mailbox.take(), progress, run, export) or end
     del service  # the driver's: it served restarted workers as well
     if failure:
         raise _cause(failure[0])
@@ -225,7 +229,7 @@ def _trainer(
 
 
 def _show(
-    events: list[tuple[str, Any]], progress: Progress, lock: RunLock, export: MetricsExport | None = None
+    events: list[tuple[str, Any]], progress: Progress, run: Run, export: MetricsExport | None = None
 ) -> dict[str, Any] | None:
     end = None
     for kind, value in events:
@@ -236,9 +240,10 @@ def _show(
         elif kind == "note":
             progress.note(value)
         elif kind == "start":
-            lock.workers_started()
+            run.lock.workers_started()
+            run.launch.mark(phases.WORKERS)
             if export is not None:
-                export.set("train_restarts", lock.restarts)
+                export.set("train_restarts", run.lock.restarts)
             if value["resumed"]:
                 progress.note(f"Going on from step {value['step']}: {value['resumed']}")
             progress.note(
@@ -246,6 +251,9 @@ def _show(
                 f"{value['precision']}, micro-batch {value['micro_batch_size']} rows x {value['grad_accum_steps']} "
                 "accumulation steps"
             )
+        elif kind == "first_step":
+            run.launch.add(phases.FIRST_STEP, value)
+            _launched(run)
         elif kind == "end":
             end = value
             if export is not None and value["outcome"] == "diverged":
@@ -253,6 +261,21 @@ def _show(
         elif kind == "refused":
             raise UserError(value)
     return end
+
+
+def _launched(run: Run) -> None:
+    """Keep what the phases of the launch took; on a cluster that was joined they are shown."""
+    if run.launch.closed:
+        return
+    run.launch.close()
+    cluster = None if is_own() else phases.read_cluster()
+    if not is_own():
+        run.say(phases.table(run.launch, cluster))
+    try:
+        text = json.dumps(phases.record(run.launch, cluster), indent=1) + "\n"
+        storage.write_text(run.folder / phases.LAUNCH, text)
+    except (UserError, OSError) as error:
+        run.say(f"{phases.LAUNCH} was not written: {error}")
 
 
 def _missing_summary(run: Run, job: Resolved) -> dict[str, Any]:
@@ -279,6 +302,7 @@ def _summary(run: Run, job: Resolved, end: dict[str, Any], outcome: str) -> dict
         val_tokens=job.val_tokens if state["val_loss"] is not None else None,
         data_wait_fraction=state["wait_seconds"] / max(state["train_seconds"], 1e-9),
         cost_usd=run.cost_usd(),
+        launch_seconds=run.launch.seconds if run.launch.closed else None,
     )
 
 

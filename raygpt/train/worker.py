@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -33,6 +35,7 @@ from raygpt.parallel.distributed import World
 from raygpt.parallel.rng import rank_seed, restore_rng
 from raygpt.parallel.saving import new_attempt
 from raygpt.parallel.shared import check_shared
+from raygpt.run.attribution import Voice, speaker
 from raygpt.run.control import ControlLink
 from raygpt.storage import Location, locate
 from raygpt.track.cost import Cost
@@ -83,9 +86,12 @@ def train_worker(assignment: Assignment) -> None:
     if is_tight(config.train.strategy, config.train.activation_checkpointing):
         return_freed_memory()
     world = World.join(device)
-    link = ControlLink(assignment.control) if world.rank == 0 else None
+    spread = len(set(world.gather(socket.gethostname()))) > 1
+    who = speaker(config.run.name, world.rank) if spread else ""
+    link = ControlLink(assignment.control, who) if world.rank == 0 else None
     try:
-        _train(assignment, config, world, link)
+        with Voice(assignment.control, who) if spread else contextlib.nullcontext():
+            _train(assignment, config, world, link)
     except UserError as error:
         # before the first step a restart would only meet the same mistake again
         if link is None or link.started:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -36,7 +38,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A Ray head of its own: other clusters of this machine are left alone."""
     temp = Path("/tmp") / f"rj{os.getpid()}"  # short: sockets live below it
     dashboard = free_port()
-    env = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""}
+    # with a token, as the clusters of cluster/ have it
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_ADDRESS": ""}
     del env["RAY_ADDRESS"]
     process = subprocess.Popen(
         [RAY, "start", "--head", f"--port={free_port()}", f"--dashboard-port={dashboard}", f"--temp-dir={temp}"]
@@ -78,7 +81,7 @@ def status(head: dict[str, str], identifier: str) -> str:
     return done.stdout + done.stderr
 
 
-def wait(head: dict[str, str], identifier: str, text: str, of: str = "logs", timeout: float = 120) -> str:
+def wait(head: dict[str, str], identifier: str, text: str, of: str = "logs", timeout: float = 300) -> str:
     end = time.monotonic() + timeout
     while True:
         output = logs(head, identifier) if of == "logs" else status(head, identifier)
@@ -105,11 +108,41 @@ def options(storage: Path, name: str, steps: int) -> list[str]:
     ]
 
 
-def test_a_submitted_job_trains_and_finishes(head: dict[str, str], tmp_path: Path) -> None:
-    submit(head, "whole", *options(tmp_path, "whole", 12))
-    output = wait(head, "whole", "Finished 12 steps")
-    assert "Ray cluster at" in output and "step 12/12 100%" in output
-    wait(head, "whole", "succeeded", "status")
+def raygpt_submit(head: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
+    """`raygpt submit` of this checkout, as on a laptop: its arguments, then the job's."""
+    command = [sys.executable, "-m", "raygpt.cli", "submit", f"--submit.python={sys.executable}", *words]
+    address = f"--submit.address={head['RAY_API_SERVER_ADDRESS']}"
+    env = {**head, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*command[:4], address, *command[4:]], env=env, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_submitted_job_trains_finishes_and_may_be_submitted_again(head: dict[str, str], tmp_path: Path) -> None:
+    done = raygpt_submit(head, "pretrain", *options(tmp_path, "whole", 12))
+    output = done.stdout
+    assert done.returncode == 0, output + done.stderr
+    assert " --submission-id pretrain-whole-1 " in output and "Ray cluster at" in output
+    steps = [line.split()[1] for line in output.splitlines() if line.startswith("step ")]
+    assert steps == [f"{step}/12" for step in range(1, 13)] and "Finished 12 steps" in output
+    assert "\r" not in output and " INFO " not in output + done.stderr and "core_worker" not in output
+    assert head["RAY_AUTH_TOKEN"] not in output + done.stderr
+    launch = json.loads((tmp_path / "whole" / "launch.json").read_text())
+    named = ["submit", "start", "connect", "data", "workers", "first step"]
+    assert [phase["name"] for phase in launch["phases"]] == named and all(f"  {name}  " in output for name in named)
+    summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert summary["launch_seconds"] == pytest.approx(launch["seconds"], abs=0.01)
+    # the same again goes on where the run is; a shorter run than there is data for is the job's own mistake
+    words = options(tmp_path, "whole", 12)
+    again = raygpt_submit(head, "--submit.wait=false", "pretrain", *words)
+    assert again.returncode == 0 and "Submitted pretrain-whole-2." in again.stdout
+    assert "is complete at step 12" in wait(head, "pretrain-whole-2", "is complete at step 12")
+    wrong = raygpt_submit(head, "pretrain", *words, "--data.train=/nowhere/at/all.jsonl")
+    assert (
+        wrong.returncode == 2 and "raygpt: " in wrong.stdout and "pretrain-whole-3 ended with status 2" in wrong.stdout
+    )
+    for token, says in (("x" * 64, "refuses this token"), (None, "asks for a token: set RAY_AUTH_MODE=token")):
+        mode = {"RAY_AUTH_TOKEN": token} if token else {"RAY_AUTH_MODE": "disabled"}
+        refused = raygpt_submit({**head, **mode}, "pretrain", *words)
+        assert refused.returncode == 2 and says in refused.stderr and refused.stderr.count("\n") == 1
 
 
 def test_ray_job_stop_saves_a_checkpoint_and_says_how_to_go_on(head: dict[str, str], tmp_path: Path) -> None:

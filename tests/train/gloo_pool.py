@@ -70,7 +70,7 @@ class GlooPool:
                 while event[0] != "done":
                     event = pickle.load(self.process.stdout)
                 raise RuntimeError(failure)
-            end = trainer._show([event], progress, run.lock) or end
+            end = trainer._show([event], progress, run) or end
         assert end, "training ended without saying how"
         return end
 
@@ -152,7 +152,7 @@ def rank_main(
 
     ray_train.report = report
     ray_train.torch.get_device = lambda: torch.device("cpu")
-    worker.ControlLink = lambda _: Wire(events, wish)
+    worker.ControlLink = lambda *_: Wire(events, wish)
     worker.train_worker(assignment)
     for thread in stores:
         thread.join()

@@ -115,3 +115,12 @@ def test_a_checkpoint_whose_records_could_not_be_kept_does_not_count(hooks: RunH
     with pytest.raises(UserError, match="cannot be reached"):
         hooks._commit(target, 5)
     assert steps(hooks) == []
+
+
+def test_the_driver_hears_once_how_long_the_first_step_took(hooks: RunHooks) -> None:
+    for _ in range(4):
+        hooks.stop_requested()
+        time.sleep(0.01)
+    told = [value for kind, value in hooks.link.sent if kind == "first_step"]  # type: ignore[union-attr]
+    assert len(told) == 1 and 0.01 <= told[0] < 60
+    hooks.finish()
