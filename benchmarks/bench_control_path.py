@@ -6,7 +6,7 @@ The code is the real one, the nodes are simulated: 8 workers each, 100,000 shard
 benchmarks/control_path.json and the part "Nodes" of benchmarks/scaling.md. Every row is the best of three. The exponent
 is that of nodes^x between 100 and 1,000 nodes: 1 is linear, 0 does not depend on the number of nodes.
 
-environment     the nodes' lists of 200 packages come in pickled and are compared: all equal, and each with another torch
+environment     the nodes' lists of 200 packages come in pickled and are compared: all equal, and all different
 bill            one look of a run's bill at the nodes, and its sum
 assignment      what every worker gets, pickled once by the driver, and unpickled by each worker
 placement       a worker finds who reads with it on its node, and the rows of a first block of its are worked out
