@@ -11,6 +11,7 @@ bill            one look of a run's bill at the nodes, and its sum
 assignment      what every worker gets, pickled once by the driver, and unpickled by each worker
 placement       a worker finds who reads with it on its node, and the rows of a first block of its are worked out
 mailbox         1,000 records from rank 0 to the driver: only one rank speaks, however many there are
+runs            `raygpt runs` over as many finished runs as there are nodes, in a local folder
 steps           (--steps 10000) a real run on Ray Data and one worker of this machine: open files and sockets of the
                 worker, the reader and the driver, and bytes in the object store, looked at 20 times
 """
@@ -30,6 +31,7 @@ import time
 import tracemalloc
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +160,37 @@ def measure_mailbox(nodes: int) -> dict[str, float]:
     return {"mailbox_1000_s": best(work)[0]}
 
 
-MEASURED = (measure_environment, measure_bill, measure_assignment, measure_placement, measure_mailbox)
+def measure_runs(nodes: int) -> dict[str, float]:
+    from raygpt.run.listing import list_runs, table
+
+    from raygpt import storage
+    from raygpt.config.settings import dump, load_config
+    from raygpt.run.lock import Attempt
+
+    settings = dump(load_config("pretrain", None, {"data.train": "x", "train.max_steps": "1000"}, {}))
+    attempts = json.dumps([asdict(Attempt("a", "host", 1, 0.0, 1e9, 2e9, "finished"))])
+    records = "".join(json.dumps({"step": step, "train_loss": 3.0, "time": 1e9}) + "\n" for step in range(1, 1001))
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(nodes):
+            run = Path(folder) / f"run-{number}"
+            run.mkdir()
+            (run / "config.yaml").write_text(settings)
+            (run / "attempts.json").write_text(attempts)
+            (run / "metrics.jsonl").write_text(records)
+        where = storage.locate(folder)
+        seconds, mb = best(lambda: table(list_runs(where), now=2e9))
+        assert {(run.state, run.step) for run in list_runs(where)} == {("finished", 1000)}
+    return {"runs_s": seconds, "runs_mb": mb}
+
+
+MEASURED = (
+    measure_environment,
+    measure_bill,
+    measure_assignment,
+    measure_placement,
+    measure_mailbox,
+    measure_runs,
+)
 ROWS = [
     ("environments of all nodes compared, equal, s", "environment_s", ".4f"),
     ("the same, each with another torch, s", "environment_differs_s", ".4f"),
@@ -171,6 +203,8 @@ ROWS = [
     ("who reads here, and a first block, ms (each worker)", "placement_each_ms", ".2f"),
     ("memory of that, MB", "placement_mb", ".2f"),
     ("1,000 records through the mailbox, s", "mailbox_1000_s", ".4f"),
+    ("as many runs listed, s", "runs_s", ".3f"),
+    ("memory of that, MB", "runs_mb", ".1f"),
 ]
 
 
