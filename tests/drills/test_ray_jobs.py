@@ -50,7 +50,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     )
     address = {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
     end = time.monotonic() + 60
-    while not _answers(address["RAY_API_SERVER_ADDRESS"]):
+    while not _answers(address):
         assert time.monotonic() < end, "the Ray head did not come up"
         time.sleep(0.2)
     yield address
@@ -63,11 +63,16 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     process.wait()
 
 
-def _answers(address: str) -> bool:
+def _answers(head: dict[str, str]) -> bool:
     try:
-        return httpx.get(f"{address}/api/jobs/", timeout=5).is_success
+        return httpx.get(f"{head['RAY_API_SERVER_ADDRESS']}/api/jobs/", headers=_token(head), timeout=5).is_success
     except httpx.HTTPError:
         return False
+
+
+def _token(head: dict[str, str]) -> dict[str, str]:
+    token = head.get("RAY_AUTH_TOKEN")
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def submit(head: dict[str, str], identifier: str, *words: str) -> None:
@@ -81,10 +86,10 @@ def about(head: dict[str, str], identifier: str, what: str) -> str:
     """The job's `logs` or `status`, from where the `ray job` commands have it, each of which takes two seconds of a
     core to start."""
     where = f"{head['RAY_API_SERVER_ADDRESS']}/api/jobs/{identifier}" + ("/logs" if what == "logs" else "")
-    return str(httpx.get(where, timeout=30).raise_for_status().json()[what])
+    return str(httpx.get(where, headers=_token(head), timeout=30).raise_for_status().json()[what])
 
 
-def wait(head: dict[str, str], identifier: str, text: str, of: str = "logs", timeout: float = 120) -> str:
+def wait(head: dict[str, str], identifier: str, text: str, of: str = "logs", timeout: float = 300) -> str:
     end = time.monotonic() + timeout
     while text not in (output := about(head, identifier, of)):
         assert time.monotonic() < end, output[-4000:]
