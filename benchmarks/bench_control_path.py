@@ -305,7 +305,7 @@ def page(report: dict[str, Any], before: str) -> str:
             "| step | open files of the driver | of the worker | of the reader | object store, MB |",
             "|---" * 5 + "|",
         ]
-        for sample in samples[:: max(1, len(samples) // 6)]:
+        for sample in [*samples[: -1 : max(1, len(samples) // 6)], samples[-1]]:
             figures = " | ".join(format(sample[kind], ".1f" if "mb" in kind else ".0f") for kind in kinds)
             lines.append(f"| {sample['step']:,} | {figures} |")
     lines.append("<!-- end of nodes -->")
