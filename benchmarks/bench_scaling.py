@@ -4,7 +4,7 @@
 
 The code is the real one. Shards are sparse local files of 100 MB; where only bytes written are counted (the journal),
 storage is a dictionary. Writes the JSON and, beside it, the table of scaling.md; what scaling.md holds between
-`<!-- order -->` and `<!-- end of order -->` is left as it is.
+`<!-- order -->` and `<!-- end of nodes -->` is left as it is: bench_ranks.py and bench_control_path.py write it.
 
 manifest        reading manifest.json; the layout made of it, pickled and unpickled; a reader opened by the layout
 reads           1,000 reads of 128 KiB in random shards, with the most memory maps and open files held after them
@@ -210,7 +210,7 @@ ROWS = [
     ("a commit's own time without storage, ms", "journal_commit_ms", ".3f"),
     ("journal files read by a resume", "journal_files_read_at_resume", ".0f"),
 ]
-ORDER = re.compile(r"<!-- order -->.*<!-- end of order -->", re.DOTALL)
+KEPT = re.compile(r"<!-- order -->.*<!-- end of (order|nodes) -->", re.DOTALL)
 
 
 def steepest(report: dict[str, Any]) -> str:
@@ -252,7 +252,7 @@ def page(report: dict[str, Any], before: str) -> str:
         "## Order",
         "",
     ]
-    kept = ORDER.search(before)
+    kept = KEPT.search(before)
     lines.append(kept[0] if kept else "<!-- order -->\n<!-- end of order -->")
     return "\n".join(lines) + "\n"
 

@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "bias": True,
     "loss_tokens": 0,  # tokens whose logits exist at a time under ddp, 0 for all
     "steps": 2,
+    "save": True,  # and a step after it
 }
 
 
@@ -182,11 +183,12 @@ def run(case: dict[str, Any], rank: int, meeting: str) -> dict[str, Any]:
         before = time.process_time()
         step(batch, 1e-4)
         cpu_seconds = time.process_time() - before
-    phases.begin("save")
-    save()
-    if case["steps"] > 1:
-        phases.begin("step after save")
-        step(batch, 1e-4)
+    if case["save"]:
+        phases.begin("save")
+        save()
+        if case["steps"] > 1:
+            phases.begin("step after save")
+            step(batch, 1e-4)
     phases.begin(None)
     parameters = sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
     return {

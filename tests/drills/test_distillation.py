@@ -23,10 +23,10 @@ COMMANDS = [
 ]
 SMALL = {
     "prepare": ["--prepare.max_documents=150", "--data.tokenizer=train:512"],
-    "pretrain": ["--train.epochs=none", "--train.max_steps=20", "--eval.batches=2"],
+    "pretrain": ["--train.epochs=none", "--train.max_steps=20", "--train.global_batch_tokens=1024", "--eval.batches=2"],
     "generate": [
-        "--generate.max_prompts=24",
-        "--generate.max_new_tokens=40",
+        "--generate.max_prompts=16",
+        "--generate.max_new_tokens=24",
         "--generate.min_characters=20",
         "--generate.filters=[]",
         "--generate.val_fraction=0.5",
@@ -34,7 +34,7 @@ SMALL = {
     "distill": ["--train.max_steps=6", "--train.global_batch_tokens=256", "--eval.batches=2"],
     "finetune": ["--train.max_steps=6", "--train.global_batch_tokens=256", "--eval.batches=2"],
     "evaluate": [
-        "--compare.documents=6",
+        "--compare.documents=4",
         "--compare.samples=1",
         "--compare.sample_tokens=8",
         "--compare.resamples=200",

@@ -16,6 +16,7 @@ from tests.drills.program import Program, raygpt
 from tests.track.traces import estimates, relative_error, trace_of
 
 PAPERS = ("arxiv_abstracts_21353.csv.gz", "acl_sections.csv.gz")
+STEPS, EVAL_EVERY = 60, 10  # of the run on papers
 COMMON = ["--train.global_batch_tokens=4096", "--optim.lr=1e-3", "--train.log_every=5", "--track.wandb=off"]
 
 
@@ -52,13 +53,14 @@ def papers(base: Path, shared_data: Path, tmp_path_factory: pytest.TempPathFacto
         f"--data.train={','.join(map(str, files))}",
         f"--run.storage={storage}",
         "--run.name=papers",
-        "--train.max_steps=120",
+        f"--train.max_steps={STEPS}",
         "--train.epochs=none",
-        "--eval.every=10",
-        "--eval.batches=4",
+        f"--eval.every={EVAL_EVERY}",
+        "--eval.batches=2",
         "--train.checkpoint_every=20",
         "--scale.num_workers=2",
         *COMMON,
+        "--train.log_every=2",
     )
     return storage, output
 
@@ -79,15 +81,15 @@ def test_28_131_papers_lower_the_perplexity_of_papers(base: Path, papers: tuple[
         "--tuned=papers",
         f"--run.storage={tmp_path}",
         f"--compare.general={shared_data / 'pretrain_text' / 'openwebtext_1k.parquet'}",
-        "--compare.documents=80",
-        "--compare.samples=2",
-        "--compare.sample_tokens=40",
+        "--compare.documents=40",
+        "--compare.samples=1",
+        "--compare.sample_tokens=16",
     )
     figures = json.loads((tmp_path / "papers" / "comparison" / "comparison.json").read_text())
     low, high = interval(figures, "domain")
     assert high < 0, (low, high)
     forgotten, _ = interval(figures, "general")
-    assert forgotten > -0.5 and figures["general"]["documents"] == 80  # measured, whatever it says
+    assert forgotten > -0.5 and figures["general"]["documents"] == 40  # measured, whatever it says
     assert (tmp_path / "papers" / "comparison" / "comparison.html").is_file()
     assert json.loads(page.strip().splitlines()[-1])
 
@@ -116,9 +118,9 @@ def test_plays_from_windows_csv_under_zero_3_go_on_after_a_kill(base: Path, shar
         f"--data.val={folder / 'validation.csv'}",
         f"--run.storage={tmp_path}",
         "--run.name=plays",
-        "--train.max_steps=80",
-        "--train.checkpoint_every=20",
-        "--eval.every=40",
+        "--train.max_steps=40",
+        "--train.checkpoint_every=10",
+        "--eval.every=20",
         "--train.strategy=zero3",
         "--train.offload=all",
         "--train.activation_checkpointing=true",
@@ -127,19 +129,19 @@ def test_plays_from_windows_csv_under_zero_3_go_on_after_a_kill(base: Path, shar
         *COMMON,
     ]
     program = Program(*words)
-    program.wait_for("step 30/80", timeout=300)
+    program.wait_for("step 15/40", timeout=300)
     program.kill()
     output = raygpt(*words)
-    assert "Going on from step 20" in output or "Going on from step 40" in output
+    assert "Going on from step 10" in output or "Going on from step 20" in output
     record = prepared(tmp_path)
     assert record["documents"] == rows_of(folder / "train.csv") + 1  # 41 plays, and the poem held out
     rows = metrics(tmp_path / "plays")
-    assert [row["step"] for row in rows if "train_loss" in row] == list(range(5, 81, 5))
+    assert [row["step"] for row in rows if "train_loss" in row] == list(range(5, 41, 5))
     losses = {row["step"]: row["val_loss"] for row in rows if "val_loss" in row}
-    assert losses[80] < losses[0] - 0.1
+    assert losses[40] < losses[0] - 0.1
     # one worker takes over the pieces of two
-    longer = [word.replace("=80", "=90").replace("num_workers=2", "num_workers=1") for word in words]
-    assert "Going on from step 80" in raygpt(*longer)
+    longer = [word.replace("max_steps=40", "max_steps=45").replace("num_workers=2", "num_workers=1") for word in words]
+    assert "Going on from step 40" in raygpt(*longer)
     last = [row["val_loss"] for row in metrics(tmp_path / "plays") if "val_loss" in row][-1]
     # put together from the pieces, and once more by way of the exported folder: the loss that training saw
     raygpt("export", "--run.name=plays", f"--run.storage={tmp_path}")
@@ -154,9 +156,11 @@ def test_the_eta_of_a_real_run_is_made_of_its_steps_evaluations_and_saves(papers
     """What the run said while it ran, beside an estimate from its records alone. That the estimate is right within
     5 % is checked on recorded runs (tests/track/test_eta.py): shared cores change their speed by more than that."""
     rows = metrics(papers[0] / "papers")
-    trace = trace_of(rows, total=120, eval_every=10, checkpoint_every=20)
+    trace = trace_of(rows, total=STEPS, eval_every=EVAL_EVERY, checkpoint_every=20)
     again = dict(estimates(trace))
-    said = {row["step"]: row["eta_seconds"] for row in rows if "eta_seconds" in row and 30 <= row["step"] < 120}
+    said = {
+        row["step"]: row["eta_seconds"] for row in rows if "eta_seconds" in row and STEPS // 4 <= row["step"] < STEPS
+    }
     assert len(said) >= 15
     for step, seconds in said.items():
         assert again[step] == pytest.approx(seconds, rel=0.02), step
@@ -169,7 +173,7 @@ def test_the_eta_is_right_after_a_tenth_of_the_run(
 ) -> None:
     """Evaluations and saves counted. What the machine's own speed did in the other nine tenths is taken out of the
     comparison: on shared cores it varies by more than the 5 % that are asked for."""
-    errors = [eta_error(papers[0] / "papers", total=120, eval_every=10)]
+    errors = [eta_error(papers[0] / "papers", total=STEPS, eval_every=EVAL_EVERY)]
     for attempt in range(2):
         if abs(errors[-1]) <= 0.05:
             break

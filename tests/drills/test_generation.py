@@ -58,7 +58,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
-def test_a_driver_killed_three_times_under_a_faulty_endpoint_pays_for_one_pass(tmp_path: Path) -> None:
+def test_a_driver_killed_twice_under_a_faulty_endpoint_pays_for_one_pass(tmp_path: Path) -> None:
     faulty, calm = tmp_path / "faulty", tmp_path / "calm"
     write(faulty, PROMPTS)
     write(calm, PROMPTS)
@@ -67,7 +67,7 @@ def test_a_driver_killed_three_times_under_a_faulty_endpoint_pays_for_one_pass(t
     asking = ["--teacher.engine=endpoint", "--generate.concurrency=8", "--generate.timeout_seconds=0.7"]
     with EndpointProcess(orders) as endpoint:
         arguments = words(faulty, *asking, f"--teacher.endpoints={endpoint.url}")
-        for share in (0.25, 0.5, 0.75):
+        for share in (0.35, 0.7):
             program = Program(*arguments)
             while endpoint.stats()["prompts"] < share * PROMPTS:
                 assert program.process is not None and program.process.poll() is None, program.output[-4000:]
@@ -77,7 +77,7 @@ def test_a_driver_killed_three_times_under_a_faulty_endpoint_pays_for_one_pass(t
         stats = endpoint.stats()
     print(json.dumps(stats))
     assert (said["prompts"], said["answered"], said["parked"], said["documents"]) == (PROMPTS, PROMPTS, 0, PROMPTS)
-    assert said["reused_answers"] >= 0.75 * PROMPTS - 8
+    assert said["reused_answers"] >= 0.7 * PROMPTS - 8
     assert set(stats["faults"]) == set(kinds) and sum(stats["faults"].values()) > 0.15 * stats["requests"]
     # what was under way at a kill is asked again; everything else was paid for once
     words_each = len(answer_to("x").split())

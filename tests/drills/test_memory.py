@@ -39,7 +39,7 @@ CASES = [
 def test_logits_in_pieces_take_what_the_plan_says_within_15_percent(monkeypatch: pytest.MonkeyPatch) -> None:
     # glibc keeps freed blocks of a piece's size, which no GPU's allocator does: here they go back
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))
-    case = {**DEFAULTS, "n_layer": 4, "n_embd": 256, "vocab_size": 20_000, "micro_batch_size": 8}
+    case = {**DEFAULTS, "n_layer": 4, "n_embd": 256, "vocab_size": 20_000, "micro_batch_size": 8, "save": False}
     model = GPTConfig(*(case[name] for name in ("vocab_size", "seq_len", "n_layer", "n_head", "n_embd")))
     setup = Setup(micro_batch_size=8, seq_len=case["seq_len"], gpu=False)
     peaks = {}
@@ -54,7 +54,7 @@ def test_logits_in_pieces_take_what_the_plan_says_within_15_percent(monkeypatch:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(value) for value in case.values()))
 def test_training_takes_what_the_plan_says_within_15_percent(case: dict) -> None:
-    case = {**DEFAULTS, "n_layer": 8, "n_embd": 768, "vocab_size": 2000, "micro_batch_size": 4, **case}
+    case = {**DEFAULTS, "n_layer": 8, "n_embd": 768, "vocab_size": 2000, "micro_batch_size": 2, "save": False, **case}
     results = probe(**case)
     measured = max(max(result["peaks"][name] for name in ("build", "first step", "step")) for result in results)
     model = GPTConfig(*(case[name] for name in ("vocab_size", "seq_len", "n_layer", "n_head", "n_embd")))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -48,19 +46,19 @@ def test_real_text_through_s3_survives_a_kill_and_becomes_a_hugging_face_model(
         "data.train": f"{bucket}/tokens/train",
         "scale.num_workers": 2,
         "optim.lr": 3e-3,
-        "optim.warmup_steps": 10,
-        "train.max_steps": 30,
-        "train.global_batch_tokens": 1024,
+        "optim.warmup_steps": 5,
+        "train.max_steps": 24,
+        "train.global_batch_tokens": 512,
         "train.log_every": 1,
-        "train.checkpoint_every": 10,
+        "train.checkpoint_every": 8,
         "train.log_batch_digest": "true",
-        "eval.every": 15,
-        "eval.batches": 4,
+        "eval.every": 12,
+        "eval.batches": 2,
         "track.wandb": "off",
     }
     raygpt("pretrain", *options({**run, "run.name": "whole"}))
     broken = Program("pretrain", *options(run))
-    broken.wait_for("step 15/30", 300)
+    broken.wait_for("step 12/24", 300)
     broken.kill()
     assert "Going on from step" in raygpt("pretrain", *options(run))
 
@@ -72,18 +70,14 @@ def test_real_text_through_s3_survives_a_kill_and_becomes_a_hugging_face_model(
 
     exported = tmp_path / "hf"
     raygpt("export", f"--model.init_from={bucket}/runs/real", f"--export.output={exported}")
-    code = (
-        "import sys, json; from transformers import pipeline;"
-        "p = pipeline('text-generation', model=sys.argv[1]);"
-        "print(json.dumps(p('The history of', max_new_tokens=5, do_sample=False)[0]['generated_text']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(exported)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]).startswith("The history of")
+    from transformers import pipeline
 
-    # an eighth of it: the large vocabulary makes every token dear on a CPU
+    written = pipeline("text-generation", model=str(exported))("The history of", max_new_tokens=5, do_sample=False)
+    assert written[0]["generated_text"].startswith("The history of")
+
+    # a small part of it: the large vocabulary makes every token dear on a CPU
     wikitext = tmp_path / "wikitext2.txt"
-    wikitext.write_bytes((shared_data / "pretrain_text" / "wikitext2" / "test.txt").read_bytes()[:150_000])
+    wikitext.write_bytes((shared_data / "pretrain_text" / "wikitext2" / "test.txt").read_bytes()[:40_000])
     losses = []
     for model in (f"{bucket}/runs/real", str(exported)):
         printed = raygpt("evaluate", f"--model.init_from={model}", f"--data.val={wikitext}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -13,7 +14,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ import psutil
 import pytest
 
 from raygpt.config.settings import load_config
-from tests.drills.program import Program
+from tests.conftest import save_byte_model
+from tests.drills.program import Program, raygpt
 from tests.serve.served import on_ray
 from tests.serve.test_protocol import likeliest
 from tests.serve.toy_engine import make
@@ -33,10 +35,10 @@ from tests.serve.toy_engine import make
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def processes(title: str) -> dict[int, psutil.Process]:
-    """Processes of this test's own cluster whose title begins so."""
+def processes(title: str, below: int | None = None) -> dict[int, psutil.Process]:
+    """Processes whose title begins so, of this test's own cluster or below another process."""
     found = {}
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process(below).children(recursive=True):
         try:
             if " ".join(process.cmdline()).startswith(title):
                 found[process.pid] = process
@@ -67,8 +69,9 @@ def until(true: Callable[[], Any], seconds: float) -> None:
 
 
 async def patient(session: aiohttp.ClientSession, url: str, body: dict[str, Any], met: Counter[int]) -> dict[str, Any]:
-    """The answer, asked for again after 429, 500 and 503 as the server says."""
-    while True:
+    """The answer, asked for again after 429, 500 and 503 as the server says, and later every time, as OpenAI's client
+    does: 2,000 clients who all come back within the second keep the proxy busy with refusals."""
+    for again in itertools.count():
         try:
             async with session.post(f"{url}/v1/completions", json={"model": "toy", **body}) as reply:
                 met[reply.status] += 1
@@ -79,7 +82,7 @@ async def patient(session: aiohttp.ClientSession, url: str, body: dict[str, Any]
         except aiohttp.ClientConnectionError:
             met[0] += 1
             after = 1
-        await asyncio.sleep(after * random.uniform(0.5, 1))  # not all at once again
+        await asyncio.sleep(after * min(2**again, 8) * random.uniform(0.5, 1))  # not all at once again
 
 
 def ask_all(url: str, prompts: list[str], tokens: int) -> tuple[list[str], Counter[int]]:
@@ -228,113 +231,50 @@ def crowd(seconds: float) -> None:
             connection.close()
 
 
-# --- a real teacher -----------------------------------------------------------------------------------------------
+# --- the command line ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def teacher(teacher_gguf: Path) -> Iterator[tuple[str, str]]:
-    """(base URL, name) of the teacher that is shipped, served by the command line in a terminal; Ctrl-C ends it, and
-    nothing is left of it."""
-    program = Program(
-        "serve",
-        "--config=jobs/configs/teacher-smollm2.yaml",
-        "--serve.port=0",
-        f"--teacher.model={teacher_gguf}",
-        terminal=True,
-    )
-    Program.started.remove(program)  # several tests use it: it is not swept up after the first
-    try:
-        program.wait_for("Try: curl", 180)
-    except AssertionError:
-        program.sweep_up()
-        raise
-    found = re.search(r"model (\S+) at (http://\S+)/v1", program.output)
-    assert found is not None
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder that takes no time to load: what is looked at here is how a server comes up and goes."""
+    return save_byte_model(tmp_path_factory.mktemp("model") / "tiny", seq_len=64, n_layer=1, n_head=2, n_embd=16)
+
+
+@pytest.mark.parametrize(
+    ("moment", "terminal"),
+    [
+        pytest.param("Ray cluster", False, id="sigterm-before-the-model-is-loaded"),
+        pytest.param("Try: curl", True, id="ctrl-c-in-a-terminal"),
+    ],
+)
+def test_a_server_that_is_asked_to_stop_leaves_nothing_running(model: str, moment: str, terminal: bool) -> None:
+    """A job's SIGTERM, a terminal's Ctrl-C, once it serves and before."""
+    words = ("serve", "--serve.port=0", "--teacher.use_gpu=false", f"--teacher.model={model}")
+    program = Program(*words, terminal=terminal)
+    program.wait_for(moment, 180)
+    if not terminal:  # Serve comes up, the replica is still to be made
+        until(lambda: processes("ray::ServeController", program.pid), 60)
     started = started_by(program)
-    yield found[2], found[1]
-    program.press_ctrl_c()
-    assert program.finish() == 0
+    if terminal:
+        found = re.search(r"model (\S+) at (http://\S+)/v1", program.output)
+        assert found is not None
+        client = openai.OpenAI(base_url=f"{found[2]}/v1", api_key="none")
+        assert client.completions.create(model=found[1], prompt="hi", max_tokens=5).choices[0].finish_reason
+        program.press_ctrl_c()
+    else:
+        program.signal(signal.SIGTERM)
+    assert program.finish(60) == 0, program.output
     assert "Stopped: nothing is left running." in program.output and "Traceback" not in program.output
     _, alive = psutil.wait_procs(started, timeout=30)
     assert not alive, [process.pid for process in alive]
 
 
-def test_the_harness_scores_as_the_model_itself(teacher: tuple[str, str], teacher_gguf: Path, tmp_path: Path) -> None:
-    import torch
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    url, name = teacher
-    tokenizer = AutoTokenizer.from_pretrained(teacher_gguf.parent, gguf_file=teacher_gguf.name)
-    tokenizer.save_pretrained(tmp_path)
-    harness = LocalCompletionsAPI(
-        base_url=f"{url}/v1/completions",
-        model=name,
-        tokenizer=str(tmp_path),
-        tokenizer_backend="huggingface",
-        batch_size=2,
-        max_length=512,
-    )
-    items = [
-        ("The capital of France is", " Paris"),
-        ("The capital of France is", " a bicycle"),
-        ("Question: Is the sky blue?\nAnswer:", " yes"),
-        ("A man is sitting on a roof. He", " starts pulling up roofing on a roof."),
-    ]
-    requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(items)]
-    scored = harness.loglikelihood(requests, disable_tqdm=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        teacher_gguf.parent, gguf_file=teacher_gguf.name, dtype=torch.float32
-    ).eval()
-    for (context, ending), (logprob, greedy) in zip(items, scored):
-        whole = tokenizer(context + ending, add_special_tokens=False)["input_ids"]
-        begun = tokenizer(context, add_special_tokens=False)["input_ids"]
-        assert whole[: len(begun)] == begun
-        with torch.inference_mode():
-            scores = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-        at = range(len(begun), len(whole))
-        assert logprob == pytest.approx(sum(float(scores[one - 1, whole[one]]) for one in at), abs=2e-3)
-        assert greedy == all(int(scores[one - 1].argmax()) == whole[one] for one in at)
-    assert scored[0][0] > scored[1][0]
-
-
-def test_openais_client_talks_to_a_real_teacher(teacher: tuple[str, str]) -> None:
-    url, name = teacher
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
-    asked: dict[str, Any] = {
-        "model": name,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        "temperature": 0,
-        "max_tokens": 24,
-    }
-    whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=3).choices[0]
-    assert "Paris" in (whole.message.content or "")
-    assert whole.logprobs is not None and whole.logprobs.content
-    pieces = list(client.chat.completions.create(**asked, stream=True))
-    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole.message.content
-
-
-def test_a_server_in_a_job_ends_at_sigterm(teacher_gguf: Path) -> None:
-    """Also while the model is still being loaded."""
-    for moment in ("Ray cluster", "Try: curl"):
-        program = Program("serve", "--serve.port=0", f"--teacher.model={teacher_gguf}", "--teacher.max_model_len=256")
-        program.wait_for(moment, 180)
-        time.sleep(1)
-        started = started_by(program)
-        program.signal(signal.SIGTERM)
-        assert program.finish(60) == 0, program.output
-        _, alive = psutil.wait_procs(started, timeout=30)
-        assert not alive, [process.pid for process in alive]
-
-
-def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_is_one_sentence(ray_cluster: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     for model in (str(tmp_path), str(tmp_path / "absent.gguf")):
-        program = Program("serve", "--serve.port=0", f"--teacher.model={model}")
-        assert program.finish(120) == 2, program.output
-        assert "Traceback" not in program.output
-        assert len([line for line in program.output.splitlines() if line.startswith("raygpt: ")]) == 1, program.output
+        printed = raygpt("serve", "--serve.port=0", f"--teacher.model={model}", status=2)
+        assert "Traceback" not in printed
+        assert len([line for line in printed.splitlines() if line.startswith("raygpt: ")]) == 1, printed
 
 
 def test_the_shipped_vllm_teachers_fit_rays_schema(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,12 +45,14 @@ SMALL = {
     "train.log_every": "1",
     "train.checkpoint_every": "10",
     "train.log_batch_digest": "true",
-    "eval.every": "20",
+    "eval.every": "10",
     "eval.batches": "2",
     "track.wandb": "off",
     "track.tensorboard": "false",
 }
-STEPS = 100  # of a run that is to be killed before its end, on a fast machine too
+STEPS = 50  # of a run that is to be killed before its end, on a fast machine too
+# where a signal meets the driver it matters little how many workers there are: each takes seconds to start
+ALONE = {"scale.num_workers": "1", "train.checkpoint_every": "2"}
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -85,7 +87,7 @@ def test_kill_9_of_the_driver_twice_in_a_row_gives_the_unbroken_run(
     ray_cluster: str, shards: str, tmp_path: Path
 ) -> None:
     raygpt(*words(shards, tmp_path, "whole", STEPS))
-    for step in (20, 45):
+    for step in (15, 28):
         broken = Program(*words(shards, tmp_path, "broken", STEPS))
         broken.wait_for(f"step {step}/{STEPS}", 180)
         broken.kill()
@@ -98,8 +100,8 @@ def test_kill_9_of_the_driver_twice_in_a_row_gives_the_unbroken_run(
 
 
 def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(shards: str, tmp_path: Path) -> None:
-    program = Program(*words(shards, tmp_path, "r", 100_000), terminal=True)
-    program.wait_for("step 15/100000", 180)
+    program = Program(*words(shards, tmp_path, "r", 100_000, **ALONE), terminal=True)
+    program.wait_for("step 3/100000", 180)
     program.press_ctrl_c()
     assert program.finish() == 130
     assert "finishing this step and saving" in program.output
@@ -111,8 +113,8 @@ def test_ctrl_c_in_a_terminal_saves_and_says_how_to_go_on(shards: str, tmp_path:
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_takes_ray_along(shards: str, tmp_path: Path) -> None:
-    program = Program(*words(shards, tmp_path, "r", 100_000), terminal=True)
-    program.wait_for("step 15/100000", 180)
+    program = Program(*words(shards, tmp_path, "r", 100_000, **ALONE), terminal=True)
+    program.wait_for("step 5/100000", 180)
     children = psutil.Process(program.pid).children(recursive=True)
     program.press_ctrl_c()
     program.wait_for("finishing this step", 10)
@@ -126,12 +128,14 @@ def test_a_second_ctrl_c_leaves_at_once_and_takes_ray_along(shards: str, tmp_pat
 
 
 def test_sigterm_saves_like_ctrl_c(shards: str, tmp_path: Path) -> None:
-    program = Program(*words(shards, tmp_path, "r", 100_000))
-    program.wait_for("step 15/100000", 180)
+    program = Program(*words(shards, tmp_path, "r", 100_000, **ALONE))
+    program.wait_for("step 5/100000", 180)
     program.signal(signal.SIGTERM)
     assert program.finish() == 143
     assert "To go on: raygpt pretrain --" in program.output
-    assert len(checkpoint.complete_checkpoints(locate(tmp_path / "r"))) == 2
+    newest, before = checkpoint.complete_checkpoints(locate(tmp_path / "r"))[:2]
+    assert checkpoint.step_of(newest.name) == max(rows(tmp_path, "r", "step"))
+    assert checkpoint.verify(newest) is None and checkpoint.verify(before) is None
 
 
 @pytest.mark.long  # make test has it within one process

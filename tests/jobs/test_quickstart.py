@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ import pytest
 from raygpt.cli import main, parse
 from raygpt.config import Config
 from raygpt.config.settings import load_config
+from raygpt.data import stdlib_corpus
 from raygpt.data.reader import TokenReader
 from raygpt.data.stdlib_corpus import place_corpus
 from raygpt.evaluate.yardsticks import yardsticks
@@ -72,7 +74,9 @@ def test_it_trains_evaluates_samples_and_reports_and_does_so_again(
     assert second[second.index(cut) :] == first[first.index(cut) :]
 
 
-def test_the_corpus_keeps_its_name_and_is_written_once(tmp_path: Path) -> None:
+def test_the_corpus_keeps_its_name_and_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = [f"{number} is a number" for number in range(1000)]
+    monkeypatch.setattr(stdlib_corpus, "documents", lambda: iter(some))  # each walk over the library takes 3 s
     where = place_corpus(str(tmp_path))
     written = Path(where).stat().st_mtime_ns
     assert place_corpus(str(tmp_path)) == where
@@ -80,7 +84,11 @@ def test_the_corpus_keeps_its_name_and_is_written_once(tmp_path: Path) -> None:
     assert where.endswith(".jsonl.gz")
     # a copy cut short is mended
     Path(where).write_bytes(b"")
-    assert place_corpus(str(tmp_path)) == where and Path(where).stat().st_size > 10**6
+    assert place_corpus(str(tmp_path)) == where
+    with gzip.open(where, "rt", encoding="utf-8") as lines:
+        assert [json.loads(line)["text"] for line in lines] == some
+    some.append("another Python's")
+    assert place_corpus(str(tmp_path)) != where
 
 
 @pytest.mark.parametrize("storage", ["runs", "/some/where else"])

@@ -43,8 +43,8 @@ def transformers_load(folder: Path) -> Any:
     return model.eval()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("preset", PRESETS)
+# untied weights once: what they change does not hang on the width
+@pytest.mark.parametrize(("preset", "tied"), [*((preset, True) for preset in PRESETS), ("gpt2", False)])
 def test_logits_equal_those_of_transformers_for_every_preset_both_ways(preset: str, tied: bool, tmp_path: Path) -> None:
     # the preset's own width and heads; fewer layers, positions and words so that it takes a moment
     shape = PRESETS[preset]

@@ -88,7 +88,10 @@ def run_ranks(world_size: int, folder: Path, precision: str = "fp32") -> list[di
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(_rank, (world_size, port, precision, str(folder)), nprocs=world_size)
+    # forked from one process that has imported torch, which takes each of them seconds of a core
+    mp.get_context("forkserver").set_forkserver_preload([__name__])
+    arguments = (world_size, port, precision, str(folder))
+    mp.start_processes(_rank, arguments, nprocs=world_size, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
