@@ -140,9 +140,9 @@ def _train(
     began = time.monotonic()
     while thread.is_alive():
         thread.join(pause(time.monotonic() - began))
-        end = _show(mailbox.take(), progress, run.lock) or end
+        end = _show(mailbox.take(run.cost_usd()), progress, run.lock) or end
         run.check_held()
-    end = _show(mailbox.take(), progress, run.lock) or end
+    end = _show(mailbox.take(run.cost_usd()), progress, run.lock) or end
     del service  # the driver's: it served restarted workers as well
     if failure:
         raise _cause(failure[0])
@@ -188,8 +188,6 @@ def _trainer(
         tokenizer_name=job.train.tokenizer.name,
         eot_id=job.train.tokenizer.eot_id,
         tokenizer_sha256=job.train.tokenizer.sha256,
-        spent_seconds=lock.earlier_seconds,
-        started=lock.started,
         control=control,
         reader=reader,
         planned_rows=planned_rows,
