@@ -62,9 +62,10 @@ def _node(entry: dict[str, Any], started: float | None, ended: float | None) -> 
 def _times() -> dict[str, tuple[float | None, float | None]]:
     """{node: (when Ray started on it, when it ended)}, as far as Ray tells it: this is no part of its interface."""
     try:
-        from ray._private.worker import global_worker
+        from ray._private import worker
 
-        table = global_worker.gcs_client.get_all_node_info(timeout=10)
+        process: Any = worker.global_worker
+        table = process.gcs_client.get_all_node_info(timeout=10)
         return {
             node.hex(): (info.start_time_ms / 1000 or None, info.end_time_ms / 1000 or None)
             for node, info in table.items()
