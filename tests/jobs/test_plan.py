@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +239,45 @@ def test_a_run_that_fits_no_cluster_ends_with_what_is_short(capsys: pytest.Captu
     assert streams.err.startswith("raygpt: train.strategy=ddp with 4 rows per pass needs ")
     found = json.loads(streams.out.splitlines()[-1])
     assert not found["fits"] and found["clusters"][0]["usd"] > 0 and found["cheapest"] is None
+
+
+def test_lambdas_prices_are_read_live_where_a_key_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against an answer in the API's form; without a key the table's price is taken and that is said."""
+    pytest.importorskip("raygpt.cluster.lambda_cloud.api")
+    Path("l.yaml").write_text(P4D.replace("aws", "external").replace("p4d.24xlarge", "gpu_8x_a100"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key file
+    run = ["--model.preset=gpt2", "--scale.num_workers=8", "--train.max_steps=10", "--cluster", "l.yaml"]
+    monkeypatch.delenv("LAMBDA_API_KEY", raising=False)
+    assert plan(*run) == 0
+    text = capsys.readouterr().out
+    assert "Prices of l.yaml are those of the table: no Lambda API key is in LAMBDA_API_KEY" in text
+    assert json.loads(text.splitlines()[-1])["clusters"][0]["usd_per_hour"] == pytest.approx(15.92 + 0.384)
+    asked = []
+
+    class Api(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            kind = {"name": "gpu_8x_a100", "price_cents_per_hour": 1234}
+            body = json.dumps({"data": {"gpu_8x_a100": {"instance_type": kind, "regions_with_capacity_available": []}}})
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("LAMBDA_API_KEY", "secret_of_a_test")
+    monkeypatch.setenv("LAMBDA_API_URL", f"http://127.0.0.1:{server.server_port}")
+    assert plan(*run) == 0
+    server.shutdown()
+    streams = capsys.readouterr()
+    found = json.loads(streams.out.splitlines()[-1])["clusters"][0]
+    assert found["usd_per_hour"] == pytest.approx(12.34 + 0.384) and found["price_read"] == "now"
+    assert [path.endswith("/instance-types") for path, _ in asked] == [True]
+    assert "secret_of_a_test" not in streams.out + streams.err
