@@ -56,7 +56,8 @@ def test_all_mistakes_are_reported_together_with_their_origin(tmp_path: Path) ->
         ({"data.train": "x", "train.max_steps": "5", "scale.num_workers": "0"}, "scale.num_workers .* at least 1"),
         ({"optim.warmup_steps": "5", "optim.warmup_fraction": "0.1"}, "are both set"),
         ({"run.name": "a/b"}, "run.name .* is 'a/b': must be one folder name"),
-        ({"track.max_cost_usd": "5"}, "needs track.price_per_hour"),
+        ({"track.max_cost_usd": "5", "track.price_per_hour": "none"}, "needs track.price_per_hour"),
+        ({"track.price_per_hour": "-1.5"}, "price_per_hour .* must be auto, none or 0 or more US dollars"),
         ({"optim.betas": "[0.9, 1.5]"}, "optim.betas .* must both lie in"),
     ],
 )

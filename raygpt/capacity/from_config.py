@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from raygpt.capacity.clusters import Offer
 from raygpt.capacity.fit import Hardware
 from raygpt.capacity.forecast import GB, Forecast, forecast
 from raygpt.capacity.memory import Setup
 from raygpt.capacity.micro_batch import most_local_rows
+from raygpt.capacity.quote import Quote
+from raygpt.capacity.speed import Measured, Speed, expected_speed
 from raygpt.config import Config, Plan
 from raygpt.errors import UserError
 from raygpt.hardware import spec_named
@@ -48,6 +52,42 @@ def forecast_run(config: Config, model: ModelConfig, hardware: Hardware, *, teac
         micro_batch_size=config.train.micro_batch_size,
         run=f"{config.run.storage}/{config.run.name}",
     )
+
+
+def quote_run(
+    config: Config, model: ModelConfig, offer: Offer, *, tokens: int | None, results: Sequence[Measured] = ()
+) -> Quote:
+    """What the run would take and cost on an offer's machines; `tokens` are its own, None where nobody knows them."""
+    machine, (low, high) = offer.machine, config.scale.worker_range
+    a_node = machine.gpus or max(1, int(machine.cpus // config.scale.cpus_per_worker))
+    workers = min(high, offer.most * a_node)
+    nodes = max(-(-workers // a_node), offer.least)
+    if workers < low:
+        unit = "GPU" if machine.gpus else "worker"
+        lack = (
+            f"scale.num_workers={low} but {offer.cluster} has at most {offer.most} x {machine.name} with {a_node} "
+            f"{unit}{'s' * (a_node != 1)} each: lower it, or raise max_workers there."
+        )
+        return Quote(offer, nodes, workers, lack, None, None, tokens, config.plan.price_per_hour)
+    spec = spec_named(machine.gpu) if machine.gpu is not None else None
+    if not machine.memory or (machine.gpus and spec is None):
+        raise UserError(
+            f"of {machine.name} in {offer.cluster} the memory or the GPU is not known: give memory_gib and a gpu such "
+            "as A100 80GB in the file of RAYGPT_PRICES."
+        )
+    hardware = Hardware(machine.memory, workers_per_host=a_node)
+    if spec is not None:
+        hardware = replace(hardware, gpu=machine.gpu, gpu_memory=spec.memory)
+    scaled = config.scale.model_copy(update={"num_workers": workers})
+    planned = config.plan.model_copy(update={"gpus_per_host": a_node})
+    report = forecast_run(config.model_copy(update={"scale": scaled, "plan": planned}), model, hardware)
+    setup = report.setup if report.suggestion is None else report.suggestion
+    speed = expected_speed(model, setup, machine.gpu, results, config.plan.mfu)
+    if config.plan.tokens_per_second is not None:
+        speed = Speed(config.plan.tokens_per_second, "plan.tokens_per_second")
+    if report.suggestion is None:
+        speed = None
+    return Quote(offer, nodes, workers, report.refusal, report, speed, tokens, config.plan.price_per_hour)
 
 
 def check_fit(config: Config, model: ModelConfig, run: Location, *, teacher: int = 0) -> Forecast | None:

@@ -84,7 +84,8 @@ def prepared_config(config: dict[str, Any], path: str) -> dict[str, Any]:
     except Exception as error:  # jsonschema's, click's, KeyErrors of a missing section: whatever Ray raises
         where = ".".join(str(part) for part in getattr(error, "absolute_path", []))
         reason = one_line(Exception(getattr(error, "message", None) or error), 200)
-        raise UserError(f"Ray does not take {path}{f', at {where}' if where else ''} ({reason}): mend it there.") from error
+        at = f", at {where}" if where else ""
+        raise UserError(f"Ray does not take {path}{at} ({reason}): mend it there.") from error
     finally:
         logging.disable(logging.NOTSET)
     return prepared
@@ -119,7 +120,8 @@ def _mounts(config: dict[str, Any], found: Findings) -> None:
     for remote, local in config.get("file_mounts", {}).items():
         if Path(local).expanduser().exists():
             continue
-        way = "run `ray get-auth-token --generate`" if local.endswith("auth_token") else "call from the checkout's folder"
+        token = local.endswith("auth_token")
+        way = "run `ray get-auth-token --generate`" if token else "call from the checkout's folder"
         found.problems.append(f"file_mounts: {local}, for {remote}, is not here: {way}.")
 
 

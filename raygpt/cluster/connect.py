@@ -8,6 +8,7 @@ import os
 
 import ray
 
+from raygpt.cluster.nodes import asked_now
 from raygpt.config import Scale
 from raygpt.errors import UserError, one_line
 
@@ -37,6 +38,7 @@ def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_byt
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     address = scale.address or os.environ.get("RAY_ADDRESS")
+    asked_now()
     if not ray.is_initialized():
         if address and address != "local":
             _join(address)

@@ -27,6 +27,7 @@ from raygpt.errors import UserError
 from raygpt.storage import locate, read_text
 
 ENV_PREFIX = "RAYGPT_"
+NO_SETTINGS = frozenset({"RAYGPT_PRICES"})  # variables of the same prefix that other modules read
 
 
 @dataclass
@@ -227,7 +228,7 @@ def _read_file(settings: Settings, file: str) -> None:
 def _read_environment(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     bad = []
     for name in sorted(environ):
-        if not name.startswith(ENV_PREFIX):
+        if not name.startswith(ENV_PREFIX) or name in NO_SETTINGS:
             continue
         parts = name.removeprefix(ENV_PREFIX).lower().split("__")
         if len(parts) != 2:

@@ -258,7 +258,7 @@ def _meter(run: Run) -> Iterator[Meter]:
 
 def _usd_by_time(run: Run) -> float:
     """What the machines have cost since this start of the run, 0 without a price."""
-    return (run.cost_usd() or 0.0) * (1 - run.lock.earlier_seconds / max(run.lock.wall_seconds, 1e-9))
+    return run.bill.attempt_usd() or 0.0
 
 
 def _show(meter: Meter, production: Production, run: Run, tally: Tally) -> None:

@@ -35,7 +35,9 @@ def _something_to_ask(config: Config) -> Iterator[Problem]:
 def _a_limit_needs_a_price(config: Config) -> Iterator[Problem]:
     teacher, track = config.teacher, config.track
     by_tokens = teacher.usd_per_million_output is not None or teacher.usd_per_million_input is not None
-    if config.generate.max_cost_usd is not None and not by_tokens and track.price_per_hour is None:
+    # auto asks the nodes of a cluster, when the run begins: for an endpoint that is asked from here there are none
+    nobody = track.price_per_hour == "auto" and teacher.engine == "endpoint" and not cluster_named(config)
+    if config.generate.max_cost_usd is not None and not by_tokens and (track.price_per_hour is None or nobody):
         yield (
             "generate.max_cost_usd",
             "needs a price to count with: set teacher.usd_per_million_output (and teacher.usd_per_million_input), or "

@@ -27,19 +27,21 @@ def pause(elapsed: float) -> float:
 
 @ray.remote(num_cpus=0)
 class RunControl:
-    """Mailbox: events go up (`exchange`, `take`), the wish to stop goes down."""
+    """Mailbox: events go up (`exchange`, `take`), the wish to stop and what the run has cost go down."""
 
     def __init__(self) -> None:
         self._events: list[tuple[str, Any]] = []
         self._stop = False
+        self._usd: float | None = None
 
-    def exchange(self, events: list[tuple[str, Any]]) -> bool:
-        """Rank 0 delivers events; returns whether it should stop."""
+    def exchange(self, events: list[tuple[str, Any]]) -> tuple[bool, float | None]:
+        """Rank 0 delivers events; returns whether it should stop, and the US dollars so far."""
         self._events += events
-        return self._stop
+        return self._stop, self._usd
 
-    def take(self) -> list[tuple[str, Any]]:
-        """The driver collects what came since it last asked."""
+    def take(self, usd: float | None = None) -> list[tuple[str, Any]]:
+        """The driver collects what came since it last asked, and says what the run has cost."""
+        self._usd = usd
         events, self._events = self._events, []
         return events
 
@@ -61,9 +63,9 @@ class Mailbox:
         self._control = control
         self._heard: set[str] = set()
 
-    def take(self) -> list[tuple[str, Any]]:
+    def take(self, usd: float | None = None) -> list[tuple[str, Any]]:
         try:
-            events = ray.get(self._control.take.remote(), timeout=30)
+            events = ray.get(self._control.take.remote(usd), timeout=30)
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
             return []
         return [told for event in events if (told := self._once(event)) is not None]
@@ -97,6 +99,7 @@ class ControlLink:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._stop = False
+        self._usd: float | None = None
         self.started = False  # whether "start" has been sent
         self._thread = threading.Thread(target=self._run, daemon=True, name="run-control")
         self._thread.start()
@@ -109,6 +112,10 @@ class ControlLink:
 
     def stop_requested(self) -> bool:
         return self._stop
+
+    def cost_usd(self) -> float | None:
+        """What the run has cost, as the driver last said: at most two seconds ago."""
+        return self._usd
 
     def close(self) -> None:
         """Deliver what is queued and end the thread."""
@@ -125,7 +132,8 @@ class ControlLink:
         with self._lock:
             events, self._events = self._events, []
         try:
-            self._stop = ray.get(self._control.exchange.remote(events), timeout=30) or self._stop
+            stop, self._usd = ray.get(self._control.exchange.remote(events), timeout=30)
+            self._stop = stop or self._stop
         except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
             # a driver that died takes its actor along; the worker is about to be ended too
             with self._lock:

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import yaml
 
 from raygpt import storage
+from raygpt.cluster import nodes
 from raygpt.cluster.phases import Launch
 from raygpt.config import Config
 from raygpt.config.fixed import Kind, changed_fixed
@@ -25,7 +26,7 @@ from raygpt.errors import UserError
 from raygpt.run.lock import RunLock
 from raygpt.run.stop import BUDGET, DISPLACED, Budget, Signals, StopToken
 from raygpt.storage import Location
-from raygpt.track.cost import Cost
+from raygpt.track.cost import Bill, Price, check_budget, unpriced
 
 FINISHED, EARLY, STOPPED, SPENT, COMPLETE, FAILED = "finished", "early", "stopped", "budget", "complete", "failed"
 CONFIG, SUMMARY = "config.yaml", "summary.json"
@@ -64,6 +65,7 @@ class Run:
     folder: Location
     config: Config
     lock: RunLock
+    bill: Bill
     stop: StopToken
     again: str
     stream: TextIO
@@ -72,7 +74,7 @@ class Run:
 
     def cost_usd(self) -> float | None:
         """What the run has cost so far, None without a price."""
-        return Cost(self.config.track.price_per_hour).usd(self.lock.wall_seconds)
+        return self.bill.usd()
 
     def named(self, outcome: str) -> str:
         """The outcome by its reason: a run that the budget stopped was not stopped by somebody."""
@@ -136,16 +138,20 @@ def run_job(
     Raises UserError for what the user can mend, the work's own error when it failed for good.
     """
     stream, token = stream or sys.stdout, stop or StopToken()
-    folder = run_location(config)
+    folder, asked = run_location(config), nodes.take_asked()
+    price, max_usd = config.track.price_per_hour, config.track.max_cost_usd
+    check_budget(price, max_usd, nodes.nodes)
     program, _, rest = again.partition(" ")
     lock = RunLock(folder, lambda: token.request(DISPLACED), rest.split(" ")[0] if program == "raygpt" else "")
     lock.acquire()
-    run = Run(folder, config, lock, token, again, stream, lambda text: print(text, file=stream, flush=True))
+    bill = _bill(price, lock, asked)
+    run = Run(folder, config, lock, bill, token, again, stream, lambda text: print(text, file=stream, flush=True))
     ended = FAILED
-    cost = Cost(config.track.price_per_hour, config.track.max_cost_usd)
     try:
         storage.write_text(folder / CONFIG, dump(config))
-        with Signals(token, lambda text: run.say(text), stopping), Budget(token, lambda: lock.wall_seconds, cost):
+        if bill.metered and (note := unpriced(nodes.nodes() or ())):
+            run.say(note)
+        with bill, Signals(token, lambda text: run.say(text), stopping), Budget(token, bill, max_usd):
             outcome = work(run)
         run.check_held()
         ended = outcome.outcome = run.named(outcome.outcome)
@@ -165,3 +171,14 @@ def run_job(
         return outcome
     finally:
         lock.release(ended)
+
+
+def _bill(price: Price, lock: RunLock, asked: float | None) -> Bill:
+    """What the run costs. At a fixed price it counts while its folder is held; with nodes at their own prices from when
+    this process asked for its cluster, waiting for them included."""
+    earlier = [(attempt.usd, attempt.seconds) for attempt in lock.earlier]
+    metered = price == "auto"
+    bill = Bill(price, since=asked or lock.started if metered else lock.started, earlier=earlier, nodes=nodes.nodes)
+    if metered:
+        lock.spent = bill.attempt_usd
+    return bill

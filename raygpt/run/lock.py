@@ -36,7 +36,7 @@ class Attempt:
     """One start of the run. Times are seconds since 1970 UTC; `outcome` is None while it runs or after a kill.
 
     `starts` counts how often workers were started in it: 1 without a loss, 0 before the first. `job` is what
-    `raygpt <job>` was.
+    `raygpt <job>` was. `usd` is what it cost, where its nodes were counted at their own prices.
     """
 
     id: str
@@ -48,6 +48,12 @@ class Attempt:
     outcome: str | None = None
     starts: int = 1
     job: str = ""
+    usd: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long it held the run, as far as it said."""
+        return max(0.0, self.last_seen - self.started)
 
     @property
     def is_live(self) -> bool:
@@ -95,13 +101,14 @@ class RunLock:
     """Holds a run folder for this process from `acquire` to `release`.
 
     `on_lost` is called once, from a thread, when another driver has taken the run over in spite of it; `job` is noted
-    in the history.
+    in the history. `spent` tells what this attempt has cost, to be kept in the history.
     """
 
     def __init__(self, run: Location, on_lost: Callable[[], None] | None = None, job: str = "") -> None:
         self.run = run
         self.attempts = read_attempts(run)
         self.displaced_by: str | None = None
+        self.spent: Callable[[], float | None] = lambda: None
         self._on_lost = on_lost
         self._job = job
         self._mine: Attempt | None = None
@@ -126,7 +133,12 @@ class RunLock:
     @property
     def earlier_seconds(self) -> float:
         """`wall_seconds` without this attempt."""
-        return sum(max(0.0, item.last_seen - item.started) for item in self.attempts if item is not self._mine)
+        return sum(item.seconds for item in self.earlier)
+
+    @property
+    def earlier(self) -> list[Attempt]:
+        """The attempts before this one."""
+        return [item for item in self.attempts if item is not self._mine]
 
     @property
     def started(self) -> float:
@@ -181,7 +193,7 @@ class RunLock:
         if self._beating is not None:
             self._beating.join()
         if self._mine is not None and self._claim is not None and self.displaced_by is None:
-            self._mine.outcome, self._mine.last_seen = outcome, time.time()
+            self._mine.outcome, self._mine.last_seen, self._mine.usd = outcome, time.time(), self.spent()
             try:
                 self._write()
             finally:
@@ -205,7 +217,7 @@ class RunLock:
     def beat(self) -> None:
         """Say that this driver lives, or find that another one has the run."""
         assert self._mine is not None and self._claim is not None
-        self._mine.last_seen = time.time()
+        self._mine.last_seen, self._mine.usd = time.time(), self.spent()
         try:
             if self._claim.renew(json.dumps(asdict(self._mine)).encode()):
                 self._write()

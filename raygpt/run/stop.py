@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from raygpt.track.cost import Cost
+from raygpt.track.cost import Bill
 
 SIGNAL, BUDGET, DISPLACED, ASKED, PREEMPTED = "signal", "budget", "displaced", "asked", "preempted"
 SCHEDULER, SWEEP = "scheduler", "sweep"  # a trial's: its sweep has no more use for it, or ends itself
@@ -94,14 +94,14 @@ class Signals:
 
 
 class Budget:
-    """Asks for a stop when `seconds()` of the run, waiting and every restart counted, have used up the budget."""
+    """Asks for a stop when the run, waiting and every restart counted, has cost `max_usd` US dollars; None: never."""
 
-    def __init__(self, token: StopToken, seconds: Callable[[], float], cost: Cost) -> None:
-        self._token, self._seconds, self._cost = token, seconds, cost
+    def __init__(self, token: StopToken, bill: Bill, max_usd: float | None) -> None:
+        self._token, self._bill, self._max_usd = token, bill, max_usd
         self._ended = threading.Event()
 
     def __enter__(self) -> Budget:
-        if self._cost.seconds_left(0.0) is not None:
+        if self._max_usd is not None:
             threading.Thread(target=self._watch, daemon=True, name="run-budget").start()
         return self
 
@@ -109,7 +109,8 @@ class Budget:
         self._ended.set()
 
     def _watch(self) -> None:
+        assert self._max_usd is not None
         while not self._ended.wait(BUDGET_LOOK_SECONDS):
-            if self._cost.is_spent(self._seconds()):
+            if (self._bill.usd() or 0.0) >= self._max_usd:
                 self._token.request(BUDGET)
                 return

@@ -1,44 +1,167 @@
-"""What a run costs: the price of all its machines together, times the hours it has held them."""
+"""What a run costs: its machines' prices over the time for which the run has had them.
+
+A fixed price per hour is that of all machines together. With `auto` every node of the cluster counts at the price of
+its own machine type (`raygpt.prices`), from when it came until it went: the sum over nodes that join and leave.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+from raygpt import prices
 from raygpt.errors import UserError
+
+Price = float | Literal["auto"] | None
+LOOK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Cost at `price_per_hour` US dollars for the whole cluster; without a price every figure is None.
+class Node:
+    """A machine of the cluster, alive or gone. `machine` is its type (None: it does not say), `market` spot or
+    on-demand; times are seconds since 1970 UTC, None where nobody tells them. `address` is for people."""
 
-    Raises UserError for a price or budget that is not positive and for a budget without a price.
+    id: str
+    machine: str | None
+    market: str = prices.ON_DEMAND
+    started: float | None = None
+    ended: float | None = None
+    address: str = ""
+
+    @property
+    def price(self) -> float | None:
+        """US dollars per hour; None: not known."""
+        try:
+            return prices.machine(self.machine).hourly(self.market) if self.machine is not None else None
+        except UserError:
+            return None
+
+
+@dataclass
+class _Stay:
+    """What one node has to do with this bill: its price and when it was there."""
+
+    price: float | None
+    started: float
+    ended: float | None = None
+
+    def hours(self, since: float, now: float) -> float:
+        return max(0.0, (now if self.ended is None else self.ended) - max(self.started, since)) / 3600
+
+
+class Bill:
+    """US dollars of a run: this attempt's from `since` on and those of the attempts before it.
+
+    `price` is what all machines cost per hour, auto, or None: then there is no cost at all. `earlier` are (dollars,
+    seconds) of the attempts before; where one kept no dollars, its seconds count at the present price per hour. `nodes`
+    lists the nodes, dead ones as long as they are remembered, or is None while nobody can tell: then those known go on
+    counting. A node counts from its own start, though not from before `since`: a cluster that was there already has
+    been paid for by others. Safe between threads.
     """
 
-    price_per_hour: float | None = None
-    max_usd: float | None = None
+    def __init__(
+        self,
+        price: Price = None,
+        *,
+        since: float = 0.0,
+        earlier: Sequence[tuple[float | None, float]] = (),
+        nodes: Callable[[], Sequence[Node] | None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.price, self.since, self.earlier = price, since, tuple(earlier)
+        self.metered = price == "auto"
+        self._nodes, self._clock = nodes, clock
+        self._stays: dict[str, _Stay] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
 
-    def __post_init__(self) -> None:
-        if self.price_per_hour is not None and not self.price_per_hour >= 0:
-            raise UserError(f"track.price_per_hour={self.price_per_hour} must be 0 or more US dollars per hour.")
-        if self.max_usd is not None and not self.max_usd > 0:
-            raise UserError(f"track.max_cost_usd={self.max_usd} must be above 0 US dollars; leave it out for no limit.")
-        if self.max_usd is not None and self.price_per_hour is None:
-            raise UserError(
-                "track.max_cost_usd needs a price to count with: set track.price_per_hour to what all machines of the "
-                "run cost per hour in US dollars."
-            )
+    def __enter__(self) -> Bill:
+        if self.metered:
+            self.look()
+            threading.Thread(target=self._watch, daemon=True, name="run-cost").start()
+        return self
 
-    def usd(self, seconds: float) -> float | None:
-        """US dollars for `seconds` of the cluster; None without a price."""
-        return None if self.price_per_hour is None else self.price_per_hour * seconds / 3600
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
 
-    def seconds_left(self, seconds: float) -> float | None:
-        """Seconds the budget still pays for after `seconds`; None without a budget, 0 when it is spent."""
-        if self.max_usd is None or not self.price_per_hour:
+    def look(self) -> None:
+        """See which nodes there are now."""
+        if (found := self._nodes()) is None:
+            return
+        now = self._clock()
+        with self._lock:
+            there = {node.id: node for node in found}
+            for name, stay in self._stays.items():
+                if stay.ended is None and name not in there:
+                    stay.ended = now
+            for node in found:
+                if node.id not in self._stays:
+                    self._stays[node.id] = _Stay(node.price, now if node.started is None else node.started)
+                if self._stays[node.id].ended is None:
+                    self._stays[node.id].ended = node.ended
+
+    def usd(self) -> float | None:
+        """US dollars of all attempts so far; None without a price."""
+        mine, rate = self.attempt_usd(), self.usd_per_hour()
+        kept = [usd for usd, _ in self.earlier if usd is not None]
+        if self.price is None or (mine is None and not kept):
             return None
-        return max(0.0, self.max_usd / self.price_per_hour * 3600 - seconds)
+        before = sum((rate or 0.0) * seconds / 3600 if usd is None else usd for usd, seconds in self.earlier)
+        return (mine or 0.0) + before
 
-    def is_spent(self, seconds: float) -> bool:
-        """Whether `seconds` of the cluster have used up the budget; never without one."""
-        left = self.seconds_left(seconds)
-        return left is not None and left <= 0
+    def attempt_usd(self) -> float | None:
+        """Those of this attempt alone."""
+        now = self._clock()
+        if not self.metered:
+            return None if self.price is None else float(self.price) * max(0.0, now - self.since) / 3600
+        with self._lock:
+            priced = [(stay.price, stay.hours(self.since, now)) for stay in self._stays.values()]
+        known = [(price, hours) for price, hours in priced if price is not None]
+        return sum(price * hours for price, hours in known) if known else None
+
+    def usd_per_hour(self) -> float | None:
+        """What an hour costs with the nodes that are there now; None without a price."""
+        if not self.metered:
+            return None if self.price is None else float(self.price)
+        with self._lock:
+            known = [stay.price for stay in self._stays.values() if stay.ended is None and stay.price is not None]
+        return sum(known) if known else None
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            self.look()
+
+
+def check_budget(price: Price, max_usd: float | None, nodes: Callable[[], Sequence[Node] | None]) -> None:
+    """Raises UserError, naming both ways out, for a budget that cannot be counted: a machine of the cluster has no
+    known price, or there is none to ask."""
+    if max_usd is None or price != "auto":
+        return
+    found = [node for node in nodes() or () if node.ended is None]
+    unpriced = next((node for node in found if node.price is None), None)
+    if unpriced is None and found:
+        return
+    if unpriced is None:
+        who = "no cluster is there whose machines could say it"
+    elif unpriced.machine is None:
+        who = f"node {unpriced.address} does not say what machine it is"
+    else:
+        who = f"no price is known of {unpriced.machine}, the machine of node {unpriced.address}"
+    raise UserError(
+        f"track.max_cost_usd needs a price to count with, and {who}: set track.price_per_hour to what all machines of "
+        f"the run cost per hour in US dollars, or label nodes raygpt.io/instance-type=<type> and name the type's price "
+        f"in the file of {prices.VARIABLE}."
+    )
+
+
+def unpriced(nodes: Sequence[Node]) -> str | None:
+    """One sentence about nodes that do not count although others do; None where all or none do."""
+    alive = [node for node in nodes if node.ended is None]
+    missing = [node for node in alive if node.price is None]
+    if not missing or len(missing) == len(alive):
+        return None
+    named = ", ".join(f"{node.address} ({node.machine or 'no raygpt.io/instance-type'})" for node in missing[:3])
+    return f"Cost counts {len(alive) - len(missing)} of {len(alive)} nodes: no price is known of {named}."

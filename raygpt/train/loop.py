@@ -10,14 +10,13 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from raygpt.hardware import mfu
 from raygpt.parallel.distributed import Agreement, World
-from raygpt.track.cost import Cost
 from raygpt.track.eta import Eta
 from raygpt.track.record import Record, make_record
 from raygpt.train.ahead import Ahead, Beside
@@ -66,8 +65,7 @@ class LoopOptions:
     checkpoint_every: int = 0
     log_batch_digest: bool = False
     flops_per_token: float = 0.0
-    cost: Cost = field(default_factory=Cost)
-    spent_seconds: float = 0.0  # of earlier attempts, for the cost
+    cost_usd: Callable[[], float | None] = lambda: None  # of the run so far
     evaluation_steps: float = 0.0  # what an evaluation costs in steps, until one has been timed
     checkpoint_seconds: float = 0.0  # what a checkpoint costs, until one has been timed
     evaluate_first: bool = False
@@ -113,7 +111,6 @@ def train(
 
     `beside` and `figures` are those of the objective (`raygpt.train.objective.Objective`).
     """
-    started = time.monotonic()
     eta = Eta(
         plan.total_steps,
         options.eval_every if evaluate else 0,
@@ -246,7 +243,7 @@ def train(
             record |= make_record(
                 step=state.step,
                 eta_seconds=eta.seconds_left(state.step),
-                cost_usd=options.cost.usd(options.spent_seconds + time.monotonic() - started),
+                cost_usd=options.cost_usd(),
             )
             if world.rank == 0:
                 hooks.log(make_record(**record))

@@ -149,11 +149,11 @@ def _train(
     with preemption_watch(run, control):
         while thread.is_alive():
             thread.join(pause(time.monotonic() - began))
-            end = _show(mailbox.take(), progress, run, export) or end
+            end = _show(mailbox.take(run.cost_usd()), progress, run, export) or end
             if export is not None:
                 export.repeat()
             run.check_held()
-    end = _show(mailbox.take(), progress, run, export) or end
+    end = _show(mailbox.take(run.cost_usd()), progress, run, export) or end
     del service  # the driver's: it served restarted workers as well
     if failure:
         raise _cause(failure[0])
@@ -199,8 +199,6 @@ def _trainer(
         tokenizer_name=job.train.tokenizer.name,
         eot_id=job.train.tokenizer.eot_id,
         tokenizer_sha256=job.train.tokenizer.sha256,
-        spent_seconds=lock.earlier_seconds,
-        started=lock.started,
         control=control,
         reader=reader,
         planned_rows=planned_rows,

@@ -7,7 +7,6 @@ import dataclasses
 import gc
 import math
 import socket
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -38,7 +37,6 @@ from raygpt.parallel.shared import check_shared
 from raygpt.run.attribution import Voice, speaker
 from raygpt.run.control import ControlLink
 from raygpt.storage import Location, locate
-from raygpt.track.cost import Cost
 from raygpt.train import compile_cache
 from raygpt.train.evaluation import evaluate_tokens
 from raygpt.train.hooks import RunHooks
@@ -69,8 +67,6 @@ class Assignment:
     tokenizer_name: str
     eot_id: int
     tokenizer_sha256: str
-    spent_seconds: float  # of the attempts before this one
-    started: float  # this attempt, seconds since 1970 UTC: every second since then costs, whoever waits
     control: Any
     reader: str  # name of the nodes' reader services
     planned_rows: int | None = None
@@ -168,8 +164,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         checkpoint_every=config.train.checkpoint_every,
         log_batch_digest=config.train.log_batch_digest,
         flops_per_token=model_config.flops_per_token(plan.order.seq_len),
-        cost=Cost(config.track.price_per_hour),
-        spent_seconds=assignment.spent_seconds + max(0.0, time.time() - assignment.started),
+        cost_usd=link.cost_usd if link is not None else lambda: None,
         # a forward pass is a third of a step's work
         evaluation_steps=min(plan.evaluation_rows or math.inf, val_reader.total_tokens / plan.order.seq_len)
         / (3 * plan.order.global_batch_rows),

@@ -41,13 +41,14 @@ def write_outcome(
     verdict: Verdict | None,
     wall_seconds: float,
     search_seconds: float,
+    cost_usd: float | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Write everything about a sweep but its summary.json; returns that and the sentences that the job ends with."""
     storage.write_text(folder / "sweep.json", json.dumps([trial.to_dict() for trial in trials], indent=1) + "\n")
     ranked = best_first(trials, plan.mode)
     study = record_study(folder, plan.space, plan.mode, trials)
     weights = importance(study)
-    summary = summarise(plan, trials, verdict, wall_seconds)
+    summary = summarise(plan, trials, verdict, wall_seconds, cost_usd)
     summary["importance"] = weights
     summary["search_seconds"] = search_seconds  # of this start alone
     if ranked:
@@ -59,11 +60,14 @@ def write_outcome(
 
 
 def summarise(
-    plan: SweepPlan, trials: list[TrialRecord], verdict: Verdict | None, wall_seconds: float
+    plan: SweepPlan,
+    trials: list[TrialRecord],
+    verdict: Verdict | None,
+    wall_seconds: float,
+    cost_usd: float | None = None,
 ) -> dict[str, Any]:
     """The sweep in figures. Cost counts the whole cluster for as long as the sweep held it."""
     ranked = best_first(trials, plan.mode)
-    price = plan.config.track.price_per_hour
     out: dict[str, Any] = {
         "name": plan.config.run.name,
         "kind": plan.kind,
@@ -75,8 +79,8 @@ def summarise(
         "trial_seconds": sum(t.seconds for t in trials),
         "wall_seconds": wall_seconds,
     }
-    if price is not None:
-        out["cost_usd"] = price * wall_seconds / 3600
+    if cost_usd is not None:
+        out["cost_usd"] = cost_usd
     if ranked:
         out |= {"best_trial": ranked[0].id, "best_search_score": ranked[0].score, "best_params": ranked[0].params}
     if verdict:

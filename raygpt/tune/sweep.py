@@ -112,7 +112,7 @@ def _search(plan: SweepPlan, run: Run) -> Outcome:
             return _stopped(plan, run, trials, search_seconds, "in the final runs.")
         verdict = finals.judge(plan, folder, shared.task, jobs, done)
     run.check_held()
-    summary, lines = write_outcome(plan, folder, trials, verdict, run.lock.wall_seconds, search_seconds)
+    summary, lines = write_outcome(plan, folder, trials, verdict, run.lock.wall_seconds, search_seconds, run.cost_usd())
     return Outcome(FINISHED, summary, closing="\n".join(lines))
 
 
@@ -125,11 +125,13 @@ def _stopped(plan: SweepPlan, run: Run, trials: list[TrialRecord], search_second
     """A stopped sweep goes on later. What the money was spent on is written up: it may be all that there will be."""
     run.check_held()
     if run.stop.reason == BUDGET and best_first(trials, plan.mode):
-        summary, lines = write_outcome(plan, run.folder, trials, None, run.lock.wall_seconds, search_seconds)
+        summary, lines = write_outcome(
+            plan, run.folder, trials, None, run.lock.wall_seconds, search_seconds, run.cost_usd()
+        )
         for line in lines:
             run.say(line)
     else:
-        summary = summarise(plan, trials, None, run.lock.wall_seconds)
+        summary = summarise(plan, trials, None, run.lock.wall_seconds, run.cost_usd())
     return Outcome(STOPPED, summary, closing=closing)
 
 
@@ -205,7 +207,7 @@ def run_phase(phase: Phase, plan: SweepPlan, run: Run, *, final: bool = False) -
         total=phase.trials,
         show_every=config.tune.show_every,
         spent_seconds=run.lock.wall_seconds,
-        price_per_hour=config.track.price_per_hour,
+        cost_usd=run.cost_usd,
         runs=runs,
         stop=run.stop,
         trainings=phase.trainings,

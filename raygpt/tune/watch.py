@@ -43,13 +43,13 @@ class Watch(tune.Callback):
         show_every: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         spent_seconds: float = 0.0,
-        price_per_hour: float | None = None,
+        cost_usd: Callable[[], float | None] = lambda: None,
         runs: WandbRuns | None = None,
         stop: StopToken | None = None,
         trainings: Trainings | None = None,
     ) -> None:
         self.title, self.keys, self.metric, self.mode, self.stream = title, list(keys), metric, mode, stream
-        self.total, self.show_every, self.price, self.runs = total, show_every, price_per_hour, runs
+        self.total, self.show_every, self.cost_usd, self.runs = total, show_every, cost_usd, runs
         self.stop, self.trainings = stop or StopToken(), trainings
         self._clock, self._began = clock, clock() - spent_seconds
         self._shown_at, self._lines = -1e9, 0
@@ -114,7 +114,7 @@ class Watch(tune.Callback):
         if not force and now - self._shown_at < (0.5 if self._live else self.show_every):
             return
         self._shown_at = now
-        text = table(self.title, trials, self.keys, self.metric, self.mode, self.total, self.seconds, self.price)
+        text = table(self.title, trials, self.keys, self.metric, self.mode, self.total, self.seconds, self.cost_usd())
         if self._live and self._lines:
             self.stream.write(f"\x1b[{self._lines}A\x1b[J")
         self._lines = text.count("\n") + 1
@@ -145,7 +145,7 @@ def table(
     mode: str,
     total: int,
     seconds: float,
-    price_per_hour: float | None = None,
+    cost_usd: float | None = None,
 ) -> str:
     """The sweep in a few lines: counts, then running trials and the best ones, a column per searched setting.
 
@@ -164,8 +164,8 @@ def table(
     if failed:
         parts.append(f"{failed} failed")
     parts += [f"{len(running)} running", f"{epochs} epochs", human_duration(seconds)]
-    if price_per_hour is not None:
-        parts.append(f"${price_per_hour * seconds / 3600:.2f}")
+    if cost_usd is not None:
+        parts.append(f"${cost_usd:.2f}")
     if scored:
         parts.append(f"best {metric} {scored[0].last_result[best_key]:.4f}")
     shown = {id(t): t for t in [*scored[:ROWS], *running]}.values()

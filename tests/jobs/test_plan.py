@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +183,101 @@ def test_unknown_or_missing_gpu_memory_is_a_users_mistake() -> None:
     config = load_config("plan", None, {"plan.gpu": "Voodoo2"}, {})
     with pytest.raises(UserError, match=r"plan\.gpu_memory_gb"):
         forecast_run(config, planned_model(config), Hardware(host_memory=10**12))
+
+
+P4D = """
+max_workers: 1
+provider: {type: aws}
+available_node_types:
+  head: {labels: {raygpt.io/instance-type: m5.2xlarge}}
+  gpu: {labels: {raygpt.io/instance-type: p4d.24xlarge, raygpt.io/market: on-demand}, max_workers: 1}
+"""
+
+
+def test_clusters_are_compared_in_a_table_and_the_cheapest_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a.yaml").write_text(P4D)
+    Path("b.yaml").write_text(P4D.replace("p4d.24xlarge", "p5.48xlarge"))
+    Path("c.yaml").write_text(P4D.replace("p4d.24xlarge", "p3.2xlarge"))
+    run = ["--model.preset=gpt2", "--scale.num_workers=8", "--train.max_steps=18865"]
+    assert plan(*run, "--cluster", "a.yaml", "b.yaml", "c.yaml", "--plan.hours=2.5", "--plan.price_per_hour=20.5") == 0
+    text = capsys.readouterr().out
+    assert "A run of 9,890,693,120 tokens" in text and "Each GPU (H100, 80.0 GB), most " in text
+    assert "By hand: 8 x A100 40GB for 2.50 h at $20.50/h = $51.25" in text
+    assert "c.yaml, 1 x p3.2xlarge + m5.2xlarge, 1 worker:\n  does not fit: scale.num_workers=8 but c.yaml has" in text
+    found = json.loads(text.splitlines()[-1])
+    assert found["fits"] and found["cheapest"] == {"cluster": "b.yaml", "machine": "p5.48xlarge"}
+    assert [each["fits"] for each in found["clusters"]] == [True, True, False]
+    assert found["clusters"][0]["usd"] == pytest.approx(20.5 * found["clusters"][0]["hours"])
+    # its memory is the plan's own: the same machine described by hand needs the same bytes
+    machine = ["--plan.gpu=H100", "--plan.host_memory_gb=2199", "--plan.gpus_per_host=8", "--plan.disk_gb=500"]
+    assert plan(*run, *machine) == 0
+    assert figures(capsys)["device_bytes"] == found["device_bytes"]
+
+
+def test_without_a_length_hours_are_not_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text(P4D)
+    assert plan("--model.preset=gpt2", "--cluster", "a.yaml") == 0
+    text = capsys.readouterr().out
+    assert "A run of unknown length: set train.max_steps" in text
+    found = json.loads(text.splitlines()[-1])
+    assert found["tokens"] is None and found["cheapest"] is None and found["clusters"][0]["usd"] is None
+    assert plan("--model.preset=gpt2", "--cluster", "a.yaml", "--train.epochs=2", "--data.train=text.jsonl") == 2
+    assert "train.epochs=2 are of data.train=text.jsonl, which is no prepared shard folder" in capsys.readouterr().err
+    assert plan("--model.preset=gpt2", "--cluster", "a.yaml", "--plan.gpu=V100") == 2
+    assert "plan.gpu (--plan.gpu) has no meaning with plan.cluster" in capsys.readouterr().err
+
+
+def test_a_run_that_fits_no_cluster_ends_with_what_is_short(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yaml").write_text(P4D.replace("p4d.24xlarge", "p3.2xlarge"))
+    assert (
+        plan("--model.preset=gpt2-xl", "--train.max_steps=10", "--train.micro_batch_size=4", "--cluster", "a.yaml") == 2
+    )
+    streams = capsys.readouterr()
+    assert "speed and cost are with --train.strategy=zero" in streams.out and "/ " in streams.out
+    assert streams.err.startswith("raygpt: train.strategy=ddp with 4 rows per pass needs ")
+    found = json.loads(streams.out.splitlines()[-1])
+    assert not found["fits"] and found["clusters"][0]["usd"] > 0 and found["cheapest"] is None
+
+
+def test_lambdas_prices_are_read_live_where_a_key_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against an answer in the API's form; without a key the table's price is taken and that is said."""
+    pytest.importorskip("raygpt.cluster.lambda_cloud.api")
+    Path("l.yaml").write_text(P4D.replace("aws", "external").replace("p4d.24xlarge", "gpu_8x_a100"))
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key file
+    run = ["--model.preset=gpt2", "--scale.num_workers=8", "--train.max_steps=10", "--cluster", "l.yaml"]
+    monkeypatch.delenv("LAMBDA_API_KEY", raising=False)
+    assert plan(*run) == 0
+    text = capsys.readouterr().out
+    assert "Prices of l.yaml are those of the table: no Lambda API key is in LAMBDA_API_KEY" in text
+    assert json.loads(text.splitlines()[-1])["clusters"][0]["usd_per_hour"] == pytest.approx(15.92 + 0.384)
+    asked = []
+
+    class Api(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            kind = {"name": "gpu_8x_a100", "price_cents_per_hour": 1234}
+            body = json.dumps({"data": {"gpu_8x_a100": {"instance_type": kind, "regions_with_capacity_available": []}}})
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("LAMBDA_API_KEY", "secret_of_a_test")
+    monkeypatch.setenv("LAMBDA_API_URL", f"http://127.0.0.1:{server.server_port}")
+    assert plan(*run) == 0
+    server.shutdown()
+    streams = capsys.readouterr()
+    found = json.loads(streams.out.splitlines()[-1])["clusters"][0]
+    assert found["usd_per_hour"] == pytest.approx(12.34 + 0.384) and found["price_read"] == "now"
+    assert [path.endswith("/instance-types") for path, _ in asked] == [True]
+    assert "secret_of_a_test" not in streams.out + streams.err

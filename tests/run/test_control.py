@@ -12,7 +12,8 @@ def test_a_mailbox_that_is_gone_costs_messages_and_not_the_run(ray_cluster: str)
     link, mailbox = ControlLink(control), Mailbox(control)
     link.send("note", "hello")
     link.close()
-    assert mailbox.take() == [("note", "hello")]
+    assert mailbox.take(2.5) == [("note", "hello")]
+    assert ray.get(control.exchange.remote([])) == (False, 2.5), "what the run has cost goes down"
     ray.kill(control)
     assert mailbox.take() == []
     mailbox.request_stop()
@@ -29,7 +30,7 @@ def test_workers_are_asked_to_save_and_stop_unless_the_run_is_another_s(ray_clus
         control, token = make_control(), StopToken()
         Mailbox(control).follow(token)
         token.request(reason)
-        assert ray.get(control.exchange.remote([])) is asked
+        assert ray.get(control.exchange.remote([])) == (asked, None)
 
 
 def test_what_workers_warn_of_is_shown_once_with_run_rank_and_node(ray_cluster: str) -> None:

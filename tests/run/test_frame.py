@@ -18,6 +18,7 @@ from raygpt.errors import UserError
 from raygpt.run.frame import COMPLETE, FAILED, FINISHED, STOPPED, Outcome, Run, check_start, check_unchanged, run_job
 from raygpt.run.lock import ATTEMPTS, LOCK
 from raygpt.run.stop import StopToken
+from raygpt.track.cost import Node
 
 
 def config(folder: Path, **options: str) -> Config:
@@ -128,3 +129,37 @@ def test_what_resume_asks_for_is_asked_of_every_job_alike(tmp_path: Path) -> Non
     assert check_start(config(tmp_path, run__resume="must"), begun, "checkpoint")
     with pytest.raises(UserError, match=r"begun with other settings \(run.seed\): set them back"):
         check_unchanged(config(tmp_path, run__seed="7"), "classify")
+
+
+def test_a_budget_on_machines_without_a_price_is_refused_before_the_run_begins(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"track\.max_cost_usd needs a price .*no cluster is there.*price_per_hour"):
+        run_job(config(tmp_path, track__max_cost_usd="5"), wait, stream=io.StringIO())
+    assert not (tmp_path / "r").exists()
+
+
+def test_nodes_at_their_own_prices_spend_the_budget_over_restarts_and_the_history_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines of half a dollar a second: the second attempt has half a dollar left."""
+    (tmp_path / "prices.yaml").write_text("big: 1800\n")
+    monkeypatch.setenv("RAYGPT_PRICES", str(tmp_path / "prices.yaml"))
+    monkeypatch.setattr("raygpt.run.stop.BUDGET_LOOK_SECONDS", 0.05)
+    there = [Node("a", "big", started=time.time() - 3600), Node("b", "big", "spot", started=time.time() - 3600)]
+    monkeypatch.setattr("raygpt.cluster.nodes.nodes", lambda: there)
+
+    def a_second(run: Run) -> Outcome:
+        time.sleep(1.0)
+        run.lock.beat()
+        assert run.cost_usd() == pytest.approx(run.lock.wall_seconds, abs=0.2)
+        return Outcome(FINISHED)
+
+    assert run_job(config(tmp_path, track__max_cost_usd="1000"), a_second, stream=io.StringIO()).outcome == FINISHED
+    first = attempts(tmp_path)[0]["usd"]
+    assert first == pytest.approx(attempts(tmp_path)[0]["last_seen"] - attempts(tmp_path)[0]["started"], abs=0.2)
+    outcome = run_job(config(tmp_path, track__max_cost_usd=str(first + 0.5)), wait, stream=io.StringIO())
+    assert outcome.outcome == "budget" and attempts(tmp_path)[1]["usd"] == pytest.approx(0.5, abs=0.3)
+    # at a fixed price earlier seconds count at that price, and dollars that were kept stay
+    spent: list[float | None] = []
+    fixed = config(tmp_path, track__price_per_hour="0")
+    run_job(fixed, lambda run: spent.append(run.cost_usd()) or Outcome(FINISHED), stream=io.StringIO())
+    assert spent == [pytest.approx(first + attempts(tmp_path)[1]["usd"])]

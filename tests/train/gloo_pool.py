@@ -90,6 +90,9 @@ class Wire:
     def stop_requested(self) -> bool:
         return self.wish.exists()
 
+    def cost_usd(self) -> float | None:
+        return None
+
     def close(self) -> None:
         pass
 

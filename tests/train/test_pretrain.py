@@ -60,13 +60,17 @@ def test_a_run_stopped_on_ray_data_that_lost_a_worker_on_the_memory_map_equals_t
     outcome, _, text = run(config, {"step 2/24": press_ctrl_c})
     assert outcome.outcome == "stopped"
     assert "finishing this step and saving" in text and "To go on: raygpt pretrain …" in text
-    config = settings(shards, tmp_path, scale__num_workers="2", data__backend="mmap")
+    config = settings(shards, tmp_path, scale__num_workers="2", data__backend="mmap", track__price_per_hour="3600")
     outcome, rows, text = run(config, {"step 12/24": kill_a_worker})
     assert outcome.outcome == "finished" and text.count("Going on from step") == 2
     for key in ("batch_digest", "train_loss", "val_loss", "grad_norm"):
         assert sequence(rows, key) == sequence(unbroken[1], key), key
     assert [row["step"] for row in rows] == list(range(1, 25))
     assert outcome.summary["restarts"] == 2  # Ctrl-C, and a lost worker
+    # a dollar a second, those of the first attempt included; the driver tells rank 0 what it has cost
+    cost = sequence(rows[12:], "cost_usd")
+    assert list(cost.values()) == sorted(cost.values()) and outcome.summary["cost_usd"] - cost[24] < 10
+    assert cost[24] > 0.5 * outcome.summary["wall_seconds"]
     for name in ("model-00000.safetensors", "model-00001.safetensors", "optimizer-00001.safetensors"):
         left = (tmp_path / "r" / "checkpoints" / "step_00000024" / name).read_bytes()
         assert left == (unbroken[0] / "checkpoints" / "step_00000024" / name).read_bytes()
