@@ -5,9 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable
 
 import ray
 
+from raygpt.cluster.doctor.environment import check_environment
+from raygpt.cluster.room import Need
+from raygpt.cluster.waiting import refuse_what_never_fits, wait_for_room
 from raygpt.config import Scale
 from raygpt.errors import UserError, one_line
 
@@ -24,12 +28,28 @@ _own = False
 _actors: list[object] = []
 
 
-def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> str:
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def training_need(scale: Scale) -> Need:
+    """The workers that a training cannot start without: of an elastic one the fewest."""
+    return Need(scale.worker_range[0], scale.cpus_per_worker, scale.use_gpu)
+
+
+def connect(
+    scale: Scale,
+    need: Need | None = None,
+    *,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+    say: Callable[[str], None] = _say,
+) -> str:
     """Connect to Ray and return one sentence about it.
 
     An address from scale.address or RAY_ADDRESS means that cluster; without one a cluster of this machine is started,
-    with enough logical CPUs for the workers. Raises UserError when there is none at the address, or too few CPUs for
-    the job.
+    with enough logical CPUs for the workers. A cluster that is joined is waited for until it has room for what the job
+    needs, and it has to hold the same software on every node; `say` is told what is waited for. Raises UserError when
+    there is none at the address, too few CPUs or GPUs for the job, or a node is another than this one.
     """
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -40,14 +60,15 @@ def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_byt
         if address and address != "local":
             _join(address)
         else:
-            start(cpus=max(os.cpu_count() or 1, math.ceil(workers_cpus or 0)), object_store_bytes=object_store_bytes)
+            wanted = math.ceil(need.count * need.cpus) if need is not None else 0
+            start(cpus=max(os.cpu_count() or 1, wanted), object_store_bytes=object_store_bytes)
     quiet()
+    if need is not None and is_own():
+        refuse_what_never_fits(need)  # nothing grows and nobody else is there, so nothing is waited for
+    elif need is not None:
+        wait_for_room(need, scale.wait_minutes, say)
+        check_environment(scale.check_environment, say)
     cpus = ray.cluster_resources().get("CPU", 0)
-    if workers_cpus is not None and cpus < workers_cpus:
-        raise UserError(
-            f"scale.num_workers x scale.cpus_per_worker = {workers_cpus:g} CPUs but the cluster has {cpus:g}: lower "
-            "one of them or add nodes."
-        )
     where = f"at {address}" if address and address != "local" else "started on this machine"
     nodes = sum(node["Alive"] for node in ray.nodes())
     gpus = ray.cluster_resources().get("GPU", 0)
