@@ -214,9 +214,10 @@ def autoscaling_config(gcs_address: str) -> dict[str, Any] | None:
 def _autoscaler_reports() -> bool:
     try:
         from ray._private.worker import global_worker
-        from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+        from ray.core.generated import autoscaler_pb2
 
-        reply = GetClusterStatusReply.FromString(global_worker.gcs_client.get_cluster_status(timeout_s=10))
+        answer = global_worker.gcs_client.get_cluster_status(timeout_s=10)  # type: ignore[attr-defined]
+        reply = autoscaler_pb2.GetClusterStatusReply.FromString(answer)  # type: ignore[attr-defined]
         return reply.autoscaling_state.autoscaler_state_version > 0
     except Exception:  # as in `launches`
         return False

@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
 from raygpt.cluster.doctor.finding import Finding, fail, ok, skipped, warn
 from raygpt.cluster.doctor.nccl import parse_nccl, transport_finding
 from raygpt.errors import one_line
+
+if TYPE_CHECKING:  # 2 s of a start
+    import torch
 
 GPU_BYTES, CPU_BYTES = 256 * 2**20, 16 * 2**20  # GPT-2 124M's gradients in fp16 are 249 MB
 REPEATS = 5
@@ -66,13 +70,13 @@ def member(rank: int, size: int, address: str, port: int, gpu: int | None) -> Me
     return Measured(gbs, log)
 
 
-def _measure(device: object, size: int) -> float:
+def _measure(device: torch.device, size: int) -> float:
     import torch
     import torch.distributed as dist
 
-    cuda = device.type == "cuda"  # type: ignore[attr-defined]
+    cuda = device.type == "cuda"
     nbytes = GPU_BYTES if cuda else CPU_BYTES
-    values = torch.ones(nbytes // 4, device=device)  # type: ignore[arg-type]
+    values = torch.ones(nbytes // 4, device=device)
     seconds = []
     for _ in range(1 + REPEATS):  # the first one connects
         if cuda:
