@@ -131,6 +131,45 @@ class Pending:
         return " or ".join(setting for setting in self.need.settings[:2] if setting)
 
 
+class Stalled:
+    """Says, while a job runs, which of its workers the cluster has had no room for in the last minute: at the start
+    where somebody else was quicker, and after a host was lost whose place nothing takes."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._looked_at = self._since = time.monotonic()
+        self._said_at = -LONG_SECONDS
+
+    def look(self) -> None:
+        """To be called as often as one likes; asks the cluster four times a minute."""
+        now = time.monotonic()
+        if now - self._looked_at < SAY_SECONDS:
+            return
+        self._looked_at = now
+        try:
+            groups = list(ray.util.placement_group_table().values())
+            line = stalled_line(groups, ray.get_runtime_context().get_job_id(), free_now())
+        except Exception:  # a head that is away for a moment: words are not worth a run
+            return
+        if line is None:
+            self._since = now
+        elif now - self._since >= LONG_SECONDS and now - self._said_at >= LONG_SECONDS:
+            self._say(f"{line} ({now - self._since:.0f} s)")
+            self._said_at = now
+
+
+def stalled_line(groups: Sequence[dict[str, Any]], job: str, free: Sequence[Resources]) -> str | None:
+    """What the placement groups of a job (its id ends theirs) wait for; None where all have their places. PURE."""
+    for group in groups:
+        waits = group["state"] in ("PENDING", "RESCHEDULING") and group["placement_group_id"].endswith(job)
+        bundles = list(group["bundles"].values())
+        if waits and bundles:
+            each = dict(bundles[0])
+            need = Need(len(bundles), each.get("CPU", 0), "GPU" in each, gpus=each.get("GPU", 0))
+            return f"Waiting for room: {Pending(need, each, True).reason(free)}"
+    return None
+
+
 def alive() -> list[dict[str, float]]:
     """All resources of each node that lives."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -16,7 +16,8 @@ import ray.train
 from ray.train.torch import TorchConfig
 
 from raygpt import storage
-from raygpt.cluster.connect import train_environment, wants_gpu
+from raygpt.cluster.connect import is_own, train_environment, wants_gpu
+from raygpt.cluster.waiting import Stalled
 from raygpt.config import Config
 from raygpt.data.mixture import Mixture
 from raygpt.data.service import start_service
@@ -137,9 +138,11 @@ def _train(
     mailbox = Mailbox(control)
     mailbox.follow(run.stop)
     thread.start()
-    began = time.monotonic()
+    began, stalled = time.monotonic(), Stalled(progress.note)
     while thread.is_alive():
         thread.join(pause(time.monotonic() - began))
+        if not is_own():
+            stalled.look()
         end = _show(mailbox.take(), progress, run.lock) or end
         run.check_held()
     end = _show(mailbox.take(), progress, run.lock) or end

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from raygpt.cluster.room import (
     FIXED,
@@ -19,7 +23,7 @@ from raygpt.cluster.room import (
     never_fits,
     room,
 )
-from raygpt.cluster.waiting import Launches, Pending, asks_gpu
+from raygpt.cluster.waiting import Launches, Pending, asks_gpu, autoscaling_config, stalled_line
 
 HEAD = {"node:__internal_head__": 1.0, "CPU": 4.0}
 GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
@@ -46,10 +50,10 @@ def test_the_growth_that_a_cluster_file_allows() -> None:
 
 def test_room_is_what_a_search_over_all_placements_finds() -> None:
     draw = random.Random(3)
-    for _ in range(200):
+    for _ in range(200):  # a node has three GPUs at most
         each = {"CPU": draw.choice([0.5, 1.0, 1.5, 3.0]), "GPU": float(draw.choice([1, 2]))}
         nodes = [{"CPU": float(draw.randint(0, 6)), "GPU": float(draw.randint(0, 3))} for _ in range(3)]
-        counts = [range(13)] * 3
+        counts = [range(4)] * 3
         most = max(
             sum(each_count)
             for each_count in itertools.product(*counts)
@@ -138,3 +142,35 @@ def test_a_waiting_line_says_more_after_a_minute() -> None:
     )
     fixed = Pending(Need(2, 2), {"CPU": 2.0}, grows=False)
     assert fixed.line(free, Launches({}), 5).endswith("in use by others and this cluster does not grow")
+
+
+def test_workers_that_a_running_job_lacks_are_named() -> None:
+    group = {
+        "placement_group_id": "aa" * 14 + "02000000", "state": "RESCHEDULING", "strategy": "PACK",
+        "bundles": {0: {"CPU": 4.0, "GPU": 1.0}, 1: {"CPU": 4.0, "GPU": 1.0}},
+    }  # fmt: skip
+    free = [{"CPU": 8.0, "GPU": 1.0}]
+    assert stalled_line([group], "02000000", free) == (
+        "Waiting for room: missing: 1 worker of 4 CPUs and 1 GPU (1 of 2 GPUs are free); "
+        "scale.num_workers=1 would fit now"
+    )
+    assert stalled_line([group], "03000000", free) is None  # another job's
+    assert stalled_line([{**group, "state": "CREATED"}], "02000000", free) is None
+
+
+def test_an_autoscaler_is_asked_for_node_types_and_for_nothing_else(tmp_path: Path) -> None:
+    """A process called as Ray calls its autoscaler's, on a port that no cluster has."""
+    script, file = tmp_path / "autoscaler" / "monitor.py", tmp_path / "cluster.yaml"
+    script.parent.mkdir()
+    script.write_text("import time; print(flush=True); time.sleep(60)")
+    file.write_text(yaml.safe_dump({**FILE, "provider": {"api_key": "secret"}}, sort_keys=False))
+    command = [sys.executable, str(script), "--gcs-address=10.0.0.1:1", f"--autoscaling-config={file}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None and process.stdout.readline()
+        found = autoscaling_config("10.0.0.1:1")
+        assert found is not None and growth_of(found) == growth_of(FILE) and "secret" not in str(found)
+        assert autoscaling_config("10.0.0.1:2") is None
+    finally:
+        process.kill()
+        process.wait()

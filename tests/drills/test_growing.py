@@ -29,12 +29,12 @@ TINY = (
 
 
 def cluster_file(port: int) -> dict:
-    """Nodes are real raylets of this machine; Ray's own fake provider starts them, autoscaler v2 asks as after `ray up`."""
+    """Nodes are raylets of this machine that Ray's fake provider starts, under the autoscaler that `ray up` takes."""
     commands = ("", "head_", "worker_")
     return {
         "cluster_name": "growing",
         "max_workers": 2,
-        "idle_timeout_minutes": 0.1,
+        "idle_timeout_minutes": 0.2,
         "provider": {
             "type": "external",
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
