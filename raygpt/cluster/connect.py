@@ -10,6 +10,7 @@ from collections.abc import Callable
 import ray
 
 from raygpt.cluster.doctor.environment import check_environment
+from raygpt.cluster.doctor.network import TOKEN_REFUSED, refused
 from raygpt.cluster.room import Need
 from raygpt.cluster.waiting import refuse_what_never_fits, wait_for_room
 from raygpt.config import Scale
@@ -25,6 +26,7 @@ TRAIN_ENVIRONMENT = {
 }
 
 _own = False
+_with_gpus = False  # whether the cluster that this process waits on gives GPUs, though it may have none just now
 _actors: list[object] = []
 
 
@@ -51,6 +53,7 @@ def connect(
     needs, and it has to hold the same software on every node; `say` is told what is waited for. Raises UserError when
     there is none at the address, too few CPUs or GPUs for the job, or a node is another than this one.
     """
+    global _with_gpus
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -66,7 +69,7 @@ def connect(
     if need is not None and is_own():
         refuse_what_never_fits(need)  # nothing grows and nobody else is there, so nothing is waited for
     elif need is not None:
-        wait_for_room(need, scale.wait_minutes, say)
+        _with_gpus = wait_for_room(need, scale.wait_minutes, say)
         check_environment(scale.check_environment, say)
     cpus = ray.cluster_resources().get("CPU", 0)
     where = f"at {address}" if address and address != "local" else "started on this machine"
@@ -130,7 +133,12 @@ def train_environment() -> dict[str, str]:
 
 
 def wants_gpu(scale: Scale) -> bool:
-    """Whether workers get a GPU each. Raises UserError when they should and the cluster has too few."""
+    """Whether workers get a GPU each; waits for nodes that went in the meantime, as while text was prepared on CPUs.
+
+    Raises UserError when they should and the cluster has too few.
+    """
+    if _with_gpus and not is_own() and ray.cluster_resources().get("GPU", 0) < scale.worker_range[0]:
+        wait_for_room(training_need(scale), scale.wait_minutes, _say)
     gpus = ray.cluster_resources().get("GPU", 0)
     use = gpus >= 1 if scale.use_gpu == "auto" else bool(scale.use_gpu)
     if use and gpus < scale.worker_range[0]:
@@ -150,9 +158,13 @@ def quiet() -> None:
 def _join(address: str) -> None:
     global _own
     _own = False
+_with_gpus = False  # whether the cluster that this process waits on gives GPUs, though it may have none just now
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        found = refused(error)
+        if found.text == TOKEN_REFUSED:
+            raise UserError(f"scale.address={address}: {found.text}: {found.fix}.") from error
         reason = one_line(error, 160)
         raise UserError(
             f"no Ray cluster answers at scale.address={address} ({reason}): start one, mend the address, or leave it "

@@ -37,24 +37,26 @@ def refuse_what_never_fits(need: Need) -> None:
         raise UserError(refusal)
 
 
-def wait_for_room(need: Need, minutes: float, say: Callable[[str], None]) -> None:
-    """Return once the connected cluster has room for the need, having it grow where it can.
+def wait_for_room(need: Need, minutes: float, say: Callable[[str], None]) -> bool:
+    """Return once the connected cluster has room for the need, having it grow where it can: whether that is with GPUs.
 
     `say` is told every now and then what is pending. Raises UserError at once for what the cluster could never hold,
     and after `minutes` for what it did not hold until then.
     """
     nodes = alive()
     growth = growth_here() if _may_need_growth(need, nodes) else FIXED
-    each = need.each(asks_gpu(need, nodes, growth))
+    gpu = asks_gpu(need, nodes, growth)
+    each = need.each(gpu)
     if refusal := never_fits(need, each, nodes, growth):
         raise UserError(refusal)
     if room(each, free_now()) >= need.count:
-        return
+        return gpu
     group = placement_group([each] * need.count, strategy="PACK", name="raygpt-waits")
     try:
         _wait(group, Pending(need, each, growth.grows), minutes, say)
     finally:
         remove_placement_group(group)
+    return gpu
 
 
 def _may_need_growth(need: Need, nodes: Sequence[Resources]) -> bool:

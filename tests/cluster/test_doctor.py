@@ -17,11 +17,10 @@ import pytest
 
 from raygpt import storage
 from raygpt.cluster.doctor import accounts, allreduce, machine, store
-from raygpt.cluster.doctor.examine import refused
 from raygpt.cluster.doctor.finding import Finding, as_json, exit_status, fail, merged, ok, skipped, table, warn
 from raygpt.cluster.doctor.gpu import Build, Gpu, build_findings, parse_gpus, runs_on, wheel_for
 from raygpt.cluster.doctor.nccl import parse_nccl, transport_finding
-from raygpt.cluster.doctor.network import check_address
+from raygpt.cluster.doctor.network import check_address, refused
 from raygpt.storage import locate
 
 CU126 = ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90")

@@ -11,7 +11,7 @@ from typing import Any
 from raygpt import storage
 from raygpt.cluster.doctor import accounts, allreduce, environment, gpu, machine, store
 from raygpt.cluster.doctor.finding import Finding, fail, ok, skipped
-from raygpt.cluster.doctor.network import check_address
+from raygpt.cluster.doctor.network import check_address, refused
 from raygpt.errors import UserError, one_line
 from raygpt.storage import Location
 
@@ -62,27 +62,6 @@ def examine_cluster(address: str, storage_uri: str, wandb: str) -> list[Finding]
         return [*found, *allreduce.nodes_of_the_cluster()]
     finally:
         ray.shutdown()
-
-
-def refused(error: BaseException) -> Finding:
-    """Why Ray at an address did not take this driver."""
-    said = " ".join(str(each) for each in _causes(error))
-    if "auth" in said.lower() and "token" in said.lower():
-        return fail(
-            "join", "the cluster refuses this token",
-            "export RAY_AUTH_MODE=token, with the cluster's own token in ~/.ray/auth_token or RAY_AUTH_TOKEN",
-        )  # fmt: skip
-    if "version" in said.lower():
-        return fail("join", one_line(RuntimeError(said), 300), "install the same Python and Ray here as there")
-    return fail("join", f"Ray does not take this driver: {one_line(error)}", "run this on the head node of the cluster")
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
 
 
 def software(answers: dict[str, Any]) -> list[Finding]:

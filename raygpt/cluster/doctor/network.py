@@ -1,4 +1,4 @@
-"""Whether a cluster's address answers, and what is wrong with it where it does not."""
+"""Whether a cluster's address answers and takes a driver, and what is wrong where it does not."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import socket
 from urllib.parse import urlsplit
 
 from raygpt.cluster.doctor.finding import Finding, fail, ok
+from raygpt.errors import one_line
 
 CONNECT_SECONDS = 5.0
 GCS_PORT = 6379
+TOKEN_REFUSED = "the cluster refuses this token"
 
 
 def check_address(address: str) -> Finding:
@@ -42,3 +44,24 @@ def check_address(address: str) -> Finding:
             f"port {port} of {host} does not answer",
             "run this on the head node, or let the security group or firewall pass you",
         )
+
+
+def refused(error: BaseException) -> Finding:
+    """Why Ray at an address did not take this driver."""
+    said = " ".join(str(each) for each in _causes(error))
+    if "auth" in said.lower() and "token" in said.lower():
+        return fail(
+            "join", TOKEN_REFUSED,
+            "export RAY_AUTH_MODE=token, with the cluster's own token in ~/.ray/auth_token",
+        )  # fmt: skip
+    if "version" in said.lower():
+        return fail("join", one_line(RuntimeError(said), 300), "install the same Python and Ray here as there")
+    return fail("join", f"Ray does not take this driver: {one_line(error)}", "run this on the head node of the cluster")
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
