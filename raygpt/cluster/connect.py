@@ -158,7 +158,6 @@ def quiet() -> None:
 def _join(address: str) -> None:
     global _own
     _own = False
-_with_gpus = False  # whether the cluster that this process waits on gives GPUs, though it may have none just now
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:

@@ -74,7 +74,7 @@ def growing(tmp_path: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [RAY, "start", "--head", f"--port={port}", f"--temp-dir=/tmp/rg{os.getpid()}", "--num-cpus=1", "--block"]
         + ["--object-store-memory=100000000", "--include-dashboard=false", f"--autoscaling-config={file}"]
-        + [f"--dashboard-port={free_port()}"]
+        + [f"--dashboard-port={free_port()}", "--node-ip-address=127.0.0.1"]
         + [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
