@@ -12,7 +12,7 @@ import ray
 from raygpt.cluster.doctor.environment import check_environment
 from raygpt.cluster.doctor.network import TOKEN_REFUSED, refused
 from raygpt.cluster.room import Need
-from raygpt.cluster.waiting import refuse_what_never_fits, wait_for_room
+from raygpt.cluster.waiting import has_gone, refuse_what_never_fits, room_for
 from raygpt.config import Scale
 from raygpt.errors import UserError, one_line
 
@@ -26,7 +26,7 @@ TRAIN_ENVIRONMENT = {
 }
 
 _own = False
-_with_gpus = False  # whether the cluster that this process waits on gives GPUs, though it may have none just now
+_waited: tuple[Need, bool] | None = None  # what a joined cluster was waited for, and whether that was with GPUs
 _actors: list[object] = []
 
 
@@ -53,7 +53,7 @@ def connect(
     needs, and it has to hold the same software on every node; `say` is told what is waited for. Raises UserError when
     there is none at the address, too few CPUs or GPUs for the job, or a node is another than this one.
     """
-    global _with_gpus
+    global _waited
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -69,8 +69,9 @@ def connect(
     if need is not None and is_own():
         refuse_what_never_fits(need)  # nothing grows and nobody else is there, so nothing is waited for
     elif need is not None:
-        _with_gpus = wait_for_room(need, scale.wait_minutes, say)
-        check_environment(scale.check_environment, say)
+        with room_for(need, scale.wait_minutes, say) as gpu:
+            check_environment(scale.check_environment, say)
+        _waited = need, gpu
     cpus = ray.cluster_resources().get("CPU", 0)
     where = f"at {address}" if address and address != "local" else "started on this machine"
     nodes = sum(node["Alive"] for node in ray.nodes())
@@ -137,8 +138,9 @@ def wants_gpu(scale: Scale) -> bool:
 
     Raises UserError when they should and the cluster has too few.
     """
-    if _with_gpus and not is_own() and ray.cluster_resources().get("GPU", 0) < scale.worker_range[0]:
-        wait_for_room(training_need(scale), scale.wait_minutes, _say)
+    if _waited is not None and not is_own() and has_gone(*_waited):
+        with room_for(_waited[0], scale.wait_minutes, _say):
+            pass
     gpus = ray.cluster_resources().get("GPU", 0)
     use = gpus >= 1 if scale.use_gpu == "auto" else bool(scale.use_gpu)
     if use and gpus < scale.worker_range[0]:

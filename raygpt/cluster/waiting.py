@@ -9,7 +9,8 @@ is room the group is given up and Ray Train places its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,10 @@ def refuse_what_never_fits(need: Need) -> None:
         raise UserError(refusal)
 
 
-def wait_for_room(need: Need, minutes: float, say: Callable[[str], None]) -> bool:
-    """Return once the connected cluster has room for the need, having it grow where it can: whether that is with GPUs.
+@contextmanager
+def room_for(need: Need, minutes: float, say: Callable[[str], None]) -> Iterator[bool]:
+    """Room on the connected cluster for the need, held meanwhile so that nobody takes it and no node counts as idle;
+    gives whether that is with GPUs. The cluster grows for it where it can, else others are waited for.
 
     `say` is told every now and then what is pending. Raises UserError at once for what the cluster could never hold,
     and after `minutes` for what it did not hold until then.
@@ -49,14 +52,17 @@ def wait_for_room(need: Need, minutes: float, say: Callable[[str], None]) -> boo
     each = need.each(gpu)
     if refusal := never_fits(need, each, nodes, growth):
         raise UserError(refusal)
-    if room(each, free_now()) >= need.count:
-        return gpu
     group = placement_group([each] * need.count, strategy="PACK", name="raygpt-waits")
     try:
         _wait(group, Pending(need, each, growth.grows), minutes, say)
+        yield gpu
     finally:
         remove_placement_group(group)
-    return gpu
+
+
+def has_gone(need: Need, gpu: bool) -> bool:
+    """Whether nodes went since there was room: the cluster could not hold the need now, were it idle."""
+    return room(need.each(gpu), alive()) < need.count
 
 
 def _may_need_growth(need: Need, nodes: Sequence[Resources]) -> bool:

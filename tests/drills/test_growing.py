@@ -34,7 +34,7 @@ def cluster_file(port: int) -> dict:
     return {
         "cluster_name": "growing",
         "max_workers": 2,
-        "idle_timeout_minutes": 0.2,
+        "idle_timeout_minutes": 0.5,
         "provider": {
             "type": "external",
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
@@ -108,7 +108,7 @@ def test_a_job_has_the_cluster_grow_and_leaves_no_node_and_no_request(growing: s
     assert "Environment: the same on 3 nodes, hash" in program.output
     assert "Ray cluster at" in program.output and "3 nodes, 5 CPUs" in program.output
     assert "2 workers on cpu" in program.output and "Finished 10 steps" in program.output
-    assert look(growing, env, until_nodes=1, seconds=60) == {"nodes": 1, "groups": 0}
+    assert look(growing, env, until_nodes=1, seconds=120) == {"nodes": 1, "groups": 0}
     # nor does a driver that is killed while it waits
     killed = Program(
         "pretrain", *run, "--run.name=killed", "--scale.num_workers=2", "--scale.cpus_per_worker=2", env=env
@@ -116,7 +116,7 @@ def test_a_job_has_the_cluster_grow_and_leaves_no_node_and_no_request(growing: s
     killed.wait_for("Waiting for room", 300)
     killed.signal(signal.SIGKILL)
     killed.finish()
-    assert look(growing, env, until_nodes=1, seconds=60) == {"nodes": 1, "groups": 0}
+    assert look(growing, env, until_nodes=1, seconds=120) == {"nodes": 1, "groups": 0}
 
 
 def look(address: str, env: dict[str, str], until_nodes: int, seconds: float) -> dict[str, int]:
