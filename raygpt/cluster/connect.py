@@ -54,6 +54,7 @@ def connect(
     there is none at the address, too few CPUs or GPUs for the job, or a node is another than this one.
     """
     global _waited
+    _waited = None
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

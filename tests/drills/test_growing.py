@@ -93,9 +93,8 @@ def growing(tmp_path: Path) -> Iterator[str]:
 def test_a_job_has_the_cluster_grow_and_leaves_no_node_and_no_request(growing: str, tmp_path: Path) -> None:
     shards = letters(tmp_path / "shards")
     env = {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": growing}
-    health = [RAY, "health-check", f"--address={growing}"]
     end = time.monotonic() + 300
-    while subprocess.run(health, env={**os.environ, **env}, capture_output=True).returncode:
+    while look(growing, env, until_nodes=1, seconds=0) is None:  # the GCS answers before the node has joined
         assert time.monotonic() < end, "the Ray head did not come up"
     run = (*TINY, f"--data.train={shards}", f"--data.val={shards}", f"--run.storage={tmp_path}")
     # one too many, for the cluster fully grown: said at once, though it could grow
@@ -119,8 +118,8 @@ def test_a_job_has_the_cluster_grow_and_leaves_no_node_and_no_request(growing: s
     assert look(growing, env, until_nodes=1, seconds=120) == {"nodes": 1, "groups": 0}
 
 
-def look(address: str, env: dict[str, str], until_nodes: int, seconds: float) -> dict[str, int]:
-    """{nodes, placement groups} once the cluster has so few nodes, by a driver of its own."""
+def look(address: str, env: dict[str, str], until_nodes: int, seconds: float) -> dict[str, int] | None:
+    """{nodes, placement groups} once the cluster has so few nodes, by a driver of its own; None where it cannot join."""
     code = f"""
 import json, time, ray
 from ray.util.placement_group import placement_group_table
@@ -135,5 +134,4 @@ while True:
 print(json.dumps({{"nodes": nodes, "groups": groups}}))
 """
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
