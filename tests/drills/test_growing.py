@@ -119,7 +119,7 @@ def test_a_job_has_the_cluster_grow_and_leaves_no_node_and_no_request(growing: s
 
 
 def look(address: str, env: dict[str, str], until_nodes: int, seconds: float) -> dict[str, int] | None:
-    """{nodes, placement groups} once the cluster has so few nodes, by a driver of its own; None where it cannot join."""
+    """{nodes, placement groups} once the cluster has so few nodes, by its own driver; None where it cannot join."""
     code = f"""
 import json, time, ray
 from ray.util.placement_group import placement_group_table
