@@ -256,7 +256,7 @@ def delete(where: Location) -> None:
 
 def check_writable(where: Location, setting: str) -> None:
     """Write and delete a marker below `where`, before a job begins. UserError names `setting` when that fails."""
-    marker = _at_start(where) / f".writable-{uuid.uuid4().hex[:8]}"
+    marker = at_start(where) / f".writable-{uuid.uuid4().hex[:8]}"
     try:
         write_bytes(marker, b"")
         delete(marker)
@@ -267,14 +267,15 @@ def check_writable(where: Location, setting: str) -> None:
 def check_readable(where: Location, setting: str) -> None:
     """See that `where` exists, before a job begins. UserError names `setting` when it does not or cannot be reached."""
     try:
-        found = exists(_at_start(where))
+        found = exists(at_start(where))
     except (UserError, OSError) as error:
         raise UserError(f"{setting} cannot be read: {_about(error, where)}") from error
     if not found:
         raise UserError(f"{setting}={where.uri} does not exist: check the path.")
 
 
-def _at_start(where: Location) -> Location:
+def at_start(where: Location) -> Location:
+    """The same place with less patience: what is wrong with it is told in seconds."""
     if made_of := getattr(where.fs, "_made_of", None):  # only ours has it
         endpoint, region, _ = made_of
         return Location(_s3_here(endpoint, region, S3_ATTEMPTS_AT_START), where.path, where.uri)

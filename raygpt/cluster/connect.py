@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import os
+from collections.abc import Callable
 
 import ray
 
+from raygpt.cluster.doctor.environment import check_environment
+from raygpt.cluster.doctor.network import TOKEN_REFUSED, refused
 from raygpt.cluster.nodes import asked_now
+from raygpt.cluster.room import Need
+from raygpt.cluster.waiting import has_gone, refuse_what_never_fits, room_for
 from raygpt.config import Scale
 from raygpt.errors import UserError, one_line
 
@@ -23,16 +28,35 @@ TRAIN_ENVIRONMENT = {
 }
 
 _own = False
+_waited: tuple[Need, bool] | None = None  # what a joined cluster was waited for, and whether that was with GPUs
 _actors: list[object] = []
 
 
-def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> str:
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def training_need(scale: Scale) -> Need:
+    """The workers that a training cannot start without: of an elastic one the fewest."""
+    return Need(scale.worker_range[0], scale.cpus_per_worker, scale.use_gpu)
+
+
+def connect(
+    scale: Scale,
+    need: Need | None = None,
+    *,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+    say: Callable[[str], None] = _say,
+) -> str:
     """Connect to Ray and return one sentence about it.
 
     An address from scale.address or RAY_ADDRESS means that cluster; without one a cluster of this machine is started,
-    with enough logical CPUs for the workers. Raises UserError when there is none at the address, or too few CPUs for
-    the job.
+    with enough logical CPUs for the workers. A cluster that is joined is waited for until it has room for what the job
+    needs, and it has to hold the same software on every node; `say` is told what is waited for. Raises UserError when
+    there is none at the address, too few CPUs or GPUs for the job, or a node is another than this one.
     """
+    global _waited
+    _waited = None
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -43,14 +67,16 @@ def connect(scale: Scale, *, workers_cpus: float | None = None, object_store_byt
         if address and address != "local":
             _join(address)
         else:
-            start(cpus=max(os.cpu_count() or 1, math.ceil(workers_cpus or 0)), object_store_bytes=object_store_bytes)
+            wanted = math.ceil(need.count * need.cpus) if need is not None else 0
+            start(cpus=max(os.cpu_count() or 1, wanted), object_store_bytes=object_store_bytes)
     quiet()
+    if need is not None and is_own():
+        refuse_what_never_fits(need)  # nothing grows and nobody else is there, so nothing is waited for
+    elif need is not None:
+        with room_for(need, scale.wait_minutes, say) as gpu:
+            check_environment(scale.check_environment, say)
+        _waited = need, gpu
     cpus = ray.cluster_resources().get("CPU", 0)
-    if workers_cpus is not None and cpus < workers_cpus:
-        raise UserError(
-            f"scale.num_workers x scale.cpus_per_worker = {workers_cpus:g} CPUs but the cluster has {cpus:g}: lower "
-            "one of them or add nodes."
-        )
     where = f"at {address}" if address and address != "local" else "started on this machine"
     nodes = sum(node["Alive"] for node in ray.nodes())
     gpus = ray.cluster_resources().get("GPU", 0)
@@ -114,7 +140,13 @@ def train_environment() -> dict[str, str]:
 
 
 def wants_gpu(scale: Scale) -> bool:
-    """Whether workers get a GPU each. Raises UserError when they should and the cluster has too few."""
+    """Whether workers get a GPU each; waits for nodes that went in the meantime, as while text was prepared on CPUs.
+
+    Raises UserError when they should and the cluster has too few.
+    """
+    if _waited is not None and not is_own() and has_gone(*_waited):
+        with room_for(_waited[0], scale.wait_minutes, _say):
+            pass
     gpus = ray.cluster_resources().get("GPU", 0)
     use = gpus >= 1 if scale.use_gpu == "auto" else bool(scale.use_gpu)
     if use and gpus < scale.worker_range[0]:
@@ -137,6 +169,9 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        found = refused(error)
+        if found.text == TOKEN_REFUSED:
+            raise UserError(f"scale.address={address}: {found.text}: {found.fix}.") from error
         reason = one_line(error, 160)
         raise UserError(
             f"no Ray cluster answers at scale.address={address} ({reason}): start one, mend the address, or leave it "

@@ -21,6 +21,12 @@ class Scale(Section):
         None, description="a path whose being there, on a node, is notice that the node will be taken away"
     )
     address: str | None = Field(None, description="Ray address (auto: a running cluster; none: start one here)")
+    wait_minutes: float = Field(
+        30, description="how long a job waits for room on a cluster, which grows for it where it can", ge=0
+    )
+    check_environment: Literal["refuse", "warn", "off"] = Field(
+        "refuse", description="what to do where a node of the cluster has other packages than the one that starts"
+    )
 
     def problems(self) -> Iterator[Problem]:
         low, high = self.worker_range

@@ -156,7 +156,7 @@ def _transport(config: Config, width: int, vocab_size: int) -> Transport:
 def _store(config: Config, call: Call) -> int:
     """Write the teacher's states of data.train; train nothing."""
     from raygpt import storage
-    from raygpt.cluster.connect import connect, wants_gpu
+    from raygpt.cluster.connect import connect, training_need, wants_gpu
     from raygpt.data.shards import load_manifest
     from raygpt.data.sources import shard_folders
     from raygpt.distill.store_run import Workers, store_states
@@ -176,8 +176,7 @@ def _store(config: Config, call: Call) -> int:
         )
     folder = storage.locate(settings.store)
     check_start(config, lambda _: begun(folder), "stored states")
-    cpus = config.scale.worker_range[1] * config.scale.cpus_per_worker
-    print(connect(config.scale, workers_cpus=cpus), flush=True)
+    print(connect(config.scale, training_need(config.scale)), flush=True)
     prepared = with_prepared_data(config)
     train, _ = shard_folders(prepared.data.train, prepared.data.val)
     source = _source(config, train, seq_len=1)

@@ -40,7 +40,7 @@ def run(config: Config, call: Call, *, real: RealText | None = None, objective: 
         return dry_run(config, real=real, objective=objective)
     from raygpt.capacity.from_config import check_fit
     from raygpt.cluster import phases
-    from raygpt.cluster.connect import connect
+    from raygpt.cluster.connect import connect, training_need
     from raygpt.train.trainer import run_training
 
     launch = phases.Launch.of_this_process()
@@ -51,8 +51,7 @@ def run(config: Config, call: Call, *, real: RealText | None = None, objective: 
     chosen = objective(config, job) if objective is not None and job is not None else None
     if job is None:
         check_before_data(config)
-    cpus = config.scale.worker_range[0] * config.scale.cpus_per_worker
-    print(connect(config.scale, workers_cpus=cpus), flush=True)
+    print(connect(config.scale, training_need(config.scale)), flush=True)
     launch.mark(phases.CONNECT)
     if job is None:
         config = with_prepared_data(config)

@@ -44,11 +44,11 @@ def run(config: Config, call: Call) -> int:
     with ProcessPoolExecutor(1, get_context("spawn")) as beside:
         placing = beside.submit(place_corpus, config.run.storage)
 
-        from raygpt.cluster.connect import connect
+        from raygpt.cluster.connect import connect, training_need
         from raygpt.jobs.pretrain import check_places
 
         check_places(config)
-        cluster = connect(config.scale, workers_cpus=config.scale.worker_range[0] * config.scale.cpus_per_worker)
+        cluster = connect(config.scale, training_need(config.scale))
         import torch
 
         from raygpt.data.reader import TokenReader

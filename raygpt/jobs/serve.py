@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -138,24 +136,20 @@ def _connect(config: Config) -> tuple[Replicas, str]:
     import ray
 
     from raygpt.cluster.connect import connect
+    from raygpt.cluster.room import Need
     from raygpt.serve.deployment import Replicas
     from raygpt.serve.vllm import gpus_per_replica
 
     teacher = config.teacher
     fewest, most = teacher.replica_range
-    cpus = math.ceil(fewest * teacher.cpus_per_replica)
-    there = ray.is_initialized() or config.scale.address or os.environ.get("RAY_ADDRESS", "local") != "local"
-    about = connect(config.scale, workers_cpus=None if there else cpus)
-    had = ray.cluster_resources()
-    if had.get("CPU", 0) < cpus:
-        raise UserError(
-            f"teacher.replicas x teacher.cpus_per_replica = {cpus} CPUs but the cluster has {had.get('CPU', 0):g}: "
-            "lower one of them or add nodes."
-        )
-    gpus = had.get("GPU", 0)
-    use, each = gpus >= 1 if teacher.use_gpu == "auto" else teacher.use_gpu, 1
-    if teacher.engine == "vllm":
-        use, each = True, gpus_per_replica(teacher.vllm)
+    vllm = teacher.engine == "vllm"
+    each = gpus_per_replica(teacher.vllm) if vllm else 1
+    # the GPUs of one replica need not be in one place, so each is asked for by itself
+    settings = ("teacher.replicas" if each == 1 else "", "teacher.cpus_per_replica", "" if vllm else "teacher.use_gpu")
+    use_gpu = True if vllm else teacher.use_gpu
+    about = connect(config.scale, Need(fewest * each, teacher.cpus_per_replica / each, use_gpu, settings))
+    gpus = ray.cluster_resources().get("GPU", 0)
+    use = vllm or (gpus >= 1 if teacher.use_gpu == "auto" else teacher.use_gpu)
     if use and gpus < fewest * each:
         raise UserError(
             f"teacher.replicas={fewest} needs {each} GPU{'s' * (each > 1)} for each replica but the cluster has "

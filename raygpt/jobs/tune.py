@@ -23,6 +23,7 @@ DECLARATION = Job(
 )
 
 if TYPE_CHECKING:
+    from raygpt.cluster.room import Need
     from raygpt.tune.plan import SweepPlan
 
 
@@ -49,15 +50,23 @@ def run(config: Config, call: Call) -> int:
     from raygpt.tune.sweep import prepare_environment, run_sweep
 
     prepare_environment()
-    from raygpt.cluster.connect import connect
+    from raygpt.cluster.connect import connect, training_need
 
     nested = plan.kind != "classify"
     if nested:
         raw_preparation(config)  # a mistake in the text comes out before a cluster is started
-    workers = config.scale.worker_range[0] * config.scale.cpus_per_worker
-    cpus = workers if nested else config.tune.cpus_per_trial
-    print(connect(config.scale, workers_cpus=cpus), flush=True)
+    print(connect(config.scale, training_need(config.scale) if nested else _trial_need(config)), flush=True)
     return run_sweep(with_shards(plan) if nested else plan, call.command).exit_status
+
+
+def _trial_need(config: Config) -> Need:
+    """What one trial of a classifier takes, or a classifier trained alone."""
+    from raygpt.cluster.room import Need
+
+    gpus, settings = config.tune.gpus_per_trial, ("", "tune.cpus_per_trial", "scale.use_gpu")
+    if gpus == "auto":
+        return Need(1, config.tune.cpus_per_trial, config.scale.use_gpu, settings)
+    return Need(1, config.tune.cpus_per_trial, gpus > 0, ("", "tune.cpus_per_trial", ""), gpus=gpus)
 
 
 def with_shards(plan: SweepPlan) -> SweepPlan:
@@ -79,7 +88,7 @@ def finetune_task(config: Config, call: Call) -> int:
     from raygpt.cluster.connect import connect
 
     storage.check_writable(run_location(config), "run.storage")
-    print(connect(config.scale, workers_cpus=config.tune.cpus_per_trial), flush=True)
+    print(connect(config.scale, _trial_need(config)), flush=True)
     return train_classifier(config, call.command).exit_status
 
 

@@ -19,6 +19,7 @@ from raygpt import storage
 from raygpt.cluster import phases
 from raygpt.cluster.connect import is_own, train_environment, wants_gpu
 from raygpt.cluster.phases import Launch
+from raygpt.cluster.waiting import Stalled
 from raygpt.config import Config
 from raygpt.data.mixture import Mixture
 from raygpt.data.service import start_service
@@ -144,11 +145,13 @@ def _train(
     mailbox = Mailbox(control)
     mailbox.follow(run.stop)
     thread.start()
-    began = time.monotonic()
+    began, stalled = time.monotonic(), Stalled(progress.note)
     export = metrics_export(run)
     with preemption_watch(run, control):
         while thread.is_alive():
             thread.join(pause(time.monotonic() - began))
+            if not is_own():
+                stalled.look()
             end = _show(mailbox.take(run.cost_usd()), progress, run, export) or end
             if export is not None:
                 export.repeat()
