@@ -17,7 +17,13 @@ from raygpt.errors import UserError
 # Command lines of Ray's processes: the raylet, the GCS, their agents and monitors, workers, what a job's driver runs in.
 RAY_PROCESS = re.compile(r"/raylet/raylet |gcs_server|/ray/_private/|/ray/dashboard/|/ray/autoscaler/|(^|\s)ray::")
 GONE_WAIT = 180  # seconds: AWS takes up to two minutes to end a machine
-SSH = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=8", "BatchMode=yes")
+SSH = (
+    "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null",
+    "LogLevel=ERROR",
+    "ConnectTimeout=8",
+    "BatchMode=yes",
+)
 
 
 def down(path: str) -> int:

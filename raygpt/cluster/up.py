@@ -57,11 +57,11 @@ def up(path: str) -> int:
     """
     from raygpt.cluster.check import check
 
+    cluster = read_cluster(path)
+    _make_token(cluster)
     status = check(path)
     if status:
         return status
-    cluster = read_cluster(path)
-    _make_token(cluster)
     began = time.time()
     phases = _ray_up(path, cluster)
     record = {"cluster_name": cluster["cluster_name"], "began": began, "phases": phases}
@@ -98,8 +98,14 @@ def read_cluster(path: str) -> dict[str, Any]:
         cluster = yaml.safe_load(Path(path).read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]}): mend it.") from error
-    if not isinstance(cluster, dict) or not isinstance(cluster.get("provider"), dict) or not cluster.get("cluster_name"):
-        raise UserError(f"{path} is no cluster file: it needs cluster_name and provider, as cluster/on-premise.yaml has.")
+    if (
+        not isinstance(cluster, dict)
+        or not isinstance(cluster.get("provider"), dict)
+        or not cluster.get("cluster_name")
+    ):
+        raise UserError(
+            f"{path} is no cluster file: it needs cluster_name and provider, as cluster/on-premise.yaml has."
+        )
     return cluster
 
 
@@ -152,24 +158,32 @@ def _make_token(cluster: dict[str, Any]) -> None:
 
 
 def _ray_up(path: str, cluster: dict[str, Any]) -> list[dict[str, Any]]:
-    """Run `ray up`, its output passed on; the phases and their seconds."""
-    process = subprocess.Popen(
-        [ray_program(), "up", "-y", "--no-config-cache", path],
-        env=environment(cluster), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-    )  # fmt: skip
-    assert process.stdout is not None
+    """Run `ray up`, a line printed for each phase that begins; the phases and their seconds."""
+    log = Path(f"~/.raygpt/up-{cluster['cluster_name']}.log").expanduser()
+    log.parent.mkdir(exist_ok=True)
+    command = [ray_program(), "up", "-y", "--no-config-cache", "--log-style=pretty", "--log-color=false", path]
+    print(f"ray up {path}; what it says is in {log}", flush=True)
     lines: list[tuple[float, str]] = [(time.monotonic(), "")]
-    for line in process.stdout:
-        lines.append((time.monotonic(), line))
-        print(line, end="", flush=True)
+    process = subprocess.Popen(
+        command, env=environment(cluster), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    assert process.stdout is not None
+    with open(log, "w") as out:
+        for line in process.stdout:
+            lines.append((time.monotonic(), line))
+            out.write(line)
+            out.flush()
+            for name, begins in BEGINS:
+                if begins.search(line):
+                    print(f"  {time.strftime('%H:%M:%S')} {name}: {MEANINGS[name]}", flush=True)
     status = process.wait()
     lines.append((time.monotonic(), ""))
     phases = phases_of(lines)
     if status:
         raise UserError(
             f"`ray up {path}` ended with exit status {status} in its phase {phases[-1]['name']} "
-            f"({_last_words(''.join(line for _, line in lines))}): mend that, or end what it has started with "
-            f"`raygpt cluster down {path}`."
+            f"({_last_words(''.join(line for _, line in lines))}): {log} has all of it; mend that, or end what was "
+            f"started with `raygpt cluster down {path}`."
         )
     return phases
 

@@ -22,6 +22,8 @@ from typing import Any
 import ray
 from ray.train.torch import TorchTrainer
 
+from raygpt.train.reachable import with_reachable_hosts
+
 LEFT_OUT = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
@@ -40,6 +42,7 @@ class LeanTorchTrainer(TorchTrainer):
         controller_class = _controller_class()
         if controller_class is None:
             return super()._initialize_and_run_controller(callbacks=callbacks, **options)  # type: ignore[misc]
+        options["scaling_policy"] = with_reachable_hosts(options["scaling_policy"])
         needed = [each for each in callbacks if type(each).__name__ not in LEFT_OUT]
         with _environment(self._environment):
             controller = controller_class(callbacks=needed, **options)

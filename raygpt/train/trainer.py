@@ -36,6 +36,7 @@ from raygpt.train.resolve import Resolved
 from raygpt.train.worker import Assignment, MakeObjective, train_worker
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+RESIZE_SECONDS = 30  # an elastic run looks for hosts that joined; each use of one is a restart from a checkpoint
 
 
 def run_training(
@@ -203,6 +204,7 @@ def _trainer(
         scaling_config=ray.train.ScalingConfig(
             num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # a pair is elastic
             use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             resources_per_worker={"CPU": config.scale.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
