@@ -14,7 +14,7 @@ from typing import Any
 from raygpt.cluster.up import environment, ray_program, read_cluster
 from raygpt.errors import UserError
 
-# Command lines of Ray's processes: the raylet, the GCS, their agents and monitors, workers, what a job's driver runs in.
+# Command lines of Ray's processes: the raylet, the GCS, their agents and monitors, workers.
 RAY_PROCESS = re.compile(r"/raylet/raylet |gcs_server|/ray/_private/|/ray/dashboard/|/ray/autoscaler/|(^|\s)ray::")
 GONE_WAIT = 180  # seconds: AWS takes up to two minutes to end a machine
 SSH = (
@@ -96,8 +96,8 @@ def _machines_left(cluster: dict[str, Any], path: str) -> list[str]:
     if not left:
         return []
     return [
-        f"{len(left)} machines of cluster {cluster['cluster_name']} are still there and cost money ({', '.join(left)}): "
-        f"run `raygpt cluster down {path}` again, or end them in the cloud's console."
+        f"{len(left)} machines of cluster {cluster['cluster_name']} are still there and cost money "
+        f"({', '.join(left)}): run `raygpt cluster down {path}` again, or end them in the cloud's console."
     ]
 
 

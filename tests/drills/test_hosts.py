@@ -1,4 +1,4 @@
-"""A cluster of real hosts: started over ssh, a job submitted, hosts cut off, killed and joined, the head lost, all ended.
+"""A cluster of hosts: started over ssh, a job submitted, hosts cut off, killed and joined, the head lost, all ended.
 
 tests/hosts/hosts.py makes the hosts. What is checked last is what matters: every step of the run has seen the batch
 that the order computed here says, once, whatever happened to the hosts.
@@ -142,7 +142,7 @@ class Job:
 
 
 def cluster_file(hosts: Hosts, workers: list[int]) -> Path:
-    """cluster/on-premise.yaml with these hosts' addresses and key, and no more of this machine than a host would have."""
+    """cluster/on-premise.yaml with these hosts' addresses and key, and the CPUs and memory of small hosts."""
     cluster = yaml.safe_load((ROOT / "cluster/on-premise.yaml").read_text())
     cluster["provider"] |= {"head_ip": hosts.address(1), "worker_ips": [hosts.address(n) for n in workers]}
     cluster["auth"] = {"ssh_user": "root", "ssh_private_key": str(hosts.key)}
@@ -155,7 +155,7 @@ def cluster_file(hosts: Hosts, workers: list[int]) -> Path:
 
 
 def install(hosts: Hosts, n: int) -> None:
-    """What the setup commands would leave: the environment of this machine, which has the versions of constraints.txt."""
+    """What the setup commands leave: an environment, here this machine's, with the versions of constraints.txt."""
     home = hosts.folder(n) / "root/raygpt"
     home.mkdir(exist_ok=True)
     (home / ".venv").symlink_to(Path(sys.prefix).resolve())

@@ -1,4 +1,4 @@
-"""Hosts of a cluster on this machine: network namespaces with an address, a hostname, files, processes and an sshd each.
+"""Hosts of a cluster on this machine: namespaces with an address, a hostname, files, processes and an sshd each.
 
 For what only shows between machines: `ray up` over ssh, a host that loses power, one whose link is down, a head that is
 gone. Each host sees its own /proc, /root, /tmp and /dev/shm; interpreter, environment and system are this machine's,
@@ -101,7 +101,7 @@ class Hosts:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a command on this machine: the laptop's home, with the environment's programs and no Ray but the hosts'."""
+        """Of a command on this machine: the laptop's home, and the programs of the environment."""
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         away = ("RAY_ADDRESS", "TMPDIR")
         return {k: v for k, v in os.environ.items() if k not in away} | {"HOME": str(self.laptop), "PATH": path}
