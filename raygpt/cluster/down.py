@@ -34,7 +34,9 @@ def down(path: str) -> int:
     """
     cluster = read_cluster(path)
     kind = cluster["provider"].get("type")
-    done = subprocess.run([ray_program(), "down", "-y", path], env=environment(cluster))
+    done = subprocess.run(
+        [ray_program(), "down", "-y", "--log-style=pretty", "--log-color=false", path], env=environment(cluster)
+    )
     faults = end_hosts(cluster) if kind == "local" else _machines_left(cluster, path)
     for sentence in faults:
         print(sentence, file=sys.stderr)

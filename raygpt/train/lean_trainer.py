@@ -16,13 +16,31 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from raygpt.train.reachable import with_reachable_hosts
+
+
+class GroupConfig(TorchConfig):
+    """A TorchConfig under which a worker that was killed does not end the run when the others are put away.
+
+    Ray Train expects a dead actor then, and not one that its memory monitor killed: that error went through the
+    controller and ended a run with restarts left.
+    """
+
+    @property
+    def backend_cls(self) -> type:
+        class GroupBackend(super().backend_cls):  # type: ignore[misc]
+            def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+                with suppress(ray.exceptions.RayError):
+                    super().on_shutdown(worker_group, backend_config)
+
+        return GroupBackend
+
 
 LEFT_OUT = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 

@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig
 
 from raygpt import storage
 from raygpt.cluster.connect import train_environment, wants_gpu
@@ -31,7 +30,7 @@ from raygpt.track.jsonl import read_metrics
 from raygpt.track.progress import Progress, human_count, human_duration
 from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
-from raygpt.train.lean_trainer import LeanTorchTrainer
+from raygpt.train.lean_trainer import GroupConfig, LeanTorchTrainer
 from raygpt.train.resolve import Resolved
 from raygpt.train.worker import Assignment, MakeObjective, train_worker
 
@@ -200,7 +199,7 @@ def _trainer(
         train_worker,  # type: ignore[arg-type]  # its config is a dataclass, pickled as it is
         train_loop_config=assignment,  # type: ignore[arg-type]
         environment=train_environment(),
-        torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
+        torch_config=GroupConfig(backend=None if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # a pair is elastic
             use_gpu=use_gpu,

@@ -55,7 +55,8 @@ class Laptop:
         done = subprocess.run(
             [str(BIN / words[0]), *words[1:]], cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=timeout
         )
-        assert done.returncode == 0, (words, done.stdout[-4000:], done.stderr[-4000:])
+        if done.returncode:
+            raise AssertionError(f"{words} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}")
         return done.stdout
 
     def raygpt(self, *words: str) -> str:
@@ -117,7 +118,8 @@ class Job:
         began = time.monotonic()
         there = (lambda: what in self.text()) if isinstance(what, str) else what
         while not there():
-            assert time.monotonic() - began < timeout, f"{what} did not come in {timeout} s:\n{self.text()[-5000:]}"
+            waited, ended = time.monotonic() - began, self.follower.poll() is not None and not there()
+            assert waited < timeout and not ended, f"{what} did not come in {waited:.0f} s:\n{self.text()[-5000:]}"
             time.sleep(0.2)
         return time.monotonic() - began
 
@@ -165,9 +167,14 @@ def install(hosts: Hosts, n: int) -> None:
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[Hosts]:
     need_hosts()
-    # Ray's workers run at nice 15 else, and beside another drill hardly at all
-    with Hosts(tmp_path / "hosts", 3, shell=("export RAY_worker_niceness=0",)) as made:
+    # Ray's workers run at nice 15 else, and beside another drill hardly at all; the memory that each host sees, and
+    # Ray's monitor kills for, is the whole machine's
+    shell = "export RAY_worker_niceness=0 RAY_memory_monitor_refresh_ms=0"
+    with Hosts(tmp_path / "hosts", 3, shell=(shell,)) as made:
         yield made
+        name = made.name
+    for left in Path("/tmp/ray").glob(f"cluster-{name}.*"):  # what `ray up` remembers of a cluster's hosts
+        left.unlink()
 
 
 @pytest.fixture

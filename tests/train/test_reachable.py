@@ -1,4 +1,4 @@
-"""Hosts that Ray still calls alive and nobody can reach are not trained on. A quarter of a second."""
+"""What a lost host or worker does to a group of workers: those that nobody can reach are not trained on."""
 
 from __future__ import annotations
 
@@ -57,3 +57,21 @@ def test_a_fixed_number_of_workers_is_left_to_ray() -> None:
 
     policy = create_scaling_policy(ScalingConfig(num_workers=2))
     assert with_reachable_hosts(policy) is policy
+
+
+def test_a_worker_that_the_memory_monitor_killed_does_not_end_the_run_at_the_shutdown_of_its_group() -> None:
+    from ray.exceptions import OutOfMemoryError
+
+    from raygpt.train.lean_trainer import GroupConfig
+
+    class Group:
+        def __len__(self) -> int:
+            return 2
+
+        def execute_async(self, *_: object, **__: object) -> list[object]:
+            raise OutOfMemoryError("a worker was killed")
+
+    config = GroupConfig(backend="gloo")
+    with pytest.raises(OutOfMemoryError):
+        super(GroupConfig, config).backend_cls().on_shutdown(Group(), config)
+    config.backend_cls().on_shutdown(Group(), config)
