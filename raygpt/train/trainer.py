@@ -200,7 +200,7 @@ def _trainer(
         train_loop_config=assignment,  # type: ignore[arg-type]
         environment=train_environment(),
         torch_config=GroupConfig(backend=None if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # mypy sees the former one
             num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # a pair is elastic
             use_gpu=use_gpu,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
