@@ -26,6 +26,7 @@ MEANINGS = {
     "Ray": "until Ray runs on the head",
     "workers": "until every worker asked for has joined",
 }
+START_TRIES = 3
 WORKERS_WAIT = 600  # seconds; clouds take two to five minutes for a GPU machine, and a job waits for more by itself
 
 # Runs on the head: waits for the nodes and keeps the record. argv: the record, nodes to wait for, seconds to wait.
@@ -164,19 +165,24 @@ def _ray_up(path: str, cluster: dict[str, Any]) -> list[dict[str, Any]]:
     command = [ray_program(), "up", "-y", "--no-config-cache", "--log-style=pretty", "--log-color=false", path]
     print(f"ray up {path}; what it says is in {log}", flush=True)
     lines: list[tuple[float, str]] = [(time.monotonic(), "")]
-    process = subprocess.Popen(
-        command, env=environment(cluster), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    )
-    assert process.stdout is not None
+    status, tries = 1, 0
     with open(log, "w") as out:
-        for line in process.stdout:
-            lines.append((time.monotonic(), line))
-            out.write(line)
-            out.flush()
-            for name, begins in BEGINS:
-                if begins.search(line):
-                    print(f"  {time.strftime('%H:%M:%S')} {name}: {MEANINGS[name]}", flush=True)
-    status = process.wait()
+        # Ray gives its own processes 30 s to start, whatever else a host has to do (ray/_private/node.py)
+        while status and tries < START_TRIES and (not tries or any("timed out during startup" in t for _, t in lines)):
+            tries += 1
+            process = subprocess.Popen(
+                command, env=environment(cluster), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, errors="replace",
+            )  # fmt: skip
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append((time.monotonic(), line))
+                out.write(line)
+                out.flush()
+                for name, begins in BEGINS:
+                    if begins.search(line):
+                        print(f"  {time.strftime('%H:%M:%S')} {name}: {MEANINGS[name]}", flush=True)
+            status = process.wait()
     lines.append((time.monotonic(), ""))
     phases = phases_of(lines)
     if status:
