@@ -27,13 +27,13 @@ from tests.hosts.conftest import need_hosts
 from tests.hosts.hosts import Hosts
 from tests.train.running import letters
 
-pytestmark = pytest.mark.timeout(2400)
+pytestmark = pytest.mark.timeout(1200)
 
 BIN = Path(sys.executable).parent
 # of a host: one training worker of two CPUs and one CPU for what reads
 SIZES = "--num-cpus=3 --memory=2000000000 --object-store-memory=200000000"
 KILLED, CUT = 30, 45  # seconds that training may stand still
-PATIENCE = 500  # seconds until a drill gives up waiting
+PATIENCE = 240  # seconds until a drill gives up waiting
 
 
 class Laptop:
