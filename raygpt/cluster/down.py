@@ -59,8 +59,8 @@ def end_hosts(cluster: dict[str, Any]) -> list[str]:
 
 def _end_host(cluster: dict[str, Any], host: str) -> str | None:
     try:
-        # a login shell that reads ~/.bashrc, as Ray's own: the program may be on no other path
-        _ssh(cluster, host, "bash -lic 'ray stop --force' >/dev/null 2>&1; true")
+        # as Ray's own commands: the program may be on no path but that of ~/.bashrc, which a login shell does not read
+        _ssh(cluster, host, "bash --login -c -i 'source ~/.bashrc; ray stop --force' >/dev/null 2>&1; true")
         left: list[str] = []
         for _ in range(20):
             left = ray_processes(_ssh(cluster, host, "ps -eo args"))

@@ -253,7 +253,7 @@ def test_a_run_outlives_its_hosts(hosts: Hosts, store: S3, tmp_path: Path) -> No
         job.wait(lambda: job.step() >= 30, PATIENCE)
         note(f"two hosts train, step {job.step()}")
 
-        hosts.ssh(3, f"bash -lic 'ray start {SIZES} --address={hosts.address(1)}:6379'")
+        hosts.ssh(3, f"bash --login -c -i 'source ~/.bashrc; ray start {SIZES} --address={hosts.address(1)}:6379'")
         note("a third host joins")
         job.wait("3 workers on CPU", PATIENCE)
         job.wait(lambda: job.trained_since("3 workers on CPU"), PATIENCE)
