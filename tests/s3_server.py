@@ -5,7 +5,7 @@ hangs, which a mock does not. It lives in an environment of its own, `.cache/swi
 the project's. Nothing but the standard library is imported here: the Makefile runs this file with any Python 3.
 
     python tests/s3_server.py install            build .cache/swift-venv (nothing to do where it is there)
-    python tests/s3_server.py serve [FOLDER]     run a server until standard input closes or Ctrl-C
+    python tests/s3_server.py serve [FOLDER [ADDRESS]]    run a server until standard input closes or Ctrl-C
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ use = egg:swift#{kind}
 
 PROXY_CONF = """
 [DEFAULT]
-bind_ip = 127.0.0.1
+bind_ip = {address}
 bind_port = {port}
 workers = 2
 user = {user}
@@ -143,12 +143,13 @@ class Server:
     """A running server. `stop` ends its processes and no others; the data stays in `root` for another start."""
 
     root: Path
+    address: str = "127.0.0.1"  # of the proxy, which clients talk to; the others stay on loopback
     ports: dict[str, int] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen] = field(default_factory=dict)
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.ports['proxy']}"
+        return f"http://{self.address}:{self.ports['proxy']}"
 
     def start(self) -> Server:
         bin_folder = install()
@@ -173,7 +174,7 @@ class Server:
         (etc / "swift.conf").write_text(hashes + "[storage-policy:0]\nname = one\ndefault = yes\n")
         for part in PARTS:
             text = PROXY_CONF if part == "proxy" else STORAGE_CONF
-            text = text.format(root=self.root, port=self.ports[part], user=user, kind=part)
+            text = text.format(root=self.root, address=self.address, port=self.ports[part], user=user, kind=part)
             (etc / f"{part}-server.conf").write_text(text)
         ports = [str(self.ports[kind]) for kind in ("object", "container", "account")]
         command = [str(bin_folder / "python"), "-W", "ignore", "-c", RINGS, str(etc), *ports]
@@ -251,9 +252,9 @@ def _user() -> str:
     return pwd.getpwuid(os.getuid()).pw_name
 
 
-def serve(root: Path) -> None:
+def serve(root: Path, address: str = "127.0.0.1") -> None:
     """Run a server below `root` until standard input closes: it ends with its starter, even a killed one."""
-    server = Server(root).start()
+    server = Server(root, address).start()
     facts = {"endpoint": server.endpoint, "pids": {part: process.pid for part, process in server.processes.items()}}
     try:
         print(json.dumps({**facts, "key": KEY, "secret": SECRET, "region": REGION}), flush=True)
@@ -265,9 +266,9 @@ def serve(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def running(root: Path) -> Iterator[dict]:
+def running(root: Path, address: str = "127.0.0.1") -> Iterator[dict]:
     """The facts `serve` prints, of a server that runs in a process of its own as long as the block does."""
-    command = [sys.executable, str(Path(__file__).resolve()), "serve", str(root)]
+    command = [sys.executable, str(Path(__file__).resolve()), "serve", str(root), address]
     install()
     keeper = subprocess.Popen(
         command,
@@ -293,6 +294,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["install"]:
         install()
     elif sys.argv[1:2] == ["serve"]:
-        serve(Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp(prefix="raygpt-s3-")).resolve())
+        folder = Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp(prefix="raygpt-s3-")).resolve()
+        serve(folder, *sys.argv[3:4])
     else:
         sys.exit(__doc__)

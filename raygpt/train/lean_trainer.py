@@ -16,11 +16,31 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from raygpt.train.reachable import with_reachable_hosts
+
+
+class GroupConfig(TorchConfig):
+    """A TorchConfig under which a worker that was killed does not end the run when the others are put away.
+
+    Ray Train expects a dead actor then, and not one that its memory monitor killed: that error went through the
+    controller and ended a run with restarts left.
+    """
+
+    @property
+    def backend_cls(self) -> type:
+        class GroupBackend(super().backend_cls):  # type: ignore[misc]
+            def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+                with suppress(ray.exceptions.RayError):
+                    super().on_shutdown(worker_group, backend_config)
+
+        return GroupBackend
+
 
 from raygpt.train.leaving import LeavingPolicy, without_leaving_nodes
 
@@ -49,7 +69,8 @@ class LeanTorchTrainer(TorchTrainer):
             return super()._initialize_and_run_controller(callbacks=callbacks, **options)  # type: ignore[misc]
         needed = [each for each in callbacks if type(each).__name__ not in LEFT_OUT] + self._more_callbacks
         options["failure_policy"] = LeavingPolicy(self.run_config.failure_config)  # type: ignore[arg-type]
-        options["scaling_policy"] = without_leaving_nodes(options["scaling_policy"])
+        # in this order: the first looks for Ray's own elastic policy, the second goes on top of any
+        options["scaling_policy"] = without_leaving_nodes(with_reachable_hosts(options["scaling_policy"]))
         with _environment(self._environment):
             controller = controller_class(callbacks=needed, **options)
         asyncio.run(controller.run())

@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig
 
 from raygpt import storage
 from raygpt.cluster import phases
@@ -35,13 +34,14 @@ from raygpt.track.metrics_export import MetricsExport
 from raygpt.track.progress import Progress, human_count, human_duration
 from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
-from raygpt.train.lean_trainer import LeanTorchTrainer
+from raygpt.train.lean_trainer import GroupConfig, LeanTorchTrainer
 from raygpt.train.resolve import Resolved
 from raygpt.train.state_tracking import tracked
 from raygpt.train.watching import metrics_export, preemption_watch
 from raygpt.train.worker import Assignment, MakeObjective, train_worker
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+RESIZE_SECONDS = 30  # an elastic run looks for hosts that joined; each use of one is a restart from a checkpoint
 
 
 def run_training(
@@ -214,10 +214,11 @@ def _trainer(
         train_loop_config=assignment,  # type: ignore[arg-type]
         environment=environment,
         callbacks=[state] if state is not None else [],
-        torch_config=TorchConfig(backend=None if use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
+        torch_config=GroupConfig(backend=None if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # mypy sees the former one
             num_workers=low if low == high else (low, high),  # type: ignore[arg-type]  # a pair is elastic
             use_gpu=use_gpu,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             resources_per_worker={"CPU": config.scale.cpus_per_worker, **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=ray.train.RunConfig(
