@@ -13,6 +13,7 @@ from raygpt.cluster.doctor.environment import check_environment
 from raygpt.cluster.doctor.network import TOKEN_REFUSED, refused
 from raygpt.cluster.nodes import asked_now
 from raygpt.cluster.room import Need
+from raygpt.cluster.starting import check_answers, check_start, usable_cpus
 from raygpt.cluster.waiting import has_gone, refuse_what_never_fits, room_for
 from raygpt.config import Scale
 from raygpt.errors import UserError, one_line
@@ -65,10 +66,10 @@ def connect(
     asked_now()
     if not ray.is_initialized():
         if address and address != "local":
-            _join(address)
+            _join(address, "scale.address" if scale.address else "RAY_ADDRESS")
         else:
             wanted = math.ceil(need.count * need.cpus) if need is not None else 0
-            start(cpus=max(os.cpu_count() or 1, wanted), object_store_bytes=object_store_bytes)
+            start(cpus=max(usable_cpus(), wanted), object_store_bytes=object_store_bytes)
     quiet()
     if need is not None and is_own():
         refuse_what_never_fits(need)  # nothing grows and nobody else is there, so nothing is waited for
@@ -84,8 +85,10 @@ def connect(
 
 
 def start(*, cpus: int, gpus: int | None = None, object_store_bytes: int = OBJECT_STORE_BYTES) -> None:
-    """A cluster of this machine that ends with this process. CPUs and GPUs are counted, not had."""
+    """A cluster of this machine that ends with this process. CPUs and GPUs are counted, not had. UserError where Ray
+    cannot be started here."""
     global _own
+    temporary = check_start()
     # beside anything else on this machine a worker at nice 15, Ray's default, hardly runs
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_num_workers_soft_limit", str(cpus + WAITING_PROCESSES))
@@ -101,8 +104,14 @@ def start(*, cpus: int, gpus: int | None = None, object_store_bytes: int = OBJEC
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                **({"_temp_dir": temporary} if temporary else {}),
             )
             break
+        except OSError as error:
+            raise UserError(
+                f"Ray cannot start here ({one_line(error, 160)}): set RAY_TMPDIR to a short path that is writable, and "
+                "HOME to a folder that is there."
+            ) from error
         except Exception as error:
             # Ray waits 30 s for its own processes, whatever else the machine has to do (ray/_private/node.py)
             if "timed out during startup" not in str(error) or attempt + 1 == START_TRIES:
@@ -163,17 +172,18 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _join(address: str) -> None:
+def _join(address: str, setting: str) -> None:
     global _own
     _own = False
+    check_answers(address, setting)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         found = refused(error)
         if found.text == TOKEN_REFUSED:
-            raise UserError(f"scale.address={address}: {found.text}: {found.fix}.") from error
+            raise UserError(f"{setting}={address}: {found.text}: {found.fix}.") from error
         reason = one_line(error, 160)
         raise UserError(
-            f"no Ray cluster answers at scale.address={address} ({reason}): start one, mend the address, or leave it "
-            "out to run on this machine."
+            f"no Ray cluster answers at {setting}={address} ({reason}): start one, mend the address, or leave it out "
+            "to run on this machine."
         ) from error

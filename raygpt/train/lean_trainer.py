@@ -22,6 +22,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from raygpt.train.leaving import LeavingPolicy, without_leaving_nodes
 from raygpt.train.reachable import with_reachable_hosts
 
 
@@ -41,8 +42,6 @@ class GroupConfig(TorchConfig):
 
         return GroupBackend
 
-
-from raygpt.train.leaving import LeavingPolicy, without_leaving_nodes
 
 # StateManagerCallback: counts on a controller that is an actor; `raygpt.train.state_tracking` has one for ours
 LEFT_OUT = {"DatasetsCallback", "PlacementGroupCleanerCallback", "StateManagerCallback"}
