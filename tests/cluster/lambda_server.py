@@ -52,6 +52,19 @@ def _validator(path: str, method: str, *where: str) -> jsonschema.Draft202012Val
     return _validators[name]
 
 
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1e9
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 class Lost(ConnectionResetError):
     """The connection ended before the answer."""
 
@@ -81,7 +94,7 @@ class Faults:
     storm: float = 0.0  # 429, and 429 again for a while
     error: float = 0.0  # 500, nothing done
     lost: float = 0.0  # done, and the answer lost
-    late: float = 0.0  # a launch without answer whose machine is listed 25 s later
+    late: float = 0.0  # a launch without answer whose machine is listed up to 90 s later
     no_capacity: float = 0.0  # though the list of types said there was
     never_active: float = 0.0
     preempted: float = 0.0
@@ -250,7 +263,7 @@ class Cloud:
         now, fates = self.clock.time(), self.faults.of_machine()
         one = Machine(uuid.UUID(int=self.faults.rng.getrandbits(128)).hex, body, now, now, now + self.boot_seconds)
         one.name, one.private = body.get("name", ""), "no_private_ip" not in fates
-        one.appears = now + (25.0 if fault == "late" else 0.0)
+        one.appears = now + (self.faults.rng.uniform(5, 90) if fault == "late" else 0.0)
         one.boots = None if "never_active" in fates else one.boots
         for fate in ("preempted", "vanished", "unhealthy"):
             if fate in fates:

@@ -15,8 +15,7 @@ from raygpt.cluster.lambda_cloud.errors import LambdaError
 from raygpt.cluster.lambda_cloud.launch import NoCapacity
 from raygpt.cluster.lambda_cloud.pacing import Pacing
 from raygpt.cluster.lambda_cloud.provider import LambdaNodeProvider
-from raygpt.errors import UserError
-from tests.cluster.lambda_server import KEY, Cloud, Faults
+from tests.cluster.lambda_server import KEY, Clock, Cloud, Faults
 
 PROVIDER = {
     "ssh_public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIA other comment",
@@ -27,19 +26,6 @@ PROVIDER = {
 HEAD = {"ray-node-type": "head", "ray-user-node-type": "head", "ray-node-status": "uninitialized"}
 WORKER = {"ray-node-type": "worker", "ray-user-node-type": "worker", "ray-node-status": "uninitialized"}
 NODE = {"instance_type": "gpu_8x_a100"}
-
-
-class Clock:
-    """Time that passes only when somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = 1e9
-
-    def time(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 class Killed(BaseException):
@@ -107,7 +93,7 @@ def drive(world: World, workers: int) -> Counter[str]:
             provider.set_node_tags(heads[0], {"ray-node-status": "up-to-date"})
 
     def tick(wanted: int) -> None:
-        heads, there = heads_and_workers(provider)
+        _, there = heads_and_workers(provider)
         up()
         if len(there) < wanted:
             provider.create_node(NODE, WORKER, wanted - len(there))
@@ -153,8 +139,8 @@ def test_200_random_fault_schedules_leak_nothing_and_launch_nothing_twice(
         happened = drive(world, rng.randint(1, 4))
         seen += happened
         seen["killed"] += world.times_killed
-        # one that comes 25 s after its answer was lost is asked for again, and ended when it is listed
-        assert happened["most of one launch"] <= (2 if rate["late"] else 1), f"schedule {seed} launches twice"
+        # one that comes a minute after its answer was lost is asked for again, and ended when it is listed
+        assert happened["most of one launch"] <= (3 if rate["late"] else 1), f"schedule {seed} launches twice"
         world.kills = 0.0
         world.cloud.faults = Faults()
         world.clock.sleep(120)  # whatever is still on its way arrives
@@ -163,5 +149,4 @@ def test_200_random_fault_schedules_leak_nothing_and_launch_nothing_twice(
         assert orphans.orphans(None, end=True, cloud=world.api()) == 0
         assert world.cloud.live() == [], f"schedule {seed} leaks"
         assert world.cloud.violations == [], f"schedule {seed} breaks the pace"
-    print(dict(seen))
     assert seen["running"] > 100 and seen["killed"] > 0

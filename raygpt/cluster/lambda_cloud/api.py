@@ -169,8 +169,8 @@ class LambdaCloud:
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     try:
-        return min(60.0, max(0.0, float(headers["Retry-After"])))
-    except (KeyError, ValueError):
+        return min(60.0, max(0.0, float(headers.get("Retry-After") or "")))
+    except (TypeError, ValueError):  # none, or a date
         return None
 
 

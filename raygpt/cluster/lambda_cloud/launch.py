@@ -27,8 +27,7 @@ from raygpt.cluster.lambda_cloud.machines import (
 from raygpt.errors import UserError
 
 TRIES = 3  # launches without an answer, each looked for before the next
-LOOKS = 3  # at the list of machines after a launch without an answer; each takes a second at least
-LOOK_SECONDS = 4.0
+LOOKS, LOOK_SECONDS = 4, 10.0  # at the list of machines after a launch without an answer: a second one costs more
 
 
 class NoCapacity(UserError):
