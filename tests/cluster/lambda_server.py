@@ -150,14 +150,17 @@ class Cloud:
         self.violations: list[str] = []
         self.requests: list[tuple[float, str, str]] = []
         self.launches = 0
-        self._last = self._last_launch = -1e9
+        self._last: dict[str, float] = {}
         self._storm_until = -1e9
         self._lock = threading.RLock()
 
-    def send(self, method: str, path: str, body: Any = None, key: str = KEY) -> tuple[int, dict[str, str], bytes]:
-        """One request, as `LambdaCloud` sends it. Raises Lost where the answer is lost."""
+    def send(
+        self, method: str, path: str, body: Any = None, key: str = KEY, source: str = ""
+    ) -> tuple[int, dict[str, str], bytes]:
+        """One request, as `LambdaCloud` sends it. Raises Lost where the answer is lost. The pace is one for the account,
+        and 429 the answer to who breaks it; a violation is what one machine (`source`) brings about by itself."""
         with self._lock:
-            status, answer = self._answer(method, path, body, key)
+            status, answer = self._answer(method, path, body, key, source)
         headers = {"Retry-After": "2"} if status == 429 and self.faults.rng.random() < 0.5 else {}
         return status, headers, json.dumps(answer).encode()
 
@@ -167,18 +170,24 @@ class Cloud:
             self._age()
             return [one for one in self.machines.values() if one.status in ("booting", "active", "unhealthy")]
 
-    def _answer(self, method: str, path: str, body: Any, key: str) -> tuple[int, Any]:
+    def _too_soon(self, now: float, source: str, path: str, launch: bool) -> list[str]:
+        distances = {f"{source} request": self.request_seconds, f"{source} launch": self.launch_seconds}
+        found = []
+        for name, least in list(distances.items())[: 1 + launch]:
+            passed = now - self._last.get(name, -1e9)
+            if passed < least - 1e-6:
+                found.append(f"{path} {passed:.2f} s after the{name} before")
+            self._last[name] = now
+        return found
+
+    def _answer(self, method: str, path: str, body: Any, key: str, source: str = "") -> tuple[int, Any]:
         now = self.clock.time()
         short = path.removeprefix("/api/v1")
         operation = "instance" if short.startswith("/instances/") else short.rsplit("/", 1)[-1]
         launch = operation == "launch"
         self.requests.append((now, method, short))
-        if now - self._last < self.request_seconds - 1e-6:
-            self.violations.append(f"{short} {now - self._last:.2f} s after the request before")
-        if launch and now - self._last_launch < self.launch_seconds - 1e-6:
-            self.violations.append(f"launch {now - self._last_launch:.2f} s after the launch before")
-        self._last = now
-        self._last_launch = now if launch else self._last_launch
+        too_soon = self._too_soon(now, "", short, launch)
+        self.violations += self._too_soon(now, source, short, launch) if source else too_soon
         if key != KEY:
             return self._said(
                 path, method, 401, _error("global/invalid-api-key", "API key was invalid, expired, or deleted.", "")
@@ -186,7 +195,7 @@ class Cloud:
         fault = self.faults.of_request(operation)
         if fault == "storm":
             self._storm_until = now + self.faults.rng.uniform(1, 20)
-        if now < self._storm_until:
+        if now < self._storm_until or too_soon:
             return 429, _error("global/rate-limit-exceeded", "Too many requests.")
         if fault == "error":
             return 500, _error("global/internal-error", "An internal server error occurred.")
@@ -372,7 +381,7 @@ def serve(cloud: Cloud, host: str = "127.0.0.1", port: int = 0) -> Iterator[str]
             body = json.loads(self.rfile.read(length)) if length else None
             key = self.headers.get("Authorization", "").removeprefix("Bearer ")
             try:
-                status, headers, answer = cloud.send(self.command, self.path, body, key)
+                status, headers, answer = cloud.send(self.command, self.path, body, key, self.client_address[0])
             except Lost:
                 self.close_connection = True
                 self.connection.close()

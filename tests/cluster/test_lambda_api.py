@@ -1,4 +1,4 @@
-"""The client: what it asks is what Lambda's document allows, what it is told becomes a sentence, its key stays with it."""
+"""The client: asks what Lambda's document allows, makes a sentence of what it is told, keeps its key to itself."""
 
 from __future__ import annotations
 
