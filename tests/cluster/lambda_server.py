@@ -157,8 +157,8 @@ class Cloud:
     def send(
         self, method: str, path: str, body: Any = None, key: str = KEY, source: str = ""
     ) -> tuple[int, dict[str, str], bytes]:
-        """One request, as `LambdaCloud` sends it. Raises Lost where the answer is lost. The pace is one for the account,
-        and 429 the answer to who breaks it; a violation is what one machine (`source`) brings about by itself."""
+        """One request, as `LambdaCloud` sends it. Raises Lost where the answer is lost. The account has one pace, and
+        429 is the answer to who breaks it; a violation is what one machine (`source`) brings about by itself."""
         with self._lock:
             status, answer = self._answer(method, path, body, key, source)
         headers = {"Retry-After": "2"} if status == 429 and self.faults.rng.random() < 0.5 else {}
