@@ -73,7 +73,8 @@ class LambdaCloud:
         if not believing:
             return listed
         since = self.clock.time() - BELIEVED_SECONDS
-        self._ended = {one: at for one, at in list(self._ended.items()) if at > since}
+        for one in [one for one, at in list(self._ended.items()) if at <= since]:
+            self._ended.pop(one, None)
         return [
             {**one, "status": "terminating"} if one["id"] in self._ended and one["status"] != "terminated" else one
             for one in listed
@@ -194,9 +195,14 @@ def _https(url: str, key: str) -> Send:
             request.add_header("Content-Type", "application/json")
         try:
             with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
-                return answer.status, answer.headers, answer.read()
+                return answer.status, _named(answer.headers), answer.read()
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.headers, error.read()
+                return error.code, _named(error.headers), error.read()
 
     return send
+
+
+def _named(headers: Any) -> dict[str, str]:
+    """As the client asks for them, however the server spells them."""
+    return {name.title(): value for name, value in headers.items()}
