@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,7 +132,9 @@ def test_200_random_fault_schedules_leak_nothing_and_launch_nothing_twice(
     seen: Counter[str] = Counter()
     for seed in range(20 * block, 20 * block + 20):
         rng = random.Random(seed)
-        rate = {name: rng.choice((0.0, 0.0, 0.05, 0.25)) for name in ("storm", "error", "lost", "late", "no_capacity")}
+        rate: dict[str, Any] = {
+            name: rng.choice((0.0, 0.0, 0.05, 0.25)) for name in ("storm", "error", "lost", "late", "no_capacity")
+        }
         rate |= {name: rng.choice((0.0, 0.1, 0.3)) for name in ("never_active", "preempted", "vanished")}
         rate |= {name: rng.choice((0.0, 0.2)) for name in ("unhealthy", "no_private_ip")}
         world = World(tmp_path / str(seed), seed, Faults(random.Random(seed), **rate))

@@ -69,7 +69,14 @@ def cluster_file(hosts: Hosts) -> Path:
         cluster["available_node_types"][kind]["resources"] |= {"CPU": 1, "memory": 2_000_000_000}
         key = f"{kind}_start_ray_commands"
         words = [word for command in cluster[key] for word in command.split(" ") if "object-store-memory" in word]
-        cluster[key] = [command.replace(words[0], "--object-store-memory=100000000") for command in cluster[key]]
+        # three hosts on two cores: nobody looks at the dashboard, and a host may be slow to answer
+        changes = {
+            words[0]: "--object-store-memory=100000000",
+            "--dashboard-host=127.0.0.1": "--include-dashboard=false",
+        }
+        changes |= {"RAY_health_check_timeout_ms=5000": "RAY_health_check_timeout_ms=30000"}
+        for old, new in changes.items():
+            cluster[key] = [command.replace(old, new) for command in cluster[key]]
     path = hosts.root / "lambda-8xa100.yaml"
     path.write_text(yaml.safe_dump(cluster, sort_keys=False))
     return path
@@ -84,8 +91,7 @@ def wait(what: Callable[[], bool], seconds: float, told: Callable[[], object]) -
 
 def test_up_grow_idle_and_down_leave_no_machine(tmp_path: Path) -> None:
     need_hosts()
-    # Ray gives its own processes 30 s, which three hosts on two cores may not do
-    own = "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_raylet_start_wait_time_s=120"
+    own = "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_agent_register_timeout_ms=120000"
     shell = f"export PATH={BIN}:$PATH {own} PYTHONPATH=$HOME/raygpt"
     with Hosts(tmp_path, 3, shell=(shell,)) as hosts:
         machines = Machines(hosts)
