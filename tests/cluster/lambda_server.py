@@ -176,7 +176,7 @@ class Cloud:
         for name, least in list(distances.items())[: 1 + launch]:
             passed = now - self._last.get(name, -1e9)
             if passed < least - 1e-6:
-                found.append(f"{path} {passed:.2f} s after the{name} before")
+                found.append(f"{path} {passed:.2f} s after the {name.strip()} before")
             self._last[name] = now
         return found
 

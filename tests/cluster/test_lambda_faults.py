@@ -55,7 +55,7 @@ class World:
         if kill == "before":
             raise Killed
         # the way to the API is not always as long
-        self.clock.sleep(self.rng.uniform(0, 0.1) if self.rng.random() < 0.5 else 0.0)
+        self.clock.sleep(self.rng.uniform(0, 2) if self.rng.random() < 0.3 else 0.0)
         answer = self.cloud.send(method, path, body)
         if kill:
             raise Killed

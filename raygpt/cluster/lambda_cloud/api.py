@@ -134,9 +134,9 @@ class LambdaCloud:
     def _call(self, asked: str, method: str, path: str, body: Any = None, *, launch: bool = False) -> Any:
         give_up, backoff = self.clock.time() + PATIENCE_SECONDS, FIRST_BACKOFF
         while True:
-            self.pacing.wait(launch=launch)
             try:
-                return self._once(asked, method, path, body)
+                with self.pacing.turn(launch=launch):
+                    return self._once(asked, method, path, body)
             except LambdaError as error:
                 # 429 says that nothing was done; of a launch without an answer only the list of machines can tell
                 again = error.action is Action.RETRY and not (launch and isinstance(error, Unanswered))
