@@ -84,7 +84,9 @@ def orphans(file: str | None, *, end: bool, cloud: LambdaCloud | None = None) ->
         print("no orphans: each of these clusters has its head; `ray down FILE` ends a cluster")
         return 0
     if not end:
-        print(f"{len(why)} orphans at ${price:.2f} an hour: raygpt cluster orphans {file + ' ' if file else ''}--end")
+        print(
+            f"{len(why)} orphan{'s' * (len(why) != 1)} at ${price:.2f} an hour: raygpt cluster orphans {file + ' ' if file else ''}--end"
+        )
         return 1
     left = end_machines(cloud, list(why))
     if left:
@@ -92,7 +94,7 @@ def orphans(file: str | None, *, end: bool, cloud: LambdaCloud | None = None) ->
             f"asked for, and still running after {VERIFY_SECONDS:.0f} s: {', '.join(left)}; end them in the dashboard"
         )
         return 1
-    print(f"ended {len(why)} machines, ${price:.2f} an hour; the list shows none of them running")
+    print(f"ended {len(why)} machine{'s' * (len(why) != 1)}, ${price:.2f} an hour; the list shows none of them running")
     return 0
 
 
