@@ -116,7 +116,7 @@ def test_up_grow_idle_and_down_leave_no_machine(tmp_path: Path) -> None:
             env |= {"RAY_USAGE_STATS_ENABLED": "0", "XDG_CACHE_HOME": str(home / ".cache")}
 
             def logs() -> str:
-                found = list(tmp_path.glob("rg*/tmp/ray/session_latest/logs/monitor.log"))
+                found = list(tmp_path.glob("rg*/tmp/ray/session_2*/logs/monitor.log"))
                 lines = found[0].read_text().splitlines() if found else []
                 return "\n".join(line for line in lines if "legacy field" not in line)[-8000:]
 
@@ -157,7 +157,5 @@ def test_up_grow_idle_and_down_leave_no_machine(tmp_path: Path) -> None:
             assert cloud.live() == []
             assert [hosts.pids(n) for n in (1, 2, 3)] == [[], [], []]
             assert cloud.violations == [] and faults.script == {"launch": [], "instances": []}
-            texts = [
-                file.read_text(errors="replace") for file in tmp_path.glob("rg*/tmp/ray/session_latest/logs/*.log")
-            ]
+            texts = [file.read_text(errors="replace") for file in tmp_path.glob("rg*/tmp/ray/session_2*/logs/*.log")]
             assert texts and not any(KEY in text for text in texts)

@@ -84,9 +84,8 @@ def orphans(file: str | None, *, end: bool, cloud: LambdaCloud | None = None) ->
         print("no orphans: each of these clusters has its head; `ray down FILE` ends a cluster")
         return 0
     if not end:
-        print(
-            f"{len(why)} orphan{'s' * (len(why) != 1)} at ${price:.2f} an hour: raygpt cluster orphans {file + ' ' if file else ''}--end"
-        )
+        counted = f"{len(why)} orphan{'s' * (len(why) != 1)}"
+        print(f"{counted} at ${price:.2f} an hour: raygpt cluster orphans {file + ' ' if file else ''}--end")
         return 1
     left = end_machines(cloud, list(why))
     if left:
