@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 # Before anything reads them: nothing of the developer's own reaches a test, and no test reaches out.
 for _name in list(os.environ):
-    if _name.startswith(("AWS_", "RAYGPT_", "WANDB_")) or _name in ("RAY_ADDRESS", "HF_TOKEN"):
+    if _name.startswith(("AWS_", "LAMBDA_", "RAYGPT_", "WANDB_")) or _name in ("RAY_ADDRESS", "HF_TOKEN"):
         del os.environ[_name]
 os.environ.update(
     AWS_EC2_METADATA_DISABLED="true",
