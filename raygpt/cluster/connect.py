@@ -104,17 +104,18 @@ def start(*, cpus: int, gpus: int | None = None, object_store_bytes: int = OBJEC
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                **({"_temp_dir": temporary} if temporary else {}),
+                _temp_dir=temporary,
             )
             break
-        except OSError as error:
-            raise UserError(
-                f"Ray cannot start here ({one_line(error, 160)}): set RAY_TMPDIR to a short path that is writable, and "
-                "HOME to a folder that is there."
-            ) from error
         except Exception as error:
             # Ray waits 30 s for its own processes, whatever else the machine has to do (ray/_private/node.py)
-            if "timed out during startup" not in str(error) or attempt + 1 == START_TRIES:
+            late = "timed out during startup" in str(error)
+            if isinstance(error, OSError) and not late:
+                raise UserError(
+                    f"Ray cannot start here ({one_line(error, 160)}): set RAY_TMPDIR to a short path that is writable, "
+                    "and HOME to a folder that is there."
+                ) from error
+            if not late or attempt + 1 == START_TRIES:
                 raise
             ray.shutdown()
     _own = True

@@ -102,7 +102,7 @@ def check_answers(address: str, setting: str) -> None:
 def _is_ray(address: str) -> bool:
     """Whether a head node's control store answers there in time; true as well where Ray no longer offers the look."""
     try:
-        from ray._raylet import GcsClient
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]
     except ImportError:
         return True
     answered: list[bool] = []

@@ -85,14 +85,14 @@ def read(node: Node, kind: Any) -> Any:
         return read_plain(node.value, kind) if node.style is None else node.value
     if isinstance(node, SequenceNode):
         for option in options:
-            inner = get_args(option)
+            kinds = get_args(option)
             if get_origin(option) is list:
-                return [read(item, inner[0]) for item in node.value]
+                return [read(item, kinds[0]) for item in node.value]
             if get_origin(option) is tuple:
-                return [read(item, inner[min(n, len(inner) - 1)]) for n, item in enumerate(node.value)]
+                return [read(item, kinds[min(n, len(kinds) - 1)]) for n, item in enumerate(node.value)]
         return [read(item, Any) for item in node.value]
     assert isinstance(node, MappingNode)
-    inner = next((get_args(option)[1] for option in options if get_origin(option) is dict), Any)
+    inner: Any = next((get_args(option)[1] for option in options if get_origin(option) is dict), Any)
     return {key: read(value, inner) for key, value in entries(node)}
 
 

@@ -194,7 +194,7 @@ def _prepare(
         )
     progress.cursor = Cursor(len(units), 0)
     report()
-    record = {
+    record: dict[str, Any] = {
         "version": 1,
         "request": request,
         "documents": progress.completed,

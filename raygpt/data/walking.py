@@ -29,7 +29,7 @@ def walk(root: str, deep: bool = True) -> Walk:
     """
     found = Walk()
     seen: set[tuple[int, int]] = set()
-    waiting, links = [root], []
+    waiting, links = [root], list[str]()
     while waiting or links:
         folder = waiting.pop() if waiting else links.pop(0)
         try:

@@ -124,11 +124,11 @@ def spent(arm: Arm, subject: Subject) -> Spent:
             usd = None if usd is None or before is None else usd + before
     except FileNotFoundError:  # what it was trained on from took something as well
         return Spent(own_tokens=own, generation=generation)
-    flops: float | None = float(tokens * subject.model.config.flops_per_token(arm.trained_seq_len))
+    trained = float(tokens * subject.model.config.flops_per_token(arm.trained_seq_len))
+    passes: float | None = 0.0
     if ((arm.saved or {}).get("distill") or {}).get("mode") == "logits":
         passes = _teacher_flops(subject.state.teacher, arm.trained_seq_len)
-        flops = None if passes is None else flops + own * passes
-    return Spent(tokens, own, flops, usd, generation)
+    return Spent(tokens, own, None if passes is None else trained + own * passes, usd, generation)
 
 
 def _teacher_flops(teacher: str, seq_len: int | None) -> float | None:
