@@ -161,10 +161,9 @@ def measure_mailbox(nodes: int) -> dict[str, float]:
 
 
 def measure_runs(nodes: int) -> dict[str, float]:
-    from raygpt.run.listing import list_runs, table
-
     from raygpt import storage
     from raygpt.config.settings import dump, load_config
+    from raygpt.run.listing import list_runs, table
     from raygpt.run.lock import Attempt
 
     settings = dump(load_config("pretrain", None, {"data.train": "x", "train.max_steps": "1000"}, {}))

@@ -15,7 +15,8 @@ from raygpt.config.words import parse
 from raygpt.errors import UserError
 
 # Folders that must outlive the job and be the same on all nodes.
-LASTING = ("run.storage", "prepare.output", "generate.output")
+# {setting: the only job that writes there, None: every job that reads its section}
+LASTING = {"run.storage": None, "prepare.output": "prepare", "generate.output": "generate"}
 HERE_ONLY = ("submit", "runs", "cluster")  # what a Ray job cannot be
 
 
@@ -120,6 +121,12 @@ def _lost(config: Config, job: Job, key: str) -> str | None:
     """The value of a place that would end with the job, None for one that stays."""
     section, name = key.split(".")
     value = getattr(getattr(config, section), name)
-    if section not in job.all_sections or value is None or "://" in value or value.startswith(("/", "~")):
+    if (
+        LASTING[key] not in (None, job.name)
+        or section not in job.all_sections
+        or value is None
+        or "://" in value
+        or value.startswith(("/", "~"))
+    ):
         return None
     return value

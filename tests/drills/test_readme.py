@@ -110,7 +110,8 @@ def test_the_walk_through_runs_from_beginning_to_end(
     fewer = (tmp_path / "docs" / "some.jsonl").read_bytes().splitlines(keepends=True)[:40]
     storage.write_bytes(storage.locate(bucket) / "text" / "some.jsonl", b"".join(fewer))
     (tmp_path / "input.txt").write_bytes((shared_data / "shakespeare" / "input.txt").read_bytes())
-    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    for name in ("jobs", "cluster"):
+        (tmp_path / name).symlink_to(ROOT / name)
     for name in ("train.csv", "validation.csv"):
         (tmp_path / name).write_bytes((shared_data / "shakespeare" / name).read_bytes())
     papers = gzip.decompress((shared_data / "scipapers" / "arxiv_abstracts_21353.csv.gz").read_bytes()).decode()
@@ -129,6 +130,11 @@ def test_the_walk_through_runs_from_beginning_to_end(
         # tests/drills/test_serving.py, tests/drills/test_distillation.py
         if job in ("serve", "generate", "distill") or "--compare" in arguments:
             arguments.append("--print_config")
+        if job == "cluster":  # tests/drills/test_hosts.py, tests/cluster/
+            assert (ROOT / words[-1]).is_file()
+            arguments.append("--print_config")
+        if job == "submit":  # tests/drills/test_ray_jobs.py
+            arguments.insert(1, "--dry_run")
         if "--base=runs/mine" in arguments:
             arguments += ["--compare.documents=8", "--compare.samples=1", "--compare.sample_tokens=10"]
         if any("gpt2-" in word for word in arguments) and job != "plan":
