@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from raygpt import __version__, terminal
 from raygpt.config import Config
 from raygpt.config.job import Call, whole_tree
-from raygpt.config.places import with_absolute_paths
+from raygpt.config.places import UPLOAD, check_lasting, with_absolute_paths
 from raygpt.config.settings import dump, known_keys, load_config
 from raygpt.config.words import parse, split_rest
 from raygpt.errors import UserError
@@ -70,6 +71,8 @@ def _run(name: str, words: list[str]) -> int:
     if "print_config" in flags:
         print(dump(config), end="")
         return 0
+    if UPLOAD in os.getcwd():
+        check_lasting(config, job)
     config = with_absolute_paths(config)
     run: Callable[[Config, Call], int] = importlib.import_module(f"raygpt.jobs.{name}").run
     return run(config, Call(frozenset(flags), command))

@@ -66,7 +66,7 @@ def locate(uri: str | os.PathLike[str] | Location) -> Location:
     import pyarrow.fs as pafs
 
     text = os.fspath(uri)
-    scheme = urlsplit(text).scheme if "://" in text else ""
+    scheme = text.partition("://")[0].lower() if "://" in text else ""
     if scheme in ("", "file"):
         local = Path(text[len("file://") :] if scheme else text)
         try:
@@ -234,6 +234,8 @@ def list_folder(where: Location, recursive: bool = False) -> list[pafs.FileInfo]
         entries = where.fs.get_file_info(selector)
     except OSError as error:
         raise explain(error, where) from error
+    except UnicodeDecodeError:
+        raise UserError(f"{where.uri} holds a name that is not UTF-8: rename it.") from None
     return sorted(entries, key=lambda entry: entry.path)
 
 

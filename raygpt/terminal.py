@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 class Hardy:
     """A text stream whose reader may go away and whose encoding may lack characters: the program goes on.
 
-    Characters that cannot be written are replaced; after a broken pipe everything is written to nowhere.
+    Characters that cannot be written are replaced; once the reader is gone (a pipe, a terminal that was hung up)
+    everything is written to nowhere, and what a full disk does not take is lost.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -22,19 +24,21 @@ class Hardy:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except (BrokenPipeError, ValueError) as error:
+        except (OSError, ValueError) as error:
             self._leave(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except (BrokenPipeError, ValueError) as error:
+        except (OSError, ValueError) as error:
             self._leave(error)
 
     def _leave(self, error: Exception) -> None:
         if isinstance(error, ValueError) and "closed file" not in str(error):
             raise error
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return  # the disk below a log may have room again
         with contextlib.suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())

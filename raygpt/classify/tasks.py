@@ -287,8 +287,12 @@ def _from_hub(source: str, columns: tuple[tuple[str, ...], str | None]) -> dict[
 def _examples_of(split: Any, source: str, columns: tuple[tuple[str, ...], str | None]) -> Examples:
     texts, label = choose_columns(split.column_names, *columns, source)
     rows = split.to_dict()
-    second = [str(text) for text in rows[texts[1]]] if len(texts) == 2 else None
-    return Examples([str(text) for text in rows[texts[0]]], second, [str(value) for value in rows[label]], source)
+
+    def cells(column: str) -> list[str]:
+        places = enumerate(rows[column], start=1)
+        return [_plain(value, column, f"{source}, row {n}", is_label=column == label) for n, value in places]
+
+    return Examples(cells(texts[0]), cells(texts[1]) if len(texts) == 2 else None, cells(label), source)
 
 
 def _named(folder: Location, names: Sequence[str]) -> Location | None:
@@ -334,7 +338,9 @@ def _plain(value: Any, column: str, at: str, *, is_label: bool) -> str:
         return without_surrogates(value, "strict", f"{at}: {column}")
     if is_label and isinstance(value, bool):
         return str(int(value))
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value == int(value) else str(value)
     what = "text, a number or a truth value" if is_label else "text"
     raise UserError(f"{at}: {column} is {value!r:.60}, which is not {what}: mend it.")

@@ -6,14 +6,16 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import ray
 
 from raygpt.cluster.doctor.environment import check_environment
 from raygpt.cluster.doctor.network import TOKEN_REFUSED, refused
 from raygpt.cluster.nodes import asked_now
+from raygpt.cluster.phases import CHECK, CONNECT, MACHINES
 from raygpt.cluster.room import Need
-from raygpt.cluster.starting import check_answers, check_start, usable_cpus
+from raygpt.cluster.starting import check_answers, check_shadows, check_start, usable_cpus
 from raygpt.cluster.waiting import has_gone, refuse_what_never_fits, room_for
 from raygpt.config import Scale
 from raygpt.errors import UserError, one_line
@@ -48,12 +50,14 @@ def connect(
     *,
     object_store_bytes: int = OBJECT_STORE_BYTES,
     say: Callable[[str], None] = _say,
+    mark: Callable[[str], object] = lambda phase: None,
 ) -> str:
     """Connect to Ray and return one sentence about it.
 
     An address from scale.address or RAY_ADDRESS means that cluster; without one a cluster of this machine is started,
     with enough logical CPUs for the workers. A cluster that is joined is waited for until it has room for what the job
-    needs, and it has to hold the same software on every node; `say` is told what is waited for. Raises UserError when
+    needs, and it has to hold the same software on every node; `say` is told what is waited for, `mark` which phase of
+    the launch (`raygpt.cluster.phases`) has ended. Raises UserError when
     there is none at the address, too few CPUs or GPUs for the job, or a node is another than this one.
     """
     global _waited
@@ -72,10 +76,14 @@ def connect(
             start(cpus=max(usable_cpus(), wanted), object_store_bytes=object_store_bytes)
     quiet()
     if need is not None and is_own():
+        mark(CONNECT)
         refuse_what_never_fits(need)  # nothing grows and nobody else is there, so nothing is waited for
     elif need is not None:
+        mark(CONNECT)
         with room_for(need, scale.wait_minutes, say) as gpu:
+            mark(MACHINES)
             check_environment(scale.check_environment, say)
+            mark(CHECK)
         _waited = need, gpu
     cpus = ray.cluster_resources().get("CPU", 0)
     where = f"at {address}" if address and address != "local" else "started on this machine"
@@ -115,7 +123,12 @@ def start(*, cpus: int, gpus: int | None = None, object_store_bytes: int = OBJEC
                     f"Ray cannot start here ({one_line(error, 160)}): set RAY_TMPDIR to a short path that is writable, "
                     "and HOME to a folder that is there."
                 ) from error
-            if not late or attempt + 1 == START_TRIES:
+            if late and attempt + 1 == START_TRIES:
+                raise UserError(
+                    f"Ray did not start here in {START_TRIES} tries ({one_line(error, 160)}): try again when the "
+                    "machine has less to do."
+                ) from error
+            if not late:
                 raise
             ray.shutdown()
     _own = True
@@ -176,6 +189,7 @@ def quiet() -> None:
 def _join(address: str, setting: str) -> None:
     global _own
     _own = False
+    check_shadows(Path.cwd())
     check_answers(address, setting)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -183,17 +183,23 @@ class Lines:
 async def _follow(client: Client, job: str, write: Callable[[str], object]) -> End:
     seen, answered, lines = 0, time.monotonic(), Lines(write)
     while True:
+        broken = False
         try:
             async for piece in client.log(job, seen):
                 lines.add(piece)
                 seen += len(piece)
                 answered = time.monotonic()
         except (aiohttp.ClientError, OSError):
-            pass  # what has become of the job is asked next
+            broken = True  # what has become of the job is asked next
         try:
             details = await asyncio.to_thread(client.get_job_info, job)
             answered = time.monotonic()
             if details.status.is_terminal():
+                if broken:  # what came after the connection broke
+                    with contextlib.suppress(aiohttp.ClientError, OSError):
+                        async for piece in client.log(job, seen):
+                            lines.add(piece)
+                            seen += len(piece)
                 lines.close()
                 return _end(details)
         except (OSError, RuntimeError, ray.exceptions.RayError) as error:

@@ -19,12 +19,13 @@ CLUSTER_FILE = Path("~/.raygpt/cluster.json")  # on the head
 LAUNCH = "launch.json"  # in the run folder
 # `raygpt cluster up`'s
 API, BOOT, SETUP, RAY = "API", "boot", "setup", "Ray"
-# a job's: upload until its driver runs; Python and settings; joining Ray; comparing the nodes; tokens and the memory
-# plan; processes, weights and rehearsal; until the second step begins
-SUBMIT, START, CONNECT, CHECK, DATA, WORKERS, FIRST_STEP = (
+# a job's: upload until its driver runs; Python and settings; joining Ray; waiting for room; comparing the nodes; tokens
+# and the memory plan; processes, weights and rehearsal; until the second step begins
+SUBMIT, START, CONNECT, MACHINES, CHECK, DATA, WORKERS, FIRST_STEP = (
     "submit",
     "start",
     "connect",
+    "machines",
     "environment check",
     "data",
     "workers",

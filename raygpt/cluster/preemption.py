@@ -1,9 +1,9 @@
 """Leaving a machine before it is taken away: a watcher on every node, and the drain that Ray Train acts upon.
 
 Ray has the machinery and nobody who starts it: a node that is drained gets no new work, and Ray Train tells every
-worker of a group that has a rank there; but nothing in Ray asks a cloud. So each node of a joined cluster has a small
-actor that does, every few seconds. On a notice it drains its node; workers then save and go on elsewhere
-(`raygpt.train.leaving`).
+worker of a group that has a rank there; but nothing in Ray asks a cloud. So each node that works for a run on a joined
+cluster has a small actor that does, every few seconds. On a notice it drains its node; workers then save and go on
+elsewhere (`raygpt.train.leaving`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class NodeWatcher:
 
 
 class PreemptionWatch:
-    """Holds a watcher on each node from `__enter__` to `__exit__`, on those that join later too.
+    """Holds a watcher on each node that works for this job, and on the driver's own, from `__enter__` to `__exit__`.
 
     `say` gets a sentence for every notice, from a thread. A node with a certain notice is drained; the driver's own is
     not, for nothing would outlive it there: `leave` is called instead, and the run is to save and end.
@@ -91,7 +91,7 @@ class PreemptionWatch:
             # a cluster that does not answer for a moment must not end the watch
             with contextlib.suppress(ray.exceptions.RayError, OSError, RuntimeError):
                 alive = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-                self._start_missing(alive.keys())
+                self._watch(({self._here} | nodes_of_this_job()) & alive.keys())
                 self._collect()
                 for node in alive.keys() - self._done:
                     notice = self._heard.get(node) or self._told.get(alive[node])
@@ -104,8 +104,14 @@ class PreemptionWatch:
             with contextlib.suppress(Exception):  # an API that is away says nothing of the machines
                 self._told = preempted(machines())
 
-    def _start_missing(self, alive: Set[str]) -> None:
-        for node in alive - self._watchers.keys() - self._done:
+    def _watch(self, wanted: Set[str]) -> None:
+        """Have a watcher on each of these nodes and on no other: an actor, though it takes no CPU, keeps its node from
+        being idle, and so from being ended by the autoscaler."""
+        for node in self._watchers.keys() - wanted - self._done:
+            self._waiting = {reference: where for reference, where in self._waiting.items() if where != node}
+            with contextlib.suppress(Exception):
+                ray.kill(self._watchers.pop(node))
+        for node in wanted - self._watchers.keys() - self._done:
             if time.monotonic() < self._not_before.get(node, 0.0):
                 continue
             here = NodeAffinitySchedulingStrategy(node, soft=False)
@@ -142,6 +148,14 @@ class PreemptionWatch:
             then = "saving, then on without it" if accepted else f"but Ray does not drain it: {problem}"
             self._say(f"Node {address} will go ({left}): {then}.")
         self._done.add(node)
+
+
+def nodes_of_this_job() -> set[str]:
+    """Ids of the nodes that hold room for this job's workers."""
+    job = ray.get_runtime_context().get_job_id()
+    groups = ray.util.placement_group_table().values()
+    mine = [g for g in groups if g["state"] == "CREATED" and str(g["placement_group_id"]).endswith(job)]
+    return {node for group in mine for node in group["bundles_to_node_id"].values()}
 
 
 def lambda_machines() -> Callable[[], list[dict[str, Any]]] | None:

@@ -206,7 +206,7 @@ def phases_of(lines: list[tuple[float, str]]) -> list[dict[str, Any]]:
 
 
 def _last_words(text: str) -> str:
-    """The last line that says something, without colours, at most 200 characters."""
+    """The last line that says something, without colours, at most 400 characters."""
     plain = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in text.splitlines()]
     said = [line for line in plain if line]
-    return said[-1][:200] if said else "without a word"
+    return re.sub(r"^([\w.]+(Error|Exception)|Error): ", "", said[-1])[:400] if said else "without a word"

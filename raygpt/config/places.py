@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from raygpt.config.job import Job
 from raygpt.config.tree import Config
+from raygpt.errors import UserError
 
 READ = (
     *("model.init_from", "data.train", "data.val", "data.tokenizer", "prepare.sources", "prepare.val_sources"),
@@ -13,8 +15,19 @@ READ = (
     *("generate.prompts", "generate.decontaminate", "compare.base", "compare.tuned", "compare.models", "compare.real"),
     *("compare.synthetic", "compare.domain", "compare.general", "compare.terms"),
 )
-WRITTEN = ("run.storage", "prepare.output", "export.output", "compare.output", "generate.output", "distill.store")
+# {setting: the only job that writes there, None: every job that reads its section}
+WRITTEN = {
+    "run.storage": None,
+    "prepare.output": "prepare",
+    "export.output": "export",
+    "compare.output": "evaluate",
+    "generate.output": "generate",
+    "distill.store": "distill",
+}
+UPLOAD = "/working_dir_files/_ray_pkg_"  # in the path of a Ray job's working_dir, which Ray deletes
 _GLOB = "*?["
+# names of what raygpt has, also beside a folder that is called so
+NAMES = {"random", "base", "bytes", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"}
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -31,6 +44,25 @@ def with_absolute_paths(config: Config) -> Config:
     )
 
 
+def check_lasting(config: Config, job: Job) -> None:
+    """UserError for places that the job writes to and that lie in its upload, which Ray deletes."""
+    lost = []
+    for key, only in WRITTEN.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if only in (None, job.name) and section in job.all_sections and value and not _lasts(value):
+            lost.append(f"{key}={value}")
+    if lost:
+        raise UserError(
+            f"{', '.join(lost)} would lie in the job's upload, which Ray deletes: set it to an s3:// URI, or to an "
+            "absolute path that all nodes share."
+        )
+
+
+def _lasts(value: str) -> bool:
+    return "://" in value or value.startswith(("/", "~"))
+
+
 def absolute(key: str, value: Any) -> Any:
     """A setting's value with its paths absolute; unchanged where the key is none of a path."""
     if isinstance(value, list) and key in READ:
@@ -45,9 +77,10 @@ def absolute(key: str, value: Any) -> Any:
 def _of_input(text: str) -> str:
     if "://" in text or os.path.isabs(text):
         return text
+    if any(mark in os.getcwd() for mark in f",{_GLOB}") and any(mark in text for mark in f",{_GLOB}"):
+        return text  # the folder's own name would be read as a list or a glob
     if os.path.exists(os.path.expanduser(text)):
-        # gpt2 and bytes are names, also beside a folder that is called so
-        return _absolute(text) if "/" in text or not text.isalnum() or os.path.isfile(text) else text
+        return text if text in NAMES and not os.path.isfile(text) else _absolute(text)
     if "," in text:
         parts = [part.strip() for part in text.split(",")]
         return ",".join(map(_of_input, parts))
@@ -60,4 +93,6 @@ def _of_input(text: str) -> str:
 def _absolute(path: str) -> str:
     there = os.path.expanduser(path)
     there = path if there.startswith("~") else there
-    return there if os.path.isabs(there) else os.path.join(os.getcwd(), there.removeprefix("./"))
+    whole = there if os.path.isabs(there) else os.path.join(os.getcwd(), there)
+    parts = [part for part in whole.split("/") if part not in ("", ".")]  # `..` stays: a link may lie before it
+    return "/" + "/".join(parts)

@@ -24,6 +24,8 @@ _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITE = re.compile(r"[-+]?\.?inf(inity)?", re.IGNORECASE)
 _NAN = re.compile(r"\.?nan", re.IGNORECASE)
+LONGEST_NUMBER = 400  # characters; Python converts 4,300 digits at most
+MOST_NODES = 100_000  # of a document, as often as aliases name them
 DEEPEST = 100  # nested levels; no setting has more than a few
 
 
@@ -34,7 +36,7 @@ def compose(text: str) -> Node | None:
     try:
         node = loader.get_single_node()
         if node is not None:
-            _check(node, (), 0)
+            _check(node, (), 0, [0])
         return node
     except RecursionError:
         raise UserError(f"is nested deeper than {DEEPEST} levels") from None
@@ -42,12 +44,15 @@ def compose(text: str) -> Node | None:
         loader.dispose()  # type: ignore[no-untyped-call]
 
 
-def _check(node: Node, path: tuple[str, ...], depth: int) -> None:
+def _check(node: Node, path: tuple[str, ...], depth: int, seen: list[int]) -> None:
+    seen[0] += 1
+    if seen[0] > MOST_NODES:
+        raise UserError(f"names more than {MOST_NODES:,} values")
     if depth > DEEPEST:
         raise UserError(f"is nested deeper than {DEEPEST} levels")
     if isinstance(node, SequenceNode):
         for item in node.value:
-            _check(item, path, depth + 1)
+            _check(item, path, depth + 1, seen)
     elif isinstance(node, MappingNode):
         lines: dict[str, int] = {}
         for key, value in node.value:
@@ -56,7 +61,7 @@ def _check(node: Node, path: tuple[str, ...], depth: int) -> None:
                 dotted = ".".join((*path, name))
                 raise UserError(f"has {dotted} twice, in line {lines[name]} and in line {line}: keep one of them")
             lines[name] = line
-            _check(value, (*path, name), depth + 1)
+            _check(value, (*path, name), depth + 1, seen)
 
 
 def key_text(key: Node) -> str:
@@ -158,6 +163,8 @@ def read_plain(text: str, kind: Any = Any) -> Any:
 
 
 def _number(text: str) -> int | float | None:
+    if len(text) > LONGEST_NUMBER:
+        return None
     if _INT.fullmatch(text):
         return int(text.replace("_", ""))
     if _FLOAT.fullmatch(text):
@@ -175,6 +182,8 @@ def _core(text: str) -> Any:
         return True
     if text in ("false", "False", "FALSE"):
         return False
+    if len(text) > LONGEST_NUMBER:
+        return text
     if re.fullmatch(r"[-+]?[0-9]+", text):
         return int(text)
     if re.fullmatch(r"0o[0-7]+|0x[0-9a-fA-F]+", text):

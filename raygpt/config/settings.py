@@ -251,10 +251,10 @@ def _flatten(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _leaves(node: MappingNode) -> Iterator[tuple[str, Node, int]]:
-    """(dotted key, value, line) of every setting of a file."""
+    """(dotted key, value, line) of every setting of a file; a section's own keys in place of merged ones."""
     for key, value in entries(node):
         if isinstance(value, MappingNode):
-            for inner, leaf in entries(value):
+            for inner, leaf in dict(entries(value)).items():
                 yield f"{key}.{inner}", leaf, leaf.start_mark.line + 1
         else:
             yield key, value, value.start_mark.line + 1

@@ -40,7 +40,7 @@ def parse(
             if not equals and (target is None or not rest or rest[0].startswith("--")):
                 continue
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):  # an unset variable of the shell leaves the next option there
                 raise UserError(f"--{key} needs a value: write --{key}=value.")
             value = rest.pop(0)
             if name in lists:

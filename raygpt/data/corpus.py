@@ -51,7 +51,10 @@ _NOT_DATA = re.compile(
 SPLITS = {"train": "train", "training": "train"} | {
     word: word for word in ("test", "testing", "dev", "val", "valid", "validation", "eval", "evaluation")
 }
-_SPLIT_NAME = re.compile(rf"(?:.*[-._])?({'|'.join(SPLITS)})(?:[-._]\d+)*(?:-of-\d+)?(?:-[0-9a-f]{{8,}})?")
+# as `datasets` looks for them: the word between separators
+_WORDS = "|".join(sorted(SPLITS, key=len, reverse=True))
+_SPLIT_NAME = re.compile(rf"(?:.*[-._ 0-9])?({_WORDS})(?:[-._ 0-9].*)?")
+OF_SPLIT = "of the split "
 File = tuple[Location, pafs.FileInfo]
 # Parquet footers read at the same time: each is one or two small requests, 50 ms apiece on S3.
 FOOTER_THREADS = 16
@@ -74,15 +77,28 @@ class Expansion:
         return len({unit.uri for unit in self.units})
 
 
-def expand_sources(sources: Sequence[str], subset: str | None = None, setting: str = "prepare.sources") -> list[Unit]:
+def expand_sources(
+    sources: Sequence[str], subset: str | None = None, setting: str = "prepare.sources", *, whole: bool = False
+) -> list[Unit]:
     """Units of all sources: sources as given, files of one source by path, row groups in file order.
 
-    Raises UserError, naming `setting`, for a source that does not exist or holds no file of a known format.
+    Of a folder that holds splits the train split is taken, with `whole` all of them. Raises UserError, naming
+    `setting`, for a source that does not exist or holds no file of a known format.
     """
-    return look_into(sources, subset, setting).units
+    return look_into(sources, subset, setting, whole=whole).units
 
 
-def look_into(sources: Sequence[str], subset: str | None = None, setting: str = "prepare.sources") -> Expansion:
+def held_out_units(uri_parts: Sequence[str], subset: str | None, setting: str) -> list[Unit]:
+    """Units to evaluate on. UserError for a folder of several splits: which one is meant has to be said."""
+    found = look_into(uri_parts, subset, setting)
+    if any(reason.startswith(OF_SPLIT) for _, reason in found.left_out):
+        raise UserError(f"{setting}: {', '.join(uri_parts)} holds several splits: name the file or folder of one.")
+    return found.units
+
+
+def look_into(
+    sources: Sequence[str], subset: str | None = None, setting: str = "prepare.sources", *, whole: bool = False
+) -> Expansion:
     """As `expand_sources`, with what is not read."""
     if not sources:
         raise UserError(f"{setting} is empty: name files, folders, s3:// URIs or Hugging Face datasets.")
@@ -91,7 +107,7 @@ def look_into(sources: Sequence[str], subset: str | None = None, setting: str = 
     streamed: list[tuple[int, list[Unit]]] = []
     for source in sources:
         if not hub.is_hub_id(source):
-            files += _files(source, setting, found)
+            files += _files(_of_subset(source, subset, setting), setting, found, whole)
             continue
         data_files = hub.dataset_files(source, subset)
         if data_files and all(file_format(name)[0] for name in data_files):
@@ -143,7 +159,17 @@ def file_format(name: str) -> tuple[str | None, str | None]:
     return kind, compression
 
 
-def _files(source: str, setting: str, found: Expansion) -> list[File]:
+def _of_subset(source: str, subset: str | None, setting: str) -> str:
+    """The folder of a downloaded data set's subset."""
+    if subset is None or not storage.exists(storage.locate(source)) or storage.is_file(storage.locate(source)):
+        return source
+    inside = f"{source.rstrip('/')}/{subset}"
+    if not storage.exists(storage.locate(inside)):
+        raise UserError(f"prepare.subset={subset}: {setting} {source} has no folder of that name: mend it.")
+    return inside
+
+
+def _files(source: str, setting: str, found: Expansion, whole: bool = False) -> list[File]:
     if re.search(r"[*?[]", source) and not storage.exists(storage.locate(source)):
         return _glob(source, setting, found)
     where = storage.locate(source)
@@ -157,7 +183,8 @@ def _files(source: str, setting: str, found: Expansion) -> list[File]:
         if file_format(where.name)[0] is None:
             raise UserError(f"{setting}: {source} has no known extension: {_known()}.")
         return [(where, entry)]
-    return _train_split(where, _data_files(where, _entries(where, setting, found), source, setting, found), found)
+    files = _data_files(where, _entries(where, setting, found), source, setting, found)
+    return files if whole else _train_split(where, files, found)
 
 
 def _glob(source: str, setting: str, found: Expansion) -> list[File]:
@@ -224,14 +251,16 @@ def _train_split(root: Location, files: list[File], found: Expansion) -> list[Fi
         if split in (None, "train"):
             kept.append(file)
         else:
-            found.left_out.append((file[0].uri, f"of the split {split}"))
+            found.left_out.append((file[0].uri, f"{OF_SPLIT}{split}"))
     return kept
 
 
 def _split(path: str) -> str | None:
     """The split that a path names as the hub's data sets name theirs: data/test-00000-of-00001.parquet, dev/x.txt."""
     *folders, name = path.lower().strip("/").split("/")
-    stem = name.split(".")[0] if name.count(".") < 2 else re.sub(r"(\.\w+){1,2}$", "", name)
+    stem = name
+    for extension in (*COMPRESSIONS, *FORMATS):
+        stem = stem.removesuffix(extension)
     words = [*folders, *(match[1] for match in [_SPLIT_NAME.fullmatch(stem)] if match)]
     return next((SPLITS[word] for word in reversed(words) if word in SPLITS), None)
 

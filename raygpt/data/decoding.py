@@ -8,7 +8,7 @@ import gzip
 import lzma
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,10 +61,41 @@ def _unpacked(raw: Any, compression: str | None) -> Any:
     if compression == "gzip":
         return gzip.GzipFile(fileobj=raw, mode="rb")
     if compression == "bz2":
-        return bz2.BZ2File(raw)
+        return _Members(raw, bz2.BZ2Decompressor, padding=False)
     if compression == "xz":
-        return lzma.LZMAFile(raw)
+        return _Members(raw, lzma.LZMADecompressor, padding=True)
     return _Zstd(raw) if compression == "zstd" else raw
+
+
+class _Members:
+    """bz2 and xz: their own files take whatever follows a member for the end, and padding between two as well."""
+
+    def __init__(self, raw: Any, new: Callable[[], Any], *, padding: bool) -> None:
+        self._raw, self._new, self._padding = raw, new, padding
+        self._member: Any = None
+        self._packed = b""
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, `size` at most, b"" at the end. Raises EOFError where the file ends within a member."""
+        while True:
+            if self._member is None:
+                packed = self._packed or self._raw.read(2**16)
+                self._packed = packed.lstrip(b"\0") if self._padding else packed
+                if not packed:
+                    return b""
+                if not self._packed:
+                    continue
+                self._member = self._new()
+            piece = b""
+            if self._member.needs_input:
+                piece, self._packed = self._packed or self._raw.read(2**16), b""
+                if not piece:
+                    raise EOFError("the file ends within a member")
+            out = self._member.decompress(piece, size)
+            if self._member.eof:
+                self._packed, self._member = self._member.unused_data + self._packed, None
+            if out:
+                return out
 
 
 class _Zstd:

@@ -136,6 +136,11 @@ def _read_arrow(unit: Unit, reading: Reading) -> Iterator[str]:
 
 def _texts(values: pa.Array, where: Location, first_row: int, reading: Reading) -> Iterator[str]:
     if pa.types.is_dictionary(values.type):
+        words = values.dictionary
+        if pa.types.is_string_view(words.type):
+            words.validate(full=True)
+            values = pa.DictionaryArray.from_arrays(values.indices, words.cast(pa.large_string()))
+        values.validate(full=True)
         values = values.dictionary_decode()
     if pa.types.is_string_view(values.type):
         values.validate(full=True)  # what is damaged must not be followed

@@ -325,10 +325,13 @@ def tokenizer_texts(plan: ReadPlan, characters: int = TOKENIZER_CHARACTERS) -> I
 
 def _read_record(output: Location) -> dict[str, Any] | None:
     try:
-        return json.loads(storage.read_text(output / RECORD))
+        record = json.loads(storage.read_text(output / RECORD))
+        if not isinstance(record, dict) or not isinstance(record.get("request"), dict):
+            raise ValueError("it names no request")
+        return record
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{(output / RECORD).uri} is damaged ({error}): delete prepare.output={output.uri} and start again."
         ) from error

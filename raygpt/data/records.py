@@ -60,22 +60,23 @@ def json_values(where: Location, compression: str | None, errors: Errors, limit:
     decoder, place = json.JSONDecoder(), Place()
     pieces = decoding.decoded(where, compression, errors)
     buffer, at, ended, after_value = "", 0, False, False
+    told = 0  # how much of the buffer `place` knows of
     array: str | None = None  # none, open or closed; None before anything was seen
 
     def more(wanted: int) -> None:
         """Have `wanted` characters from `at` on, or all there are."""
-        nonlocal buffer, at, ended
-        place.advance(buffer[:at])
+        nonlocal buffer, at, ended, told
+        place.advance(buffer[told:at])
         parts, size = [buffer[at:]], len(buffer) - at
         while size < wanted and not ended:
             piece = next(pieces, None)
             ended = piece is None
             parts.append(piece or "")
             size += len(parts[-1])
-        buffer, at = "".join(parts), 0
+        buffer, at, told = "".join(parts), 0, 0
 
     def fault(reason: str) -> UserError:
-        place.advance(buffer[:at])
+        place.advance(buffer[told:at])
         return UserError(f"{where.uri}, line {place.line} {reason}: a .json file holds objects, or an array of them.")
 
     while True:
@@ -103,18 +104,18 @@ def json_values(where: Location, compression: str | None, errors: Errors, limit:
                     record, end = decoder.raw_decode(buffer, at)
                     break
                 except RecursionError:
-                    place.advance(buffer[:at])
+                    place.advance(buffer[told:at])
                     raise _too_deep(f"{where.uri}, line {place.line}") from None
                 except ValueError as error:
                     size = len(buffer) - at
                     if ended:
                         raise fault(f"is not JSON ({one_line(error)})") from error
                     if size > limit:
-                        place.advance(buffer[:at])
+                        place.advance(buffer[told:at])
                         raise TooLong(place.line) from error
                     more(2 * size + 1)  # twice as much each time: every character is read a few times at most
-            place.advance(buffer[:at])
-            line, buffer, at = place.line, buffer[at:], end - at
+            place.advance(buffer[told:at])
+            line, told, at = place.line, at, end
             array, after_value = array or "none", True
             yield line, record
 
@@ -157,7 +158,7 @@ def parquet_file(where: Location) -> Iterator[pq.ParquetFile]:
 def _told(kind: str, where: Location) -> Iterator[None]:
     try:
         yield
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise UserError(f"{where.uri} is a damaged {kind} file ({one_line(error)}): copy it again.") from error
     except OSError as error:
         raise storage.explain(error, where) from error

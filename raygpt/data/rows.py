@@ -16,6 +16,7 @@ from raygpt.data.decoding import Errors
 from raygpt.data.documents import PARQUET_ROWS, Reading, Unit, read_documents
 from raygpt.data.lines import TooLong
 from raygpt.errors import UserError
+from raygpt.storage import Location
 
 # One row may hold a document with all that is known of it.
 MAX_ROW_BYTES = 256 * 10**6
@@ -51,11 +52,18 @@ def _read_table(unit: Unit) -> Iterator[Row]:
     if unit.kind == "parquet":
         with records.parquet_file(where) as parquet:
             number = sum(parquet.metadata.row_group(group).num_rows for group in range(unit.part))
+            _check_names(parquet.schema_arrow.names, where)
             batches = parquet.iter_batches(PARQUET_ROWS, row_groups=[unit.part], use_threads=False)
             yield from _numbered(batches, number)
     else:
-        with records.arrow_batches(where) as (_, batches):
+        with records.arrow_batches(where) as (names, batches):
+            _check_names(names, where)
             yield from _numbered(batches, 0)
+
+
+def _check_names(names: list[str], where: Location) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{where.uri} has several columns named {twice[0]!r}: rename all but one.")
 
 
 def _numbered(batches: Iterable[pa.RecordBatch], number: int) -> Iterator[Row]:
@@ -82,8 +90,7 @@ def _read_csv(unit: Unit, errors: Errors) -> Iterator[Row]:
         for line, fields in rows:
             if names is None:
                 names = fields
-                if twice := sorted({name for name in names if names.count(name) > 1}):
-                    raise UserError(f"{where.uri} has several columns named {twice[0]!r}: rename all but one.")
+                _check_names(names, where)
                 continue
             yield line, dict(zip(names, fields))
     except TooLong as error:

@@ -120,7 +120,7 @@ def _texts(uri: str, words: int) -> Iterator[str]:
     if folder is not None:
         yield from _shard_texts(folder)
         return
-    for unit in expand_sources([uri], setting=SETTING):
+    for unit in expand_sources([uri], setting=SETTING, whole=True):
         if unit.kind == "text":
             yield from read_documents(unit, Reading(errors="replace"))
             continue

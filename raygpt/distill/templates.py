@@ -26,8 +26,10 @@ import jinja2
 import yaml
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from yaml.nodes import MappingNode
 
 from raygpt import storage
+from raygpt.config.reading import compose, entries, read
 from raygpt.distill.answers import Question
 from raygpt.errors import UserError, one_line
 
@@ -234,9 +236,15 @@ def _from_file(name: str) -> Template:
     if ending.lower() not in ("yaml", "yml"):
         return Template(stem or where.name, text.strip())
     try:
-        about = yaml.safe_load(text)
+        node = compose(text)
     except yaml.YAMLError as error:
         raise UserError(f"generate.template={name} is not valid YAML ({one_line(error)}): mend it.") from error
+    except UserError as error:
+        raise UserError(f"generate.template={name} {error}.") from None
+    # as typed: an option `no` is asked as that, and not as False
+    kinds = {"prompt": str, "system": str | None, "chat": bool, "options": dict[str, list[str]], "optional": list[str]}
+    parts = entries(node) if isinstance(node, MappingNode) else ()
+    about = {key: read(part, kinds.get(key, Any)) for key, part in parts}
     known = {"prompt", "system", "chat", "options", "optional"}
     if not isinstance(about, dict) or not isinstance(about.get("prompt"), str) or set(about) - known:
         raise UserError(

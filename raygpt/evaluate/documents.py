@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from raygpt import storage
-from raygpt.data.corpus import expand_sources, read_documents
+from raygpt.data.corpus import held_out_units, read_documents
 from raygpt.data.documents import Errors, Reading
 from raygpt.data.reader import TokenReader
 from raygpt.data.shards import TOKENIZER
@@ -164,7 +164,7 @@ class _Counted:
 
 
 def _raw_texts(uri: str, subset: str | None, text_column: str, errors: Errors) -> Iterator[str]:
-    for unit in expand_sources(raw_sources(uri), subset):
+    for unit in held_out_units(raw_sources(uri), subset, "compare"):
         yield from read_documents(unit, Reading(text_column, errors))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from raygpt import storage
-from raygpt.data.corpus import expand_sources, read_documents
+from raygpt.data.corpus import held_out_units, read_documents
 from raygpt.data.documents import Errors, Reading
 from raygpt.data.reader import TokenReader
 from raygpt.data.shards import MANIFEST
@@ -145,7 +145,7 @@ def _read_text(uri: str, tokenizer: Tokenizer, subset: str | None, reading: Read
 def _batches(uri: str, subset: str | None, reading: Reading) -> Iterator[list[str]]:
     batch: list[str] = []
     characters = 0
-    for unit in expand_sources(raw_sources(uri), subset, "data.val"):
+    for unit in held_out_units(raw_sources(uri), subset, "data.val"):
         for text in read_documents(unit, reading):
             batch.append(text)
             characters += len(text)

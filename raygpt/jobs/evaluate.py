@@ -247,8 +247,9 @@ def held_out_texts(config: Config, arms: list[Arm]) -> tuple[dict[str, Documents
 
 def validation_uri(config: Config, subject: Subject) -> str:
     """data.val as set, or that of the run's own config."""
-    from raygpt.data.shards import load_manifest
+    from raygpt.data.shards import MANIFEST, load_manifest
     from raygpt.data.sources import shard_folders
+    from raygpt.storage import exists, locate
 
     if config.data.val is not None:
         return config.data.val
@@ -259,7 +260,8 @@ def validation_uri(config: Config, subject: Subject) -> str:
         raise UserError("data.val is not set: name the shard folder or the text to evaluate on.")
     train, val = shard_folders(trained.train, trained.val)
     made_of = None if subject.state is None or subject.mixed else subject.state.fingerprint
-    if made_of and load_manifest(train).fingerprint != made_of:
+    held = trained.val is None or exists(locate(train) / MANIFEST)  # else the training data may be gone
+    if made_of and held and load_manifest(train).fingerprint != made_of:
         raise UserError(
             f"data.val is not set, and {train} beside which the run's validation text lay holds other tokens now than "
             "those it was trained on: name data.val."

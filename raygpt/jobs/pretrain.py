@@ -51,8 +51,7 @@ def run(config: Config, call: Call, *, real: RealText | None = None, objective: 
     chosen = objective(config, job) if objective is not None and job is not None else None
     if job is None:
         check_before_data(config)
-    print(connect(config.scale, training_need(config.scale)), flush=True)
-    launch.mark(phases.CONNECT)
+    print(connect(config.scale, training_need(config.scale), mark=launch.mark), flush=True)
     if job is None:
         config = with_prepared_data(config)
         job = resolve(config, with_prepared_text(config, real))

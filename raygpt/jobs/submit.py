@@ -7,16 +7,16 @@ from pathlib import Path
 
 from pydantic import Field
 
+from raygpt import prices
 from raygpt.config import Config
 from raygpt.config.job import Call, Job, whole_tree
+from raygpt.config.places import check_lasting
 from raygpt.config.section import Problem, Section
 from raygpt.config.settings import ENV_PREFIX, load_config
 from raygpt.config.words import parse
 from raygpt.errors import UserError
 
 # Folders that must outlive the job and be the same on all nodes.
-# {setting: the only job that writes there, None: every job that reads its section}
-LASTING = {"run.storage": None, "prepare.output": "prepare", "generate.output": "generate"}
 HERE_ONLY = ("submit", "runs", "cluster")  # what a Ray job cannot be
 
 
@@ -58,15 +58,16 @@ def run(config: Config, call: Call) -> int:
         raise UserError("raygpt submit needs a job: raygpt submit pretrain --config jobs/configs/quickstart.yaml.")
     job, words = own.job[0], tuple(own.job[1:])
     folder = Path(own.working_dir)
-    name, file = _check(job, words, folder)  # mistakes come out before anything is loaded or sent
-    from raygpt.cluster.job_server import reach, server_address
+    name, file = check_job(job, words, folder)  # mistakes come out before anything is loaded or sent
+    from raygpt.cluster.job_server import public, reach, server_address
     from raygpt.cluster.submit import Submission, submit, watch
     from raygpt.cluster.upload import survey
 
     address = server_address(own.address)
     upload = survey(folder)
     upload.check(own.max_upload_mb * 1e6, file)
-    submission = Submission(address, job, words, name, folder, (*own.env, *_settings()), own.stop_seconds, own.python)
+    variables = (*own.env, *_settings(folder))
+    submission = Submission(address, job, words, name, folder, variables, own.stop_seconds, own.python)
     submission.runtime_env()
     print(upload.describe(), flush=True)
     if "dry_run" in call.flags:
@@ -75,20 +76,27 @@ def run(config: Config, call: Call) -> int:
     client = reach(address)
     identifier = submit(client, submission, lambda text: print(text, flush=True))
     if not own.wait:
-        print(f"Submitted {identifier}. Its log: ray job logs --follow --address {address} {identifier}")
+        print(f"Submitted {identifier}. Its log: ray job logs --follow --address {public(address)} {identifier}")
         return 0
     print(f"Submitted {identifier}; its log follows, Ctrl-C leaves it running.", flush=True)
     return watch(client, submission, identifier, lambda text: print(text, end="", flush=True))
 
 
-def _settings() -> list[str]:
+def _settings(own_folder: Path) -> list[str]:
     """Variables that are settings of the job here, and so have to be there."""
     import os
 
-    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and not name.startswith("RAYGPT_SUBMIT__"))
+    names = [name for name in os.environ if name.startswith(ENV_PREFIX) and not name.startswith("RAYGPT_SUBMIT__")]
+    file = os.environ.get(prices.VARIABLE)
+    if file and not (Path(own_folder) / file).is_file():
+        raise UserError(
+            f"{prices.VARIABLE}={file} is no file below {own_folder}: put it there, by its relative name, or unset it; "
+            "the job could not read it."
+        )
+    return sorted(names)
 
 
-def _check(name: str, words: tuple[str, ...], folder: Path) -> tuple[str, str | None]:
+def check_job(name: str, words: tuple[str, ...], folder: Path) -> tuple[str, str | None]:
     """(the job's run.name, "" where it has no run; its config file below `folder`). Raises UserError for all that is
     wrong with the job's settings."""
     from raygpt.jobs import find_jobs
@@ -108,25 +116,5 @@ def _check(name: str, words: tuple[str, ...], folder: Path) -> tuple[str, str | 
         base=job.base,
         tree=whole_tree(jobs.values()),
     )
-    lost = [f"{key}={value}" for key in LASTING if (value := _lost(config, job, key)) is not None]
-    if lost:
-        raise UserError(
-            f"{', '.join(lost)} would lie in the job's upload, which Ray deletes: set it to an s3:// URI, or to an "
-            "absolute path that all nodes share."
-        )
+    check_lasting(config, job)
     return config.run.name if "run" in job.all_sections else "", local
-
-
-def _lost(config: Config, job: Job, key: str) -> str | None:
-    """The value of a place that would end with the job, None for one that stays."""
-    section, name = key.split(".")
-    value = getattr(getattr(config, section), name)
-    if (
-        LASTING[key] not in (None, job.name)
-        or section not in job.all_sections
-        or value is None
-        or "://" in value
-        or value.startswith(("/", "~"))
-    ):
-        return None
-    return value

@@ -123,11 +123,15 @@ class S3Claim:
         return self._put(content, IfMatch=self._tag)
 
     def read(self) -> bytes | None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
         try:
             answer = self._client.get_object(Bucket=self._bucket, Key=self._key)
         except self._client.exceptions.NoSuchKey:
             self._tag = None
             return None
+        except (BotoCoreError, ClientError) as error:
+            raise storage.explain(OSError(str(error)), self._where) from error
         self._tag = answer["ETag"]
         return answer["Body"].read() or None
 
@@ -139,16 +143,18 @@ class S3Claim:
         return self._put(b"", IfMatch=self._tag)
 
     def _put(self, content: bytes, **condition: Any) -> bool:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             self._client.put_object(Bucket=self._bucket, Key=self._key, Body=content, **condition)
+        except BotoCoreError as error:
+            raise storage.explain(OSError(str(error)), self._where) from error
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if status in (409, 412):
                 return False
             if status not in (400, 501):
-                raise
+                raise storage.explain(OSError(str(error)), self._where) from error
             self._client.put_object(Bucket=self._bucket, Key=self._key, Body=content)  # it knows no conditions
         if content and self.read() != content:
             return False

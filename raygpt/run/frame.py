@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from raygpt import storage
+from raygpt import prices, storage
 from raygpt.cluster import nodes
 from raygpt.cluster.phases import Launch
 from raygpt.config import Config
@@ -140,6 +140,8 @@ def run_job(
     stream, token = stream or sys.stdout, stop or StopToken()
     folder, asked = run_location(config), nodes.take_asked()
     price, max_usd = config.track.price_per_hour, config.track.max_cost_usd
+    if price == "auto":
+        prices.machines()  # a file of prices that cannot be read is told now, and not taken for none
     check_budget(price, max_usd, nodes.nodes)
     program, _, rest = again.partition(" ")
     lock = RunLock(folder, lambda: token.request(DISPLACED), rest.split(" ")[0] if program == "raygpt" else "")

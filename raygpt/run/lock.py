@@ -8,6 +8,7 @@ long it held the run and how often workers were started in it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -212,7 +213,9 @@ class RunLock:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):
-            self.beat()
+            # whatever one beat meets, the next has to come: without them another driver takes the run
+            with contextlib.suppress(Exception):
+                self.beat()
 
     def beat(self) -> None:
         """Say that this driver lives, or find that another one has the run."""

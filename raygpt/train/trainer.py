@@ -37,7 +37,7 @@ from raygpt.track.summary import summarise
 from raygpt.train.lean_trainer import GroupConfig, LeanTorchTrainer
 from raygpt.train.resolve import Resolved
 from raygpt.train.state_tracking import tracked
-from raygpt.train.watching import metrics_export, preemption_watch
+from raygpt.train.watching import Unheard, metrics_export, preemption_watch
 from raygpt.train.worker import Assignment, MakeObjective, train_worker
 
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -145,7 +145,7 @@ def _train(
     mailbox = Mailbox(control)
     mailbox.follow(run.stop)
     thread.start()
-    began, stalled = time.monotonic(), Stalled(progress.note)
+    began, stalled, unheard = time.monotonic(), Stalled(progress.note), Unheard()
     export = metrics_export(run)
     with preemption_watch(run, control):
         while thread.is_alive():
@@ -154,8 +154,11 @@ def _train(
                 stalled.look()
             end = _show(mailbox.take(run.cost_usd()), progress, run, export) or end
             if export is not None:
+                export.set("train_cost_usd", run.cost_usd())
                 export.repeat()
             run.check_held()
+            if unheard.is_so(run.stop.requested):
+                return _as_saved(job)
     end = _show(mailbox.take(run.cost_usd()), progress, run, export) or end
     del service  # the driver's: it served restarted workers as well
     if failure:
@@ -163,6 +166,14 @@ def _train(
     if not end:
         raise RuntimeError("training ended without saying how")
     return end
+
+
+def _as_saved(job: Resolved) -> dict[str, Any]:
+    """How a run ends whose workers are gone, and nobody else came, when it is to stop: at its last checkpoint."""
+    found = checkpoint.complete_checkpoints(job.run)
+    if not found:
+        raise UserError(f"run {job.run.uri} was stopped before its first checkpoint: there is nothing to go on from.")
+    return {"outcome": STOPPED, "why": "", "state": dataclasses.asdict(checkpoint.read_state(found[0]))}
 
 
 def _early_reader(config: Config, job: Resolved, name: str) -> Any | None:

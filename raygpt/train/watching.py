@@ -4,21 +4,39 @@ figures for Prometheus."""
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
 import ray
 
 from raygpt.cluster.connect import is_own
-from raygpt.cluster.preemption import PreemptionWatch
+from raygpt.cluster.preemption import PreemptionWatch, nodes_of_this_job
 from raygpt.run.frame import Run
 from raygpt.run.stop import PREEMPTED
 from raygpt.track.metrics_export import MetricsExport
+
+UNHEARD_SECONDS = 20.0
 
 
 def is_watched() -> bool:
     """Whether the cluster is one that others see. No trial's training has views of its own: it is an actor's, and the
     cluster may be its sweep's private one."""
     return not is_own() and ray.get_runtime_context().get_actor_id() is None
+
+
+class Unheard:
+    """Whether a wish to stop reaches nobody: no group of workers has had room for UNHEARD_SECONDS. Ray Train goes on
+    asking for one for ever, and machines that are left are paid for meanwhile."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def is_so(self, stop_requested: bool) -> bool:
+        if not stop_requested or nodes_of_this_job():
+            self._since = None
+            return False
+        self._since = self._since or time.monotonic()
+        return time.monotonic() - self._since > UNHEARD_SECONDS
 
 
 def preemption_watch(run: Run, control: Any) -> contextlib.AbstractContextManager[object]:

@@ -270,7 +270,7 @@ def test_a_filesystem_is_made_once_and_draws_the_cluster_to_its_region(account: 
 
 def test_a_quota_of_zero_and_an_unknown_type_are_one_sentence_each(tmp_path: Path) -> None:
     account = Account(tmp_path, quota=0)
-    with pytest.raises(LambdaError, match=r"launch gpu_1x_a10 in .*quota-exceeded.*: end machines"):
+    with pytest.raises(UserError, match=r"launch gpu_1x_a10 in .*quota-exceeded.*: end machines"):
         account.process().create_node(NODE, HEAD, 1)
     assert account.cloud.launches == 0
     with pytest.raises(UserError, match="no type of machine named gpu_9x: .*gpu_1x_a10"):

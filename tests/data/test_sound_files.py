@@ -22,7 +22,7 @@ import pytest
 import zstandard
 
 from raygpt.classify.tasks import read_examples
-from raygpt.data.corpus import expand_sources, look_into, read_documents
+from raygpt.data.corpus import expand_sources, held_out_units, look_into, read_documents
 from raygpt.data.documents import Reading
 from raygpt.data.lines import LINE_END
 from raygpt.data.request import PrepareOptions, expand
@@ -189,6 +189,7 @@ def packed() -> Iterator[tuple[str, bytes]]:
     yield ".bz2", bz2.compress(ROWS[:7]) + bz2.compress(ROWS[7:])
     yield ".xz", lzma.compress(ROWS[:7]) + lzma.compress(ROWS[7:])
     yield ".xz", lzma.compress(ROWS, check=lzma.CHECK_SHA256)
+    yield ".xz", lzma.compress(ROWS[:7]) + b"\0" * 8 + lzma.compress(ROWS[7:]) + b"\0" * 4  # stream padding
     yield ".zst", zstd(ROWS, compression_level=1, write_checksum=True)
     yield ".zst", zstd(ROWS, compression_level=22, window_log=27)
     yield ".zst", zstd(ROWS, window_log=30, enable_ldm=True)
@@ -269,7 +270,7 @@ def test_json_is_read_as_it_comes(indent: int | None, form: str, tmp_path: Path,
 def test_json_that_is_none_is_told_with_its_line(text: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=says):
-        texts(tmp_path)
+        texts(tmp_path / "a.json")
 
 
 # --- linear time --------------------------------------------------------------------------------------------------
@@ -324,7 +325,7 @@ def test_reading_takes_time_in_proportion(name: str, tmp_path: Path) -> None:
         return time.process_time() - began
 
     # where sentences end in vain each document looks through the next 100,000 characters
-    small, times, most = (240_000, 3, 6) if name == "stops" else (120_000, 5, 12)
+    small, times, most = (240_000, 3, 6) if name == "stops" else (120_000, 5, 15)
     assert seconds(times * small) < most * max(min(seconds(small) for _ in range(2)), 0.005), name
 
 
@@ -348,3 +349,63 @@ def test_text_without_ascii_word_ends_is_cut_exactly() -> None:
         assert "".join(pieces) == text and max(map(len, pieces)) < size + 60
         joined = [int(i) for piece in pieces for i in tokenizer.encode(piece)]
         assert joined == tokenizer.encode(text).tolist()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00001.jsonl", "test_matched-00000-of-00001.jsonl", "validation_matched-00000-of-00001.jsonl"),
+        ("train_sft.jsonl", "test_sft.jsonl", "my.val.jsonl"),
+        ("data/train.jsonl", "data/test/x.jsonl", "data/dev.0.jsonl.gz"),
+    ],
+)
+def test_splits_are_told_by_a_word_between_separators(names: tuple[str, str, str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        data = json.dumps({"text": name}).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert texts(tmp_path) == [names[0]]
+    # what is only looked at is looked at whole, and what is measured on has to be named
+    whole = [text for unit in expand_sources([str(tmp_path)], whole=True) for text in read_documents(unit)]
+    assert sorted(whole) == sorted(names)
+    with pytest.raises(UserError, match="data.val: .* holds several splits: name the file or folder of one"):
+        held_out_units([str(tmp_path)], None, "data.val")
+
+
+def test_a_subset_of_a_downloaded_data_set_is_its_folder(tmp_path: Path) -> None:
+    for name in ("small", "large"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.txt").write_text(name)
+    [unit] = expand_sources([str(tmp_path)], "small")
+    assert list(read_documents(unit)) == ["small"]
+    with pytest.raises(UserError, match="prepare.subset=medium: .* has no folder of that name"):
+        expand_sources([str(tmp_path)], "medium")
+
+
+def test_one_column_named_twice_is_refused_by_every_reader(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"])] * 2 + [pa.array([1])], names=["text", "text", "label"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="columns named 'text'"):
+        texts(tmp_path)
+    [unit] = expand_sources([str(tmp_path)])
+    for use in (lambda: list(read_rows(unit)), lambda: read_examples(unit.uri)):
+        with pytest.raises(UserError, match="several columns named 'text'"):
+            use()
+
+
+def test_dictionaries_of_views_are_read(tmp_path: Path) -> None:
+    words = pa.array(["a", "b"], pa.string_view())
+    values = pa.DictionaryArray.from_arrays(pa.array([1, 0, 1], pa.int32()), words)
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), pa.schema([("text", values.type)])) as writer:
+        writer.write_batch(pa.record_batch([values], ["text"]))
+    assert texts(tmp_path) == ["b", "a", "b"]
+
+
+def test_small_objects_of_a_json_file_are_read_in_proportion(tmp_path: Path) -> None:
+    def seconds(count: int) -> float:
+        (tmp_path / "a.json").write_text('{"t":1}\n' * count)
+        began = time.process_time()
+        assert sum(1 for _ in read_rows(expand_sources([str(tmp_path / "a.json")])[0])) == count
+        return time.process_time() - began
+
+    assert seconds(60_000) < 12 * max(seconds(12_000), 0.02)

@@ -135,7 +135,7 @@ def test_a_submitted_job_trains_finishes_and_may_be_submitted_again(head: dict[s
     assert "\r" not in output and " INFO " not in output + done.stderr and "core_worker" not in output
     assert head["RAY_AUTH_TOKEN"] not in output + done.stderr
     launch = json.loads((tmp_path / "whole" / "launch.json").read_text())
-    named = ["submit", "start", "connect", "data", "workers", "first step"]
+    named = ["submit", "start", "connect", "machines", "environment check", "data", "workers", "first step"]
     assert [phase["name"] for phase in launch["phases"]] == named and all(f"  {name}  " in output for name in named)
     summary = json.loads((tmp_path / "whole" / "summary.json").read_text())
     assert summary["launch_seconds"] == pytest.approx(launch["seconds"], abs=0.01)

@@ -134,7 +134,8 @@ def _roles(account: Account, config: dict[str, Any], number: str, say: Callable[
         policies[head] = head_policy(bucket, number, workers)
     for name, policy in policies.items():
         made = _made(lambda: iam.create_role(RoleName=name, AssumeRolePolicyDocument=json.dumps(EC2_TRUST)))  # noqa: B023
-        iam.put_role_policy(RoleName=name, PolicyName="raygpt", PolicyDocument=json.dumps(policy))
+        # one of each cluster: the files share roles, and what one may use is not taken from another
+        iam.put_role_policy(RoleName=name, PolicyName=str(config["cluster_name"]), PolicyDocument=json.dumps(policy))
         _made(lambda: iam.create_instance_profile(InstanceProfileName=name))  # noqa: B023
         profile = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]
         if not profile["Roles"]:

@@ -155,6 +155,10 @@ def findings(measured: Sequence[Measured], machines: int, fabric: str | None, *,
     return [speed, transport_finding(parse_nccl("\n".join(each.log for each in measured)), fabric, machines)]
 
 
+class InUse(Exception):
+    """GPUs that others have."""
+
+
 def nodes_of_the_cluster() -> list[Finding]:
     """An all-reduce over all GPUs of the connected cluster, or between its nodes where it has none."""
     import ray
@@ -171,7 +175,7 @@ def nodes_of_the_cluster() -> list[Finding]:
         measured, machines = _between_gpus(gpus)
         fabrics = [each for each in on_every_node(fabric_here).values() if isinstance(each, str)]
         return findings(measured, machines, fabrics[0] if fabrics else None, gpu=True)
-    except TimeoutError as error:
+    except InUse as error:
         return [skipped("all-reduce", str(error))]
     except Exception as error:
         return [
@@ -192,14 +196,14 @@ def _between_nodes(nodes: Sequence[str]) -> list[Measured]:
 
 
 def _between_gpus(gpus: int) -> tuple[list[Measured], int]:
-    """(figures, machines) of a rank on every GPU. TimeoutError where they are in use."""
+    """(figures, machines) of a rank on every GPU. InUse where they are."""
     from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     group = placement_group([{"GPU": 1}] * gpus, strategy="PACK", name="raygpt-doctor")
     try:
         if not group.wait(ROOM_SECONDS):
-            raise TimeoutError(f"some of the {gpus} GPUs are in use: run it again when the cluster is idle")
+            raise InUse(f"some of the {gpus} GPUs are in use: run it again when the cluster is idle")
         machines = len(set(placement_group_table(group)["bundles_to_node_id"].values()))
         where = [
             {"num_gpus": 1, "scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}

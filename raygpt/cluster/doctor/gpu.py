@@ -83,8 +83,16 @@ def parse_gpus(text: str) -> list[Gpu]:
     for line in text.strip().splitlines():
         name, capability, driver, memory = (part.strip() for part in line.split(","))
         major, _, minor = capability.partition(".")
-        gpus.append(Gpu(name, (int(major), int(minor or 0)), driver, int(float(memory))))
+        gpus.append(Gpu(name, (int(major), int(minor or 0)), driver, _mib(memory)))
     return gpus
+
+
+def _mib(text: str) -> int:
+    """MiB, 0 where the driver tells none: a GPU that shares the host's memory says [N/A]."""
+    try:
+        return int(float(text))
+    except ValueError:
+        return 0
 
 
 def build_here() -> Build:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -66,8 +67,16 @@ def memory_here() -> tuple[int, int]:
         except OSError:
             continue
         if text.isdigit() and int(text) < total:
-            total, free = int(text), min(free, int(text))
+            total, free = int(text), min(free, int(text) - _used(Path(path).parent))
     return total, free
+
+
+def _used(group: Path) -> int:
+    """Bytes that a control group takes, 0 where it does not say."""
+    for name in ("memory.current", "memory.usage_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            return int((group / name).read_text())
+    return 0
 
 
 def shared_memory(path: str = "/dev/shm") -> Finding:

@@ -79,7 +79,15 @@ def _of_the_file(config: Mapping[str, Any]) -> list[str]:
         firewall_rules(provider)
     except UserError as error:
         found.append(str(error))
-    key = Path(str(provider.get("key_file") or KEY_FILE)).expanduser()
+    named = str(provider.get("key_file") or KEY_FILE)
+    if "file_mounts" in config and named not in (config["file_mounts"] or {}):
+        found.append(
+            f"file_mounts has no {named}: the head reads provider.key_file there, so mount it under that name."
+        )
+    removed = [str(command) for command in config.get("worker_setup_commands") or ()]
+    if "worker_setup_commands" in config and not any(f"rm -f {named}" in command for command in removed):
+        found.append(f"worker_setup_commands leave the key {named} on workers: add `rm -f {named}`.")
+    key = Path(named).expanduser()
     if not key.is_file():
         found.append(
             f"provider.key_file={key} does not exist: the head launches workers with it, so put the API key there."
@@ -112,12 +120,16 @@ def _of_the_account(config: Mapping[str, Any], cloud: LambdaCloud) -> list[str]:
     wanted = list(dict.fromkeys(name for name in _types(config).values() if name))
     regions = [str(region) for region in provider.get("regions") or ()]
     free: list[set[str]] = []
+    machines = [one for one in map(machine, cloud.instances()) if one.cluster == config.get("cluster_name")]
+    runs = any(one.kind == "head" and one.live for one in machines)  # room is no matter then: it may be its own
     for name in wanted:
         if name not in types:
             found.append(f"Lambda has no type of machine named {name}: it has {', '.join(sorted(types))}.")
             continue
         there = {entry["name"] for entry in types[name]["regions_with_capacity_available"]}
         free.append(there)
+        if runs:
+            continue
         if not there:
             found.append(f"no region has a {name} free now: try again later, or take another type.")
         elif regions and not there & set(regions):
@@ -125,7 +137,7 @@ def _of_the_account(config: Mapping[str, Any], cloud: LambdaCloud) -> list[str]:
                 f"no {name} is free in provider.regions={', '.join(regions)}, but there is in "
                 f"{', '.join(sorted(there))}: add one, or try again later."
             )
-    if len(free) > 1 and all(free) and not set.intersection(*free):
+    if not runs and len(free) > 1 and all(free) and not set.intersection(*free):
         found.append(
             f"no region has {' and '.join(wanted)} free at once, and the machines of a cluster share one: try again "
             "later, or take the head's type from where the workers are."
@@ -150,7 +162,6 @@ def _of_the_account(config: Mapping[str, Any], cloud: LambdaCloud) -> list[str]:
                 f"provider.filesystem={filesystem} is in {', '.join(sorted(homes))} and provider.regions has "
                 f"{', '.join(regions)}: add its region, or name another filesystem."
             )
-    machines = [one for one in map(machine, cloud.instances()) if one.cluster == config.get("cluster_name")]
     return found + _of_its_namesakes(str(config.get("cluster_name")), machines, cloud.clock.time())
 
 

@@ -54,15 +54,13 @@ class Machine:
 
     @property
     def cluster(self) -> str | None:
-        """The raygpt cluster that it was launched for: its tag, else what its name says; None for others' machines."""
-        words = self.name.split()
-        return self.tags.get(CLUSTER) or (words[1] if len(words) >= 3 and words[0] == "raygpt" else None)
+        """The raygpt cluster that it was launched for; None for others' machines, whatever they are called."""
+        return self.tags.get(CLUSTER)
 
     @property
     def kind(self) -> str | None:
         """head or worker."""
-        words = self.name.split()
-        return self.tags.get(KIND) or (words[2] if len(words) >= 3 and words[0] == "raygpt" else None)
+        return self.tags.get(KIND)
 
     @property
     def launched(self) -> float | None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from click import ClickException
 from ray.autoscaler.node_provider import NodeProvider
 
 from raygpt.cluster.lambda_cloud.api import LambdaCloud, api_url
@@ -40,6 +41,14 @@ LISTED_SECONDS = 2.0  # a listing is not asked for again before, whoever asks
 STALE_SECONDS = 600.0  # how long the last listing stands in for one that the API does not give
 APPEARS_SECONDS = 60.0  # within that a launched machine is in the list
 BOOT_MINUTES = 15.0  # a head took 210 s from launch to SSH (SkyPilot issue 3880)
+
+
+class NotLaunched(ClickException, UserError):
+    """A UserError that `ray up` shows as a sentence."""
+
+
+class NoRoom(ClickException, NoCapacity):
+    """The same, of a machine that no region has now."""
 
 
 class LambdaNodeProvider(NodeProvider):
@@ -127,7 +136,9 @@ class LambdaNodeProvider(NodeProvider):
             except (UserError, KeyError) as error:
                 if not isinstance(error, NoCapacity):
                     logger.error("No machine was launched: %s", one_line(error, 400))
-                raise
+                # `ray up` shows it as a sentence; the autoscaler takes any error alike
+                kind_of = NoRoom if isinstance(error, NoCapacity) else NotLaunched
+                raise kind_of(one_line(error, 400)) from error
             logger.info("Launched %s (%s in %s) for %s.", one.id, one.type, one.region, self.cluster_name)
             with self._lock:
                 if one.id not in self._machines:

@@ -46,18 +46,23 @@ def end_cluster(cloud: LambdaCloud, name: str) -> None:
     """End its workers, then its head, which this process is on."""
     while True:
         try:
-            mine = [one for one in map(machine, cloud.instances()) if one.cluster == name and not one.ended]
+            # by what the list says, not by what was asked for: nobody looks after this process
+            listed = map(machine, cloud.instances(believing=False))
+            mine = [one for one in listed if one.cluster == name and not one.ended]
             if not mine:
                 return
             workers = [one.id for one in mine if one.kind != "head"]
             cloud.terminate(workers or [one.id for one in mine])
+            cloud.clock.sleep(10.0)
         except LambdaError as error:  # there is nobody to tell, and nothing better to do than to go on asking
             print(error, flush=True)
             cloud.clock.sleep(EVERY_SECONDS)
 
 
 def main(minutes: float) -> None:
-    lock = open(cache_folder() / "watchdog", "w")  # noqa: SIM115 - held for as long as this process lives
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = open(folder / "watchdog", "w")  # noqa: SIM115 - held for as long as this process lives
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:  # one is enough, though `ray up` was called again
