@@ -12,10 +12,9 @@ import pytest
 
 from raygpt.cluster.lambda_cloud import orphans
 from raygpt.cluster.lambda_cloud.api import LambdaCloud
-from raygpt.cluster.lambda_cloud.errors import LambdaError
-from raygpt.cluster.lambda_cloud.launch import NoCapacity
 from raygpt.cluster.lambda_cloud.pacing import Pacing
 from raygpt.cluster.lambda_cloud.provider import LambdaNodeProvider
+from raygpt.errors import UserError
 from tests.cluster.lambda_server import KEY, Clock, Cloud, Faults
 
 PROVIDER = {
@@ -65,7 +64,7 @@ class World:
         """Do a step of a process; a new provider where it was killed."""
         try:
             step()
-        except (LambdaError, NoCapacity):
+        except UserError:
             self.clock.sleep(5)
         except Killed:
             self.times_killed += 1
