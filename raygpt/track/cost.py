@@ -69,7 +69,7 @@ class Bill:
         since: float = 0.0,
         earlier: Sequence[tuple[float | None, float]] = (),
         nodes: Callable[[], Sequence[Node] | None] = lambda: None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
         self.price, self.since, self.earlier = price, since, tuple(earlier)
         self.metered = price == "auto"

@@ -149,7 +149,7 @@ def test_a_model_of_another_family_teaches_where_transformers_loads_it(tmp_path:
             r"distill.divergence .*must be forward with",
         ),
         ({"distill.mode": "sequence", "distill.store": "x"}, r"distill.store .*is for distill.mode=logits"),
-        ({"distill.mode": "logits", "distill.store": "x", "data.train": ""}, r"data.train.* is not set"),
+        ({"distill.mode": "logits", "distill.store": "x", "data.train": "none"}, r"data.train.* is not set"),
         ({"distill.alpha": "1.5"}, "distill.alpha"),
     ],
 )

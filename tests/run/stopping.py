@@ -152,6 +152,7 @@ def an_hour_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the clock that a run's seconds are counted by."""
     later = SimpleNamespace(time=lambda: time.time() + 3600, sleep=time.sleep)
     monkeypatch.setattr("raygpt.run.lock.time", later)
+    monkeypatch.setattr("raygpt.track.cost.time", later)
 
 
 def train_on(pool: GlooPool, config: Config, screen: Screen) -> Outcome:

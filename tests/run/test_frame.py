@@ -131,7 +131,10 @@ def test_what_resume_asks_for_is_asked_of_every_job_alike(tmp_path: Path) -> Non
         check_unchanged(config(tmp_path, run__seed="7"), "classify")
 
 
-def test_a_budget_on_machines_without_a_price_is_refused_before_the_run_begins(tmp_path: Path) -> None:
+def test_a_budget_on_machines_without_a_price_is_refused_before_the_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raygpt.cluster.nodes.nodes", lambda: None)  # of another test's cluster
     with pytest.raises(UserError, match=r"track\.max_cost_usd needs a price .*no cluster is there.*price_per_hour"):
         run_job(config(tmp_path, track__max_cost_usd="5"), wait, stream=io.StringIO())
     assert not (tmp_path / "r").exists()
