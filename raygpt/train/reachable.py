@@ -2,8 +2,8 @@
 
 Ray calls a host alive until its health checks have failed for a while, and Ray Train would grow onto such a host, or
 begin again with it: training then stood still for 2 min 13 s, two start time-outs, after a partition of three hosts.
-So before a size is chosen, the raylet of every host in question is connected to. A host that does not answer is not
-counted when training begins again, and a group that trains is not resized while there is one: it may be back in a
+So before a size is chosen, the raylet of every host in question is connected to. A host that does not answer, or that
+has just died, is not counted when training begins again, and a group that trains is not resized while there is one: it may be back in a
 moment, and a resize is a restart.
 
 The methods overridden are no part of Ray's interface; in a Ray that has others its own policy decides.
@@ -51,7 +51,9 @@ def with_reachable_hosts(policy: Any, nodes: Callable[[], list[Any]] = ray.nodes
 
     class ReachablePolicy(ElasticScalingPolicy):
         def _count_possible_workers(self, reserved_resources: Any) -> int:
-            gone = unreachable(nodes())
+            table = nodes()
+            # a host that is known to be dead may still stand among the reserved ones for some seconds
+            gone = unreachable(table) | {node["NodeID"] for node in table if not node["Alive"]}
             return super()._count_possible_workers({k: v for k, v in reserved_resources.items() if k not in gone})
 
         def make_decision_for_running_worker_group(self, *arguments: Any, **options: Any) -> Any:

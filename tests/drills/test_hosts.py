@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -161,7 +162,8 @@ def install(hosts: Hosts, n: int) -> None:
     home = hosts.folder(n) / "root/raygpt"
     home.mkdir(exist_ok=True)
     (home / ".venv").symlink_to(Path(sys.prefix).resolve())
-    (home / "installed.txt").write_text((ROOT / "constraints.txt").read_text())
+    installed = (ROOT / "constraints.txt").read_text() + (ROOT / "pyproject.toml").read_text()
+    (home / "installed.txt").write_text(installed)
 
 
 @pytest.fixture
@@ -253,7 +255,10 @@ def test_a_run_outlives_its_hosts(hosts: Hosts, store: S3, tmp_path: Path) -> No
         job.wait(lambda: job.step() >= 30, PATIENCE)
         note(f"two hosts train, step {job.step()}")
 
-        hosts.ssh(3, f"bash --login -c -i 'source ~/.bashrc; ray start {SIZES} --address={hosts.address(1)}:6379'")
+        # as docs/cluster/on-premise.md has it: what another worker has, and one command
+        shutil.copytree(hosts.folder(2) / "root/.ray", hosts.folder(3) / "root/.ray", dirs_exist_ok=True)
+        start = f"RAY_AUTH_MODE=token ~/raygpt/.venv/bin/ray start {SIZES} --address={hosts.address(1)}:6379"
+        hosts.ssh(3, f"bash --login -c -i 'source ~/.bashrc; {start}'")
         note("a third host joins")
         job.wait("3 workers on CPU", PATIENCE)
         job.wait(lambda: job.trained_since("3 workers on CPU"), PATIENCE)

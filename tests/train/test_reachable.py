@@ -40,6 +40,9 @@ def test_elastic_training_counts_reachable_hosts_and_does_not_resize_while_one_i
     policy = with_reachable_hosts(create_scaling_policy(config), lambda: nodes)
     reserved = {name: {"CPU": 3.0} for name in "abc"}
     assert policy._count_possible_workers(reserved) == 2
+    nodes[2] = node("c", listener, alive=False)  # dead, and reserved all the same
+    assert policy._count_possible_workers(reserved) == 2
+    nodes[2] = node("c", closed_port())
     # what Ray's coordinator would answer
     policy._maybe_send_resource_request = lambda: None
     policy._get_reserved_resources = lambda: reserved
