@@ -3,8 +3,8 @@
 Ray calls a host alive until its health checks have failed for a while, and Ray Train would grow onto such a host, or
 begin again with it: training then stood still for 2 min 13 s, two start time-outs, after a partition of three hosts.
 So before a size is chosen, the raylet of every host in question is connected to. A host that does not answer, or that
-has just died, is not counted when training begins again, and a group that trains is not resized while there is one: it may be back in a
-moment, and a resize is a restart.
+has just died, is not counted when training begins again, and a group that trains is not resized while there is one: it
+may be back in a moment, and a resize is a restart.
 
 The methods overridden are no part of Ray's interface; in a Ray that has others its own policy decides.
 """
