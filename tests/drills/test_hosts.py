@@ -300,5 +300,6 @@ def test_a_run_outlives_its_hosts(hosts: Hosts, store: S3, tmp_path: Path) -> No
     digest = digest_of_step(train)
     assert [row["step"] for row in rows] == list(range(1, rows[-1]["step"] + 1))
     assert [row["batch_digest"] for row in rows] == [digest(row["step"]) for row in rows]
-    assert {row["world_size"] for row in rows} >= {1, 2, 3}
+    # what one host trained alone may have been trained again after the head was lost: the log has it
+    assert {row["world_size"] for row in rows} >= {2, 3} and "\n1 worker on CPU" in job.text()
     assert cut <= CUT and killed <= KILLED
