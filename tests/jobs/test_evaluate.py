@@ -158,3 +158,32 @@ def test_progress_reaches_the_end(finished: FinishedRun) -> None:
     evaluate_held_out(subject, held_out, 16, batch_rows=2, on_progress=lambda done, total: seen.append((done, total)))
     assert len(seen) > 2 and all(np.diff([done for done, _ in seen]) > 0)
     assert seen[-1] == (finished.val.tokens, finished.val.tokens)
+
+
+def test_other_shards_where_a_run_s_own_lay_are_not_taken_for_them(tmp_path: Path) -> None:
+    """A path of a run's config may lead elsewhere by now: its training data have to be there to say that it does not."""
+    import shutil
+    from types import SimpleNamespace
+
+    from raygpt.config import Config
+    from raygpt.data.shards import load_manifest
+    from raygpt.errors import UserError
+    from raygpt.evaluate.subject import Trained
+    from raygpt.jobs.evaluate import validation_uri
+    from tests.train.running import letters
+
+    for side in ("train", "val"):
+        letters(tmp_path / "own" / side)
+    letters(tmp_path / "others" / "train", 3000)
+    letters(tmp_path / "others" / "val")
+    state = SimpleNamespace(fingerprint=load_manifest(str(tmp_path / "own/train")).fingerprint)
+
+    def of(folder: str, val: str | None = None) -> str:
+        subject = SimpleNamespace(trained=Trained(f"{tmp_path}/{folder}/train", val), state=state, mixed=False)
+        return validation_uri(Config(), subject)  # type: ignore[arg-type]
+
+    assert of("own") == f"{tmp_path}/own/val"
+    with pytest.raises(UserError, match="holds other tokens now than those it was trained on: name data.val"):
+        of("others")
+    shutil.rmtree(tmp_path / "own" / "train")
+    assert of("own", f"{tmp_path}/own/val") == f"{tmp_path}/own/val"
