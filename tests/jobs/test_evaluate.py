@@ -161,7 +161,7 @@ def test_progress_reaches_the_end(finished: FinishedRun) -> None:
 
 
 def test_other_shards_where_a_run_s_own_lay_are_not_taken_for_them(tmp_path: Path) -> None:
-    """A path of a run's config may lead elsewhere by now: its training data have to be there to say that it does not."""
+    """A path of a run's config may lead elsewhere by now; its training data say whether it does."""
     import shutil
     from types import SimpleNamespace
 
