@@ -154,7 +154,8 @@ def _train(
                 stalled.look()
             end = _show(mailbox.take(run.cost_usd()), progress, run, export) or end
             if export is not None:
-                export.set("train_cost_usd", run.cost_usd())
+                if (usd := run.cost_usd()) is not None:
+                    export.set("train_cost_usd", usd)
                 export.repeat()
             run.check_held()
             if unheard.is_so(run.stop.requested):
