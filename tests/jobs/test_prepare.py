@@ -99,3 +99,19 @@ def test_the_base_models_tokenizer_prepares(tmp_path: Path, shared_data: Path) -
     settings = {"prepare__sources": tmp_path / "a.txt", "prepare__val_split": "tail", "prepare__val_fraction": 0.3}
     assert job(tmp_path / "out", data__tokenizer="base", model__init_from=tmp_path / "model", **settings) == 0
     assert verify(str(tmp_path / "out/train")).tokenizer.sha256 == load_tokenizer(str(shared_data / "gpt2_bpe")).sha256
+
+
+def test_the_command_it_suggests_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shlex
+    from types import SimpleNamespace
+
+    (tmp_path / "a.txt").write_text("text")
+    made = SimpleNamespace(train=f"{tmp_path}/hash #1 tokens/train")
+    monkeypatch.setattr("raygpt.jobs.prepare.prepare_shards", lambda options: made)
+    monkeypatch.setattr("raygpt.cluster.connect.connect", lambda scale: "")
+    words = [f"--prepare.sources={tmp_path / 'a.txt'}", f"--prepare.output={tmp_path}/hash #1 tokens"]
+    assert main(["prepare", *words, "--data.tokenizer=bytes"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Train on it: "))
+    assert f"--data.train={made.train}" in shlex.split(line.removeprefix("Train on it: "))
