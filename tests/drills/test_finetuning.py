@@ -109,6 +109,7 @@ def interval(figures: dict, text: str) -> tuple[float, float]:
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.long
 def test_plays_from_windows_csv_under_zero_3_go_on_after_a_kill(base: Path, shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "shakespeare"
     words = [

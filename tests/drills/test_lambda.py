@@ -31,6 +31,8 @@ import ray, socket, time
 ray.init(address="auto", log_to_driver=False)
 @ray.remote(num_gpus=8)
 def where():
+    while sum(node["Alive"] for node in ray.nodes()) < 3:  # the one worker waits for the other
+        time.sleep(0.5)
     time.sleep(2)
     return socket.gethostname()
 print("LOAD", len(set(ray.get([where.remote() for _ in range(6)], timeout=240))))
@@ -89,6 +91,7 @@ def wait(what: Callable[[], bool], seconds: float, told: Callable[[], object]) -
         time.sleep(0.2)
 
 
+@pytest.mark.long
 def test_up_grow_idle_and_down_leave_no_machine(tmp_path: Path) -> None:
     need_hosts()
     own = "RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_agent_register_timeout_ms=120000"

@@ -134,7 +134,7 @@ def test_the_walk_through_runs_from_beginning_to_end(
             assert (ROOT / words[-1]).is_file()
             arguments.append("--print_config")
         if job == "submit":  # tests/drills/test_ray_jobs.py
-            arguments.insert(1, "--dry_run")
+            arguments[1:1] = ["--dry_run", f"--submit.working_dir={ROOT}"]
         if "--base=runs/mine" in arguments:
             arguments += ["--compare.documents=8", "--compare.samples=1", "--compare.sample_tokens=10"]
         if any("gpt2-" in word for word in arguments) and job != "plan":
