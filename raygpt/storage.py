@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import threading
 import uuid
 from dataclasses import dataclass
@@ -66,7 +67,8 @@ def locate(uri: str | os.PathLike[str] | Location) -> Location:
     import pyarrow.fs as pafs
 
     text = os.fspath(uri)
-    scheme = text.partition("://")[0].lower() if "://" in text else ""
+    found = re.match(r"([A-Za-z][\w+.-]*)://", text)  # further on it is a part of a name
+    scheme = found[1].lower() if found else ""
     if scheme in ("", "file"):
         local = Path(text[len("file://") :] if scheme else text)
         try:
