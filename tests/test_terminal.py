@@ -48,3 +48,14 @@ def test_a_reader_that_left_ends_nothing() -> None:
 def test_a_width_is_a_number_or_nothing(columns: str, found: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     assert width() == found
+
+
+def test_a_full_disk_and_a_terminal_that_was_hung_up_end_nothing() -> None:
+    full = Hardy(open("/dev/full", "w", buffering=1))  # noqa: SIM115
+    for _ in range(2):
+        print("a line", file=full, flush=True)
+    master, slave = os.openpty()
+    gone = Hardy(os.fdopen(slave, "w", buffering=1))
+    os.close(master)
+    for _ in range(2):
+        print("a line", file=gone, flush=True)

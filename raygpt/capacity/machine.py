@@ -11,10 +11,8 @@ from pathlib import Path
 import torch
 
 from raygpt.capacity.fit import Hardware
+from raygpt.cluster import container
 from raygpt.storage import Location
-
-# cgroup v2, then v1; "max" or an absurdly large number means no limit
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def probe(run: Location | None = None, use_gpu: bool = True) -> Hardware:
@@ -30,14 +28,8 @@ def probe(run: Location | None = None, use_gpu: bool = True) -> Hardware:
 def host_memory() -> int:
     """Bytes of memory that processes here may use: the machine's, or the container's if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in LIMITS:
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
+    granted, _ = container.memory()
+    return total if granted is None else min(total, granted)
 
 
 def free_disk(run: Location) -> int:

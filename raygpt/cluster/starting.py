@@ -10,6 +10,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from raygpt.cluster import container
 from raygpt.errors import UserError
 
 # Below Ray's temp folder its sockets' names take up to this many characters, of the 107 that Linux allows in all:
@@ -28,22 +29,8 @@ IMPORTED = frozenset(
 def usable_cpus() -> int:
     """CPUs that this process may use: of the machine's those of its affinity, at most its container's quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota()
+    quota = container.cpus()
     return max(1, min(cpus, math.ceil(quota))) if quota is not None else cpus
-
-
-def cpu_quota(root: str = "/sys/fs/cgroup") -> float | None:
-    """CPUs that the control group (version 2, then 1) grants; None without a limit."""
-    for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):
-        try:
-            words = Path(root, name).read_text().split()
-            if name == "cpu.max":
-                return None if words[0] == "max" else int(words[0]) / int(words[1])
-            period = int(Path(root, "cpu/cpu.cfs_period_us").read_text())
-            return None if int(words[0]) <= 0 else int(words[0]) / period
-        except (OSError, ValueError, IndexError):
-            continue
-    return None
 
 
 def check_start() -> str | None:

@@ -15,14 +15,14 @@ READ = (
     *("generate.prompts", "generate.decontaminate", "compare.base", "compare.tuned", "compare.models", "compare.real"),
     *("compare.synthetic", "compare.domain", "compare.general", "compare.terms"),
 )
-# {setting: the only job that writes there, None: every job that reads its section}
+# {setting: jobs that write there what is to last}; others look there and find out by themselves that nothing is there
 WRITTEN = {
-    "run.storage": None,
-    "prepare.output": "prepare",
-    "export.output": "export",
-    "compare.output": "evaluate",
-    "generate.output": "generate",
-    "distill.store": "distill",
+    "run.storage": ("pretrain", "finetune", "distill", "tune", "generate", "quickstart"),
+    "prepare.output": ("prepare",),
+    "export.output": ("export",),
+    "compare.output": ("evaluate",),
+    "generate.output": ("generate",),
+    "distill.store": ("distill",),
 }
 UPLOAD = "/working_dir_files/_ray_pkg_"  # in the path of a Ray job's working_dir, which Ray deletes
 _GLOB = "*?["
@@ -47,10 +47,10 @@ def with_absolute_paths(config: Config) -> Config:
 def check_lasting(config: Config, job: Job) -> None:
     """UserError for places that the job writes to and that lie in its upload, which Ray deletes."""
     lost = []
-    for key, only in WRITTEN.items():
+    for key, jobs in WRITTEN.items():
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
-        if only in (None, job.name) and section in job.all_sections and value and not _lasts(value):
+        if job.name in jobs and value and not _lasts(value):
             lost.append(f"{key}={value}")
     if lost:
         raise UserError(

@@ -88,7 +88,7 @@ def _settings(own_folder: Path) -> list[str]:
 
     names = [name for name in os.environ if name.startswith(ENV_PREFIX) and not name.startswith("RAYGPT_SUBMIT__")]
     file = os.environ.get(prices.VARIABLE)
-    if file and not (Path(own_folder) / file).is_file():
+    if file and (Path(file).is_absolute() or not (own_folder / file).is_file()):
         raise UserError(
             f"{prices.VARIABLE}={file} is no file below {own_folder}: put it there, by its relative name, or unset it; "
             "the job could not read it."

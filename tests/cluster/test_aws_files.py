@@ -195,3 +195,15 @@ def test_without_public_addresses_every_card_carries_efa() -> None:
     assert len({(card["NetworkCardIndex"], card["DeviceIndex"]) for card in cards}) == 33
     assert not any("AssociatePublicIpAddress" in card for card in cards)
     assert all(card["SubnetId"] == "subnet-1" and card["Groups"] == ["sg-1"] for card in cards)
+
+
+def test_two_files_share_roles_and_keep_a_bucket_each(aws: Aws) -> None:  # noqa: F811
+    from raygpt.cluster.aws.prepare import prepare
+
+    for stem, bucket in (("aws-p3-2xlarge", "one"), ("aws-g5", "other")):
+        config = prepared_config(read(f"cluster/{stem}.yaml"), "")
+        config["metadata"]["s3_bucket"] = bucket
+        prepare(config, lambda sentence: None)
+    names = aws.iam.list_role_policies(RoleName="raygpt-worker")["PolicyNames"]
+    policies = [aws.iam.get_role_policy(RoleName="raygpt-worker", PolicyName=name)["PolicyDocument"] for name in names]
+    assert len(names) == 2 and all(f"arn:aws:s3:::{name}/*" in json.dumps(policies) for name in ("one", "other"))

@@ -6,6 +6,7 @@ import logging
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from raygpt.cluster.lambda_cloud import orphans, watchdog
 from raygpt.cluster.lambda_cloud.api import LambdaCloud
 from raygpt.cluster.lambda_cloud.errors import LambdaError
 from raygpt.cluster.lambda_cloud.launch import NoCapacity
+from raygpt.cluster.lambda_cloud.machines import CLUSTER, KIND, machine
 from raygpt.cluster.lambda_cloud.pacing import Pacing
 from raygpt.cluster.lambda_cloud.provider import LambdaNodeProvider, public_key
 from raygpt.errors import UserError
@@ -408,3 +410,48 @@ def test_the_watchdog_ends_a_cluster_whose_head_has_no_ray(account: Account, tmp
     account.cloud.faults = Faults(script={"terminate": ["error", "lost"]})
     watchdog.end_cluster(account.api(), "a10")
     assert [m.request["name"] for m in account.cloud.live()] == ["raygpt other head"]
+
+
+def test_a_machine_is_raygpt_s_by_its_tags_whatever_it_is_called() -> None:
+    entry = {
+        "id": "x",
+        "name": "raygpt dev box",
+        "status": "active",
+        "region": {"name": "us-east-1"},
+        "instance_type": {"name": "gpu_1x_a10", "price_cents_per_hour": 129},
+    }
+    assert machine(entry).cluster is None and machine(entry).kind is None
+
+
+def test_the_watchdog_makes_its_folder_and_goes_on_until_the_list_is_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nobody behind it: what was asked for once and still runs is asked for again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none" / "yet"))
+    monkeypatch.setattr(watchdog, "read", lambda file: {"provider": {}, "cluster_name": "a10"})
+    monkeypatch.setattr(watchdog.LambdaCloud, "of", staticmethod(lambda provider: None))
+    monkeypatch.setattr(watchdog, "wait_until_gone", lambda minutes, cloud: None)
+    ended: list[str] = []
+    monkeypatch.setattr(watchdog, "end_cluster", lambda cloud, name: ended.append(name))
+    watchdog.main(60)
+    assert ended == ["a10"]
+    monkeypatch.undo()
+    tags = [{"key": key, "value": value} for key, value in ((CLUSTER, "a10"), (KIND, "head"))]
+    entry = {"id": "x", "name": "", "status": "active", "region": {"name": "r"}, "tags": tags}
+    entry |= {"instance_type": {"name": "t", "price_cents_per_hour": 1}}
+    asked: list[list[str]] = []
+
+    class Deaf:
+        """Answers that it ends a machine, and ends it at the third time."""
+
+        clock = SimpleNamespace(sleep=lambda seconds: None)
+
+        def instances(self, believing: bool = True) -> list[dict[str, Any]]:
+            assert not believing
+            return [entry] if len(asked) < 3 else []
+
+        def terminate(self, ids: list[str]) -> None:
+            asked.append(ids)
+
+    watchdog.end_cluster(Deaf(), "a10")  # type: ignore[arg-type]
+    assert asked == [["x"]] * 3

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raygpt.cluster.starting import check_answers, check_shadows, check_start, cpu_quota, usable_cpus
+from raygpt.cluster import container
+from raygpt.cluster.starting import check_answers, check_shadows, check_start, usable_cpus
 from raygpt.errors import UserError
 
 
@@ -39,7 +40,7 @@ def test_a_container_s_quota_counts(files: dict[str, str], quota: float | None, 
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert cpu_quota(str(tmp_path)) == quota
+    assert container.cpus(tmp_path) == quota
 
 
 def test_a_temp_folder_with_a_long_name_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 
 from raygpt.config import Config
 from raygpt.config.fixed import changed_fixed
-from raygpt.config.places import READ, WRITTEN, absolute, with_absolute_paths
+from raygpt.config.places import READ, WRITTEN, absolute, check_lasting, with_absolute_paths
 from raygpt.config.settings import known_keys, load_config
 from raygpt.data.sources import is_path, raw_sources
+from raygpt.errors import UserError
+from raygpt.jobs import find_jobs
 
 
 @pytest.fixture
@@ -80,3 +82,25 @@ def test_what_is_there_is_meant_first(here: Path) -> None:
         assert is_path(path) and raw_sources(path) == [path]
     assert not is_path("c,d") and not is_path("plain/*.txt")
     assert raw_sources("x.txt, plain") == ["x.txt", "plain"]
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "lost"),
+    [
+        ("pretrain", {}, "run.storage=runs"),
+        ("prepare", {"prepare.output": "tokens"}, "prepare.output=tokens"),
+        ("export", {"export.output": "hf"}, "export.output=hf"),
+        ("distill", {"run.storage": "s3://b/r", "distill.store": "states"}, "distill.store=states"),
+        ("pretrain", {"run.storage": "s3://b/r", "prepare.output": "tokens"}, None),  # it writes no such thing
+        ("pretrain", {"run.storage": "/shared/runs"}, None),
+        ("doctor", {}, None),  # these only look
+        ("evaluate", {}, None),
+    ],
+)
+def test_what_would_end_with_a_job_s_upload_is_refused(job: str, options: dict[str, str], lost: str | None) -> None:
+    config = load_config("x", None, options, {}, check=False)
+    if lost is None:
+        check_lasting(config, find_jobs()[job])
+    else:
+        with pytest.raises(UserError, match=f"{lost} would lie in the job's upload"):
+            check_lasting(config, find_jobs()[job])

@@ -110,3 +110,12 @@ def test_settings_that_a_template_has_no_use_for_are_named() -> None:
         load_template("instruction", text_words=5)
     with pytest.raises(UserError, match="generate.system needs the chat protocol"):
         load_template("continue", system="Be brief.")
+
+
+def test_a_template_s_words_are_those_that_were_written(tmp_path: Path) -> None:
+    """YAML 1.1 would ask a teacher about False, 8 and 45000."""
+    (tmp_path / "t.yaml").write_text("prompt: say {answer}\noptions: {answer: [no, yes, 010, 2024-01-01, 12:30:00]}\n")
+    assert load_template(str(tmp_path / "t.yaml")).options["answer"] == ("no", "yes", "010", "2024-01-01", "12:30:00")
+    (tmp_path / "t.yaml").write_text("prompt: a\nprompt: b\n")
+    with pytest.raises(UserError, match="has prompt twice, in line 1 and in line 2"):
+        load_template(str(tmp_path / "t.yaml"))

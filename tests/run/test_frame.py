@@ -166,3 +166,12 @@ def test_nodes_at_their_own_prices_spend_the_budget_over_restarts_and_the_histor
     fixed = config(tmp_path, track__price_per_hour="0")
     run_job(fixed, lambda run: spent.append(run.cost_usd()) or Outcome(FINISHED), stream=io.StringIO())
     assert spent == [pytest.approx(first + attempts(tmp_path)[1]["usd"])]
+
+
+def test_a_file_of_prices_that_cannot_be_read_is_told_and_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYGPT_PRICES", str(tmp_path / "nowhere.yaml"))
+    with pytest.raises(UserError, match="RAYGPT_PRICES=.*nowhere.yaml"):
+        run_job(config(tmp_path), wait, stream=io.StringIO())
+    assert not (tmp_path / "r").exists()

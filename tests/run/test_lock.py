@@ -208,3 +208,49 @@ def test_a_holder_that_was_displaced_finds_out_and_leaves_the_lock_alone(tmp_pat
     first.release("finished")
     assert json.loads((tmp_path / "r" / LOCK).read_text())["pid"] == 3
     assert json.loads((tmp_path / "r" / ATTEMPTS).read_text())[-1]["outcome"] is None
+
+
+def test_a_beat_that_fails_is_not_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage may answer with any error; without beats another driver would take the run."""
+    monkeypatch.setattr("raygpt.run.lock.HEARTBEAT_SECONDS", 0.02)
+    lock, beats = RunLock(locate(tmp_path / "r")), []
+
+    def beat() -> None:
+        beats.append(len(beats))
+        raise RuntimeError("a client's own error")
+
+    monkeypatch.setattr(lock, "beat", beat)
+    lock.acquire()
+    end = time.monotonic() + 10
+    while len(beats) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    lock.release("finished")
+
+
+def test_what_s3_s_client_raises_is_a_sentence_about_the_lock(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from botocore.exceptions import ClientError, EndpointConnectionError
+
+    def refuse(error: Exception) -> SimpleNamespace:
+        def answer(**_: object) -> None:
+            raise error
+
+        exceptions = SimpleNamespace(NoSuchKey=type("NoSuchKey", (ClientError,), {}))
+        return SimpleNamespace(get_object=answer, put_object=answer, exceptions=exceptions)
+
+    claim = S3Claim.__new__(S3Claim)
+    claim._where, claim._bucket, claim._key, claim._tag, claim._own = (
+        locate(tmp_path / "lock.json"),
+        "b",
+        "k",
+        "t",
+        b"x",
+    )
+    away = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}}
+    for error in (ClientError(away, "GetObject"), EndpointConnectionError(endpoint_url="http://s3")):  # type: ignore[arg-type]
+        claim._client = refuse(error)
+        for use in (claim.read, lambda: claim._put(b"y")):
+            with pytest.raises(UserError, match="lock.json"):
+                use()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from raygpt.cluster import container
 from raygpt.cluster.doctor.finding import Finding, fail, ok, warn
 from raygpt.storage import Location
 
@@ -18,7 +18,6 @@ DISK_FAIL, DISK_WARN = 1 * GIB, 20 * GIB  # GPT-2 XL's checkpoint takes 18 GiB, 
 RAY_FULL = 0.95  # Ray's local_fs_capacity_threshold: objects that do not fit are refused from here on
 MEMORY_FAIL, MEMORY_WARN = 1 * GIB, 4 * GIB
 SHM_WARN = 1 * GIB  # what a cluster of raygpt's own puts there
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def machine_checks(storage: Location) -> list[Finding]:
@@ -61,22 +60,10 @@ def memory_here() -> tuple[int, int]:
     """(bytes that processes here may use, how many are free); a container's limit counts."""
     machine = psutil.virtual_memory()
     total, free = machine.total, machine.available
-    for path in LIMITS:
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < total:
-            total, free = int(text), min(free, int(text) - _used(Path(path).parent))
+    granted, taken = container.memory()
+    if granted is not None and granted < total:
+        total, free = granted, min(free, granted - taken)
     return total, free
-
-
-def _used(group: Path) -> int:
-    """Bytes that a control group takes, 0 where it does not say."""
-    for name in ("memory.current", "memory.usage_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            return int((group / name).read_text())
-    return 0
 
 
 def shared_memory(path: str = "/dev/shm") -> Finding:
