@@ -175,6 +175,7 @@ class Bench:
             f"--generate.val_fraction={size.val_fraction}",
             "--generate.concurrency=16",
             "--generate.min_characters=40",
+            "--generate.skip_bad_rows=true",  # one prompt is longer than the teacher's context
             f"--generate.decontaminate={self.home / 'text' / 'held_out.jsonl'}",
             f"--generate.output={output}",
             f"--data.tokenizer={tokenizer}",
