@@ -1,0 +1,1 @@
+"""PURE. Likelihoods: what a language model gives to text, and the tasks that are measured by it."""
