@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-# How a context and its continuation become tokens. apart: each by itself, as build-nanogpt does. whole: both in one, cut
-# where the context's own tokens end, its trailing blanks counted to the continuation, as lm-evaluation-harness does.
+# How a context and its continuation become tokens. apart: each by itself, as build-nanogpt does. whole: both in one,
+# cut where the context's own tokens end, its trailing blanks counted to the continuation, as
+# lm-evaluation-harness does.
 Joining = Literal["apart", "whole"]
 
 
