@@ -199,8 +199,9 @@ class _Producing:
         return marks.answers()
 
     def figures(self, totals: dict[str, int]) -> dict[str, Any]:
-        """What the last line and summary.json say. Tokens, requests and cost_usd are of this call, total_cost_usd of
-        all; teacher_tokens are what the teacher wrote."""
+        """What the last line and summary.json say. Tokens, requests and cost_usd are of this call, total_cost_usd and
+        total_teacher_tokens of all; teacher_tokens are what the teacher wrote, token_cost_usd what it was paid for by
+        the token."""
         run, price, counts, tallies = self.run, self.production.price, self.generation.counts, self.tallies
         by_time, total_by_time = _usd_by_time(run), run.cost_usd()
         known = price is not None or total_by_time is not None
@@ -215,6 +216,8 @@ class _Producing:
             "reused_answers": counts.answered,
             "cost_usd": round(sum(each.usd for each in tallies) + by_time, 6) if known else None,
             "total_cost_usd": round(total, 6) if known else None,
+            "token_cost_usd": round(total - (total_by_time or 0.0), 6) if price is not None else None,
+            "total_teacher_tokens": totals["answer_tokens"] + self.generation.usage.wasted_answer_tokens,
             "requests": sum(each.requests for each in tallies),
             "rows": counts.rows,
             "rows_left_out": counts.bad_rows,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -23,7 +23,7 @@ from raygpt.config import Config
 from raygpt.config.fixed import Kind, changed_fixed
 from raygpt.config.settings import dump
 from raygpt.errors import UserError
-from raygpt.run.lock import RunLock
+from raygpt.run.lock import Attempt, RunLock
 from raygpt.run.stop import BUDGET, DISPLACED, Budget, Signals, StopToken
 from raygpt.storage import Location
 from raygpt.track.cost import Bill, Price, check_budget, unpriced
@@ -164,6 +164,7 @@ def run_job(
             outcome.summary.setdefault("outcome", ended)
             storage.write_text(folder / SUMMARY, json.dumps(outcome.summary, indent=2) + "\n")
             if report is not None:
+                lock.beat()  # the page says what the run has cost up to now
                 report(folder)
         if ended in (STOPPED, SPENT):
             why = "Stopped" if ended == STOPPED else f"{outcome.limit} is reached: stopped"
@@ -180,7 +181,18 @@ def _bill(price: Price, lock: RunLock, asked: float | None) -> Bill:
     this process asked for its cluster, waiting for them included."""
     earlier = [(attempt.usd, attempt.seconds) for attempt in lock.earlier]
     metered = price == "auto"
-    bill = Bill(price, since=asked or lock.started if metered else lock.started, earlier=earlier, nodes=nodes.nodes)
-    if metered:
-        lock.spent = bill.attempt_usd
+    since = asked or lock.started if metered else lock.started
+    bill = Bill(price, since=since, earlier=earlier, nodes=nodes.nodes, waited=left_waiting(lock.earlier))
+    lock.spent, lock.paid = bill.attempt_usd, bill.paid
     return bill
+
+
+def left_waiting(earlier: Sequence[Attempt]) -> dict[str, float]:
+    """{node: seconds since 1970 UTC} of the nodes that a failure left behind: they are paid for while nothing runs on
+    them, and by this run. After a stop by wish they are nobody's."""
+    for attempt in reversed(earlier):
+        if attempt.outcome not in (None, FAILED):
+            break
+        if attempt.paid:  # one that failed before it had a cluster left none behind
+            return {paid["node"]: attempt.last_seen for paid in attempt.paid if "node" in paid and paid["to"] is None}
+    return {}

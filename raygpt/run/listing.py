@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -48,6 +48,34 @@ class RunInfo:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def find_runs(names: Sequence[str], home: str) -> list[Location]:
+    """Run folders that are meant by names in `home`, paths or URIs of runs, and folders of runs, each once and in that
+    order; without names all of `home`. Raises UserError where there is none."""
+    found: dict[str, Location] = {}
+    for name in names or [home]:
+        for run in _runs_at(name, home):
+            found.setdefault(run.uri, run)
+    return list(found.values())
+
+
+def _runs_at(name: str, home: str) -> list[Location]:
+    where = storage.locate(name)
+    if "/" not in name and not _is_run(where) and storage.exists(storage.locate(home) / name):
+        where = storage.locate(home) / name
+    if _is_run(where):
+        return [where]
+    if not storage.exists(where):
+        raise UserError(f"there is no run {name}: neither in {home} nor as a folder.")
+    inside = sorted(run.name for run in list_runs(where))
+    if not inside:
+        raise UserError(f"{where.uri} holds no run: name a run, a run's folder or a folder of runs.")
+    return [where / run for run in inside]
+
+
+def _is_run(where: Location) -> bool:
+    return any(storage.exists(where / name) for name in (ATTEMPTS, CONFIG, "metrics.jsonl"))
 
 
 def list_runs(where: Location) -> list[RunInfo]:

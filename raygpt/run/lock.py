@@ -16,7 +16,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import psutil
 
@@ -37,7 +38,7 @@ class Attempt:
     """One start of the run. Times are seconds since 1970 UTC; `outcome` is None while it runs or after a kill.
 
     `starts` counts how often workers were started in it: 1 without a loss, 0 before the first. `job` is what
-    `raygpt <job>` was. `usd` is what it cost, where its nodes were counted at their own prices.
+    `raygpt <job>` was. `usd` is what it cost, `paid` what for: see `raygpt.track.cost.Bill.paid`.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Attempt:
     starts: int = 1
     job: str = ""
     usd: float | None = None
+    paid: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -102,7 +104,7 @@ class RunLock:
     """Holds a run folder for this process from `acquire` to `release`.
 
     `on_lost` is called once, from a thread, when another driver has taken the run over in spite of it; `job` is noted
-    in the history. `spent` tells what this attempt has cost, to be kept in the history.
+    in the history. `spent` and `paid` tell what this attempt has cost and what for, to be kept in the history.
     """
 
     def __init__(self, run: Location, on_lost: Callable[[], None] | None = None, job: str = "") -> None:
@@ -110,6 +112,7 @@ class RunLock:
         self.attempts = read_attempts(run)
         self.displaced_by: str | None = None
         self.spent: Callable[[], float | None] = lambda: None
+        self.paid: Callable[[], list[dict[str, Any]]] = list
         self._on_lost = on_lost
         self._job = job
         self._mine: Attempt | None = None
@@ -194,11 +197,18 @@ class RunLock:
         if self._beating is not None:
             self._beating.join()
         if self._mine is not None and self._claim is not None and self.displaced_by is None:
-            self._mine.outcome, self._mine.last_seen, self._mine.usd = outcome, time.time(), self.spent()
+            self._mine.outcome = outcome
+            self._note()
             try:
                 self._write()
             finally:
                 self._claim.remove(None)
+
+    def history(self) -> list[dict[str, Any]]:
+        """All attempts as attempts.json keeps them, this one up to now."""
+        if self._mine is not None and self._mine.outcome is None:
+            self._note()
+        return [asdict(item) for item in self.attempts]
 
     def _refuse(self, attempt: Attempt) -> None:
         if attempt.is_live:
@@ -220,7 +230,7 @@ class RunLock:
     def beat(self) -> None:
         """Say that this driver lives, or find that another one has the run."""
         assert self._mine is not None and self._claim is not None
-        self._mine.last_seen, self._mine.usd = time.time(), self.spent()
+        self._note()
         try:
             if self._claim.renew(json.dumps(asdict(self._mine)).encode()):
                 self._write()
@@ -233,6 +243,10 @@ class RunLock:
         self._ended.set()
         if self._on_lost is not None:
             self._on_lost()
+
+    def _note(self) -> None:
+        assert self._mine is not None
+        self._mine.last_seen, self._mine.usd, self._mine.paid = time.time(), self.spent(), self.paid()
 
     def _write(self) -> None:
         with self._writing:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from raygpt import prices
 from raygpt.errors import UserError
@@ -39,17 +39,37 @@ class Node:
         except UserError:
             return None
 
+    @property
+    def price_read(self) -> str:
+        """The day on which that price was read, empty where it is not known."""
+        try:
+            return prices.machine(self.machine).read if self.machine is not None else ""
+        except UserError:
+            return ""
+
 
 @dataclass
 class _Stay:
-    """What one node has to do with this bill: its price and when it was there."""
+    """What one node has to do with this bill: its price, and from when to when it counts."""
 
+    node: Node
     price: float | None
-    started: float
+    begin: float
     ended: float | None = None
 
-    def hours(self, since: float, now: float) -> float:
-        return max(0.0, (now if self.ended is None else self.ended) - max(self.started, since)) / 3600
+    def hours(self, now: float) -> float:
+        return max(0.0, (now if self.ended is None else self.ended) - self.begin) / 3600
+
+    def as_paid(self) -> dict[str, Any]:
+        return {
+            "node": self.node.id,
+            "machine": self.node.machine,
+            "market": self.node.market,
+            "usd_per_hour": self.price,
+            "read": self.node.price_read,
+            "from": self.begin,
+            "to": None if self.ended is None else max(self.begin, self.ended),
+        }
 
 
 class Bill:
@@ -59,7 +79,8 @@ class Bill:
     seconds) of the attempts before; where one kept no dollars, its seconds count at the present price per hour. `nodes`
     lists the nodes, dead ones as long as they are remembered, or is None while nobody can tell: then those known go on
     counting. A node counts from its own start, though not from before `since`: a cluster that was there already has
-    been paid for by others. Safe between threads.
+    been paid for by others. `waited` is {node: from when on it counts instead}, in seconds since 1970 UTC: the nodes
+    that stayed up for this run between a failure and this start. Safe between threads.
     """
 
     def __init__(
@@ -69,11 +90,12 @@ class Bill:
         since: float = 0.0,
         earlier: Sequence[tuple[float | None, float]] = (),
         nodes: Callable[[], Sequence[Node] | None] = lambda: None,
+        waited: Mapping[str, float] | None = None,
         clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
         self.price, self.since, self.earlier = price, since, tuple(earlier)
         self.metered = price == "auto"
-        self._nodes, self._clock = nodes, clock
+        self._nodes, self._clock, self._waited = nodes, clock, dict(waited or {})
         self._stays: dict[str, _Stay] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -99,7 +121,11 @@ class Bill:
                     stay.ended = now
             for node in found:
                 if node.id not in self._stays:
-                    self._stays[node.id] = _Stay(node.price, now if node.started is None else node.started)
+                    started = now if node.started is None else node.started
+                    if node.id in self._waited and node.started is None:
+                        started = self._waited[node.id]  # it was there then
+                    begin = max(started, self._waited.get(node.id, self.since))
+                    self._stays[node.id] = _Stay(node, node.price, begin)
                 if self._stays[node.id].ended is None:
                     self._stays[node.id].ended = node.ended
 
@@ -118,9 +144,22 @@ class Bill:
         if not self.metered:
             return None if self.price is None else float(self.price) * max(0.0, now - self.since) / 3600
         with self._lock:
-            priced = [(stay.price, stay.hours(self.since, now)) for stay in self._stays.values()]
+            priced = [(stay.price, stay.hours(now)) for stay in self._stays.values()]
         known = [(price, hours) for price, hours in priced if price is not None]
         return sum(price * hours for price, hours in known) if known else None
+
+    def paid(self) -> list[dict[str, Any]]:
+        """What this attempt pays for, as attempts.json keeps it: an entry per node with machine, market, price per
+        hour, the day the price was read, `from` and `to` in seconds since 1970 UTC (to: null while it is there). A
+        price of all machines together is one entry that names none."""
+        if self.price is None:
+            return []
+        if not self.metered:
+            return [{"machine": None, "usd_per_hour": float(self.price), "from": self.since, "to": None}]
+        with self._lock:
+            stays = [stay.as_paid() for stay in self._stays.values()]
+        # one that had gone before this attempt cost it nothing
+        return [stay for stay in stays if stay["to"] is None or stay["to"] > stay["from"]]
 
     def usd_per_hour(self) -> float | None:
         """What an hour costs with the nodes that are there now; None without a price."""

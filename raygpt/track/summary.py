@@ -26,6 +26,9 @@ SUMMARY: dict[str, str] = {
     "tokens_lost": "training tokens that no step saw because of a restart",
     "tokens_repeated": "training tokens that two steps saw because of a restart",
     "cost_usd": "US dollars at track.price_per_hour",
+    "tokens_per_usd": "training tokens seen for each of these dollars",
+    "lost_seconds": "seconds that failures took: steps computed again, and stand-still until the run went on",
+    "lost_usd": "US dollars of those seconds",
     "launch_seconds": "seconds of the last start, from the submission or the command to the first step",
     "data_wait_fraction": "share of step time spent waiting for data",
     "kd_loss": "last divergence from the teacher times its temperature squared, nats per token",
@@ -72,6 +75,8 @@ def summarise(records: Iterable[Record], **facts: Any) -> dict[str, Any]:
         # records round a restart's first interval up by the steps the earlier attempt had begun it with
         found["effective_time_ratio"] = min(1.0, train_seconds / facts["wall_seconds"])
     found |= {name: value for name, value in facts.items() if value is not None}
+    if found.get("cost_usd") and found.get("tokens"):
+        found["tokens_per_usd"] = found["tokens"] / found["cost_usd"]
     ordered = [name for name in SUMMARY if name in found] + [name for name in found if name not in SUMMARY]
     # a loss that was not a number has no figure, and JSON no word for it
     return {name: found[name] for name in ordered if _is_known(found[name])}

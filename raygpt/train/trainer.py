@@ -32,6 +32,7 @@ from raygpt.run.stop import StopToken
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.metrics_export import MetricsExport
 from raygpt.track.progress import Progress, human_count, human_duration
+from raygpt.track import spending
 from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
 from raygpt.train.lean_trainer import GroupConfig, LeanTorchTrainer
@@ -303,8 +304,10 @@ def _missing_summary(run: Run, job: Resolved) -> dict[str, Any]:
 
 def _summary(run: Run, job: Resolved, end: dict[str, Any], outcome: str) -> dict[str, Any]:
     state, lock = end["state"], run.lock
+    records, history = read_metrics(job.run / "metrics.jsonl"), run.lock.history()
+    lost = spending.lost(spending.where_it_went(history, records, spending.paid_for(history)))
     return summarise(
-        read_metrics(job.run / "metrics.jsonl"),
+        records,
         outcome=outcome,
         steps=state["step"],
         tokens=state["tokens"],
@@ -316,6 +319,8 @@ def _summary(run: Run, job: Resolved, end: dict[str, Any], outcome: str) -> dict
         val_tokens=job.val_tokens if state["val_loss"] is not None else None,
         data_wait_fraction=state["wait_seconds"] / max(state["train_seconds"], 1e-9),
         cost_usd=run.cost_usd(),
+        lost_seconds=None if lost is None else lost.seconds,
+        lost_usd=None if lost is None else lost.usd,
         launch_seconds=run.launch.seconds if run.launch.closed else None,
     )
 
