@@ -157,9 +157,10 @@ def _notes(accounts: Sequence[Account], usd_per_gb_month: float, markdown: bool)
         price = "no price is known" if paid.usd_per_hour is None else f"${paid.usd_per_hour:,.4f}/h"
         read = f", read {paid.read}" if paid.read else ""
         notes.append(f"{machine_name(paid)}: {price}{read}{_source(paid.machine, paid.read)}")
-    for price in sorted({each.usd_per_hour for account in accounts for each in account.paid if not each.machine} - {None}):  # type: ignore[type-var]
+    together = {each.usd_per_hour for account in accounts for each in account.paid if not each.machine}
+    for price in sorted(price for price in together if price is not None):
         notes.append(f"${price:,.2f}/h for all machines of a run: track.price_per_hour, or what the run had kept")
-    notes.append(f"stored: ${usd_per_gb_month:g} per GiB and month (cost.usd_per_gb_month) for what lies in the folder now")
+    notes.append(f"stored: ${usd_per_gb_month:g} per GiB and month (cost.usd_per_gb_month), for what is there now")
     if any(account.lost is not None for account in accounts):
         notes.append("lost: steps that failures threw away, and the time until the run went on from its checkpoint")
     unpriced = [account.name for account in accounts if account.usd is None]

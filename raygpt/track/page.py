@@ -1,8 +1,21 @@
-"""The report's page: a Jinja template with its style inline, so that the file stands alone."""
+"""A report's page: one document with its style, its data and its charts in it, which asks nobody for anything."""
 
 from __future__ import annotations
 
-# Of every page: put into a template with its braces as they are.
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import raygpt
+from raygpt.track.findings import Finding
+
+# Of the pages with still plots alone: put into a template with its braces as they are.
 STYLE = """\
   :root { --ink: #1d2129; --soft: #5b616b; --line: #e3e6ea; --panel: #f6f7f9; --train: #2f6db5; --ours: #d9622b; }
   * { box-sizing: border-box; }
@@ -43,99 +56,73 @@ STYLE = """\
   @media print { details { display: block; } .tile, pre { border: 1px solid var(--line); } }
 """
 
-PAGE = (
-    """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ name }} · raygpt report</title>
-<style>
-"""
-    + STYLE
-    + """</style>
-</head>
-<body>
-<header>
-  <h1>{{ name }}</h1>
-  <div class="sub">{{ uri }}{% if not finished %} · not finished when this was written{% endif %}</div>
-</header>
 
-{% if tiles %}
-<section class="tiles">
-  {% for heading, figure, small in tiles %}
-  <div class="tile"><span>{{ heading }}</span><b>{{ figure }}</b><span>{{ small }}</span></div>
-  {% endfor %}
-</section>
-{% endif %}
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells below headings. `numbers` are columns set to the right, `keys` those set as code; `colors` are
+    numbers of the charts' colours, one for each row."""
 
-{% if comparison %}
-<section>
-  <h2>Validation loss beside its yardsticks</h2>
-  <table>
-    <tr><th></th><th class="number">nats per token</th><th class="number">perplexity</th><th></th></tr>
-    {% for row in comparison %}
-    <tr{% if row.ours %} class="ours"{% endif %}><td>{{ row.name }}</td><td class="number">{{ row.loss }}</td>
-      <td class="number">{{ row.perplexity }}</td><td class="bar"><div style="width: {{ row.width }}%"></div></td></tr>
-    {% endfor %}
-  </table>
-</section>
-{% endif %}
+    title: str
+    headings: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    note: str = ""
+    numbers: Sequence[int] = ()
+    keys: Sequence[int] = ()
+    colors: Sequence[int] = ()
 
-<section>
-  <h2>How it went</h2>
-  {% if plots %}
-  <div class="plots">
-    {% for plot in plots %}
-    <figure><img src="{{ plot.uri }}" alt="{{ plot.caption }}"></figure>
-    {% endfor %}
-  </div>
-  {% else %}
-  <p>Nothing has been logged yet.</p>
-  {% endif %}
-</section>
 
-{% if samples %}
-<section>
-  <h2>Samples</h2>
-  {% for sample in samples %}
-  <pre>{{ sample }}</pre>
-  {% endfor %}
-</section>
-{% endif %}
+@dataclass
+class Page:
+    """What a page holds, in its order; what is empty is left out. `charts` are dicts that charts.js draws, `axes` what
+    they may be drawn over, (name, label). `judged` says that `findings`, (run or "", finding), were looked for."""
 
-{% if summary %}
-<section>
-  <h2>Summary</h2>
-  <table>
-    {% for key, value, meaning in summary %}
-    <tr><td class="key">{{ key }}</td><td class="number">{{ value }}</td><td class="value sub">{{ meaning }}</td></tr>
-    {% endfor %}
-  </table>
-</section>
-{% endif %}
+    name: str
+    where: str
+    made_from: str
+    tiles: Sequence[tuple[str, str, str]] = ()
+    comparison: Sequence[dict[str, Any]] = ()
+    first: Sequence[Table] = ()
+    judged: bool = False
+    findings: Sequence[tuple[str, Finding]] = ()
+    charts: Sequence[dict[str, Any]] = ()
+    axes: Sequence[tuple[str, str]] = ()
+    plots: Sequence[dict[str, str]] = ()
+    then: Sequence[Table] = ()
+    samples: Sequence[tuple[str, str]] = ()
+    summary: Sequence[tuple[str, str, str]] = ()
+    config: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+    last_step: int = field(default=0)
 
-{% if config %}
-<details>
-  <summary>Configuration</summary>
-  <div class="config">
-    {% for section, settings in config %}
-    <table>
-      {% if section %}
-      <tr><th colspan="2">{{ section }}</th></tr>
-      {% endif %}
-      {% for key, value in settings %}
-      <tr><td class="key">{{ key }}</td><td class="value">{{ value }}</td></tr>
-      {% endfor %}
-    </table>
-    {% endfor %}
-  </div>
-</details>
-{% endif %}
 
-<footer>Written {{ written }} by raygpt {{ version }} from config.yaml, metrics.jsonl and summary.json in this folder.
-</footer>
-</body>
-</html>
-"""
-)
+def render(page: Page) -> str:
+    """The document. Its policy allows the scripts in it by their hash, and nothing from elsewhere."""
+    import jinja2
+
+    style, template, uplot, script = _parts()
+    # < as an escape: no text of a run can end the script element
+    data = json.dumps({"charts": page.charts, "last_step": page.last_step}, allow_nan=False).replace("<", "\\u003c")
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(
+        page=page,
+        style=style,
+        uplot=uplot,
+        script=script,
+        data=data,
+        policy="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
+        f"script-src {_hash(uplot)} {_hash(script)}",
+        version=raygpt.__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+@cache
+def _parts() -> tuple[str, str, str, str]:
+    here = files("raygpt.track")
+    uplot = here / "vendor" / "uplot"
+    style = (uplot / "uPlot.min.css").read_text("utf-8") + (here / "charts" / "page.css").read_text("utf-8")
+    template, script = ((here / "charts" / name).read_text("utf-8") for name in ("page.html", "charts.js"))
+    return style, template, (uplot / "uPlot.iife.min.js").read_text("utf-8"), script
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

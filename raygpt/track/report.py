@@ -1,22 +1,25 @@
-"""`<run>/report.html`: what a run was, what came out of it and how it went, in one self-contained page."""
+"""`<run>/report.html`: what a run was, what came out of it and how it went, in one self-contained page.
+
+Several runs, and what is no training run, share a page in the same way: `raygpt report RUN…`.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import raygpt
-from raygpt.errors import UserError
-from raygpt.storage import Location, read_text, write_text
-from raygpt.track.jsonl import read_metrics
-from raygpt.track.page import PAGE
+from raygpt.storage import Location, write_text
+from raygpt.track.charting import axes_of, run_charts, shares_chart
+from raygpt.track.differences import differences, flat, plain
+from raygpt.track.findings import findings
+from raygpt.track.page import Page, Table, render
 from raygpt.track.plots import keep_plots, make_plots
 from raygpt.track.progress import human_count, human_duration
+from raygpt.track.recorded import Recorded, read_recorded
+from raygpt.track.spending import lost
 from raygpt.track.summary import SUMMARY, summarise
 from raygpt.track.trackers import public_config
 
@@ -39,63 +42,127 @@ def write_report(
     finished is reported as far as it came. Returns the page's location; raises UserError where there is no
     run.
     """
-    records = read_metrics(run / "metrics.jsonl")
-    config = _read_config(run)
-    summary = _read_summary(run)
-    if not records and config is None and summary is None:
-        raise UserError(
-            f"{run.uri} holds no run (no metrics.jsonl, config.yaml or summary.json): check run.storage and run.name."
-        )
-    figures = summarise(records) if summary is None else summary
+    found = read_recorded(run)
+    figures = _figures(found)
     yardsticks = figures.get("yardsticks", {}) if yardsticks is None else yardsticks
-    samples = figures.get("samples", []) if samples is None else samples
-    page = _page().render(
-        name=run.name,
-        uri=run.uri,
-        finished=summary is not None,
-        tiles=_tiles(figures),
-        comparison=_comparison(figures.get("val_loss"), yardsticks),
-        plots=_plots(run, records, yardsticks),
-        samples=samples,
-        summary=[
-            (name, _shown(name, value), SUMMARY.get(name, "")) for name, value in _flat(figures, skip=_SHOWN_ABOVE)
-        ],
-        config=_sections(public_config(config or {})),
-        version=raygpt.__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    )
+    page = run_page(found, yardsticks, figures.get("samples", []) if samples is None else samples)
+    page.plots = _plots(run, found.records, yardsticks)
     target = run / "report.html"
-    write_text(target, page)
+    write_text(target, render(page))
     return target
 
 
+def _figures(run: Recorded) -> dict[str, Any]:
+    return summarise(run.records) if run.summary is None else run.summary
+
+
+def run_page(run: Recorded, yardsticks: Mapping[str, float], samples: Sequence[str]) -> Page:
+    """The page of one run."""
+    figures = _figures(run)
+    charts, went = run_charts([run], yardsticks), shares_chart(run.shares)
+    unfinished = "" if run.summary is not None else " · not finished when this was written"
+    return Page(
+        name=run.name,
+        where=f"{run.uri}{unfinished}",
+        made_from="config.yaml, metrics.jsonl, attempts.json and summary.json in this folder",
+        tiles=_tiles(figures),
+        comparison=_comparison(figures.get("val_loss"), yardsticks),
+        judged=bool(run.records),
+        findings=[("", finding) for finding in findings(run.records)],
+        charts=[*charts, *([went] if charts and went else [])],
+        axes=axes_of(charts),
+        then=environment_table([run]),
+        samples=[("", sample) for sample in samples],
+        summary=[
+            (name, _shown(name, value), SUMMARY.get(name, "")) for name, value in flat(figures, skip=_SHOWN_ABOVE)
+        ],
+        config=_sections(public_config(run.config or {})),
+        last_step=_last_step([run]),
+    )
+
+
+def runs_page(runs: Sequence[Recorded], name: str = "") -> Page:
+    """One page of several runs: their figures side by side, curves over one another, and how their settings differ."""
+    charts = run_charts(runs)
+    told = [(run.name, finding) for run in runs for finding in findings(run.records)]
+    differing = differences([public_config(run.config or {}) for run in runs])
+    tables = [
+        Table(
+            "How their settings differ",
+            ["setting", *(run.name for run in runs)],
+            [[key, *values] for key, values in differing],
+            note="" if differing else "In nothing but their names.",
+            keys=(0,),
+        ),
+        *environment_table(runs),
+    ]
+    return Page(
+        name=name or " · ".join(run.name for run in runs),
+        where=", ".join(run.uri for run in runs),
+        made_from="the folders of these runs",
+        first=[_side_by_side(runs)],
+        judged=any(run.records for run in runs),
+        findings=sorted(told, key=lambda each: each[1].level != "look"),
+        charts=charts,
+        axes=axes_of(charts),
+        then=tables,
+        samples=[(run.name, sample) for run in runs for sample in _figures(run).get("samples", [])[:1]],
+        last_step=_last_step(runs),
+    )
+
+
+def _last_step(runs: Sequence[Recorded]) -> int:
+    return max((row["step"] for run in runs for row in run.records), default=0)
+
+
+# (heading, name in the summary): what stands side by side
+_COLUMNS = (
+    ("val loss", "val_loss"),
+    ("best", "best_val_loss"),
+    ("train loss", "train_loss"),
+    ("steps", "steps"),
+    ("tokens", "tokens"),
+    ("tok/s", "tokens_per_second"),
+    ("MFU", "mfu"),
+    ("data wait", "data_wait_fraction"),
+    ("wall time", "wall_seconds"),
+    ("restarts", "restarts"),
+    ("$", "cost_usd"),
+    ("tokens per $", "tokens_per_usd"),
+)
+
+
+def _side_by_side(runs: Sequence[Recorded]) -> Table:
+    figures = [_figures(run) for run in runs]
+    columns = [(heading, name) for heading, name in _COLUMNS if any(name in each for each in figures)]
+    failed = [lost(run.shares) for run in runs]
+    rows = [
+        [run.name, *(_shown(name, each[name]) if name in each else "–" for _, name in columns)]
+        for run, each in zip(runs, figures)
+    ]
+    headings = ["run", *(heading for heading, _ in columns)]
+    if any(failed):
+        headings.append("lost to failures")
+        for row, share in zip(rows, failed):
+            spent = "" if share is None or share.usd is None else f", ${share.usd:,.2f}"
+            row.append("–" if share is None else f"{human_duration(share.seconds)}{spent}")
+    colors = [number % 8 for number in range(len(runs))]
+    return Table("Side by side", headings, rows, numbers=range(1, len(headings)), colors=colors)
+
+
+def environment_table(runs: Sequence[Recorded]) -> list[Table]:
+    """What each run's last start ran on; what is the same on all of them once."""
+    facts = [run.environment for run in runs]
+    names = list(dict.fromkeys(name for each in facts for name in each))
+    if not names:
+        return []
+    if len(runs) == 1:
+        return [Table("Environment", ["", ""], [[name, facts[0][name]] for name in names], keys=(0,))]
+    rows = [[name, *(each.get(name, "–") for each in facts)] for name in names]
+    return [Table("Environment", ["", *(run.name for run in runs)], rows, keys=(0,))]
+
+
 _SHOWN_ABOVE = ("yardsticks", "samples")
-
-
-def _page() -> Any:
-    import jinja2
-
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(PAGE)
-
-
-def _read_config(run: Location) -> dict[str, Any] | None:
-    import yaml
-
-    try:
-        config = yaml.safe_load(read_text(run / "config.yaml"))
-    except FileNotFoundError:
-        return None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{run.uri}/config.yaml cannot be read as YAML: mend it or move it away.") from error
-    return config if isinstance(config, dict) else None
-
-
-def _read_summary(run: Location) -> dict[str, Any] | None:
-    try:
-        summary = json.loads(read_text(run / "summary.json"))
-    except (FileNotFoundError, ValueError):
-        return None  # the run is not finished: its records say how far it came
-    return summary if isinstance(summary, dict) else None
 
 
 def _plots(run: Location, records: Sequence[dict[str, Any]], yardsticks: Mapping[str, float]) -> list[dict[str, str]]:
@@ -128,7 +195,9 @@ def _tiles(figures: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if "data_wait_fraction" in figures:
         tiles.append(("waiting for data", f"{figures['data_wait_fraction']:.1%}", "of step time"))
     if "cost_usd" in figures:
-        tiles.append(("cost", f"${figures['cost_usd']:,.2f}", "at track.price_per_hour"))
+        small = f"{human_count(figures['tokens_per_usd'])} tokens per $" if "tokens_per_usd" in figures else ""
+        small += f" · ${figures['lost_usd']:,.2f} lost to failures" if figures.get("lost_usd") else ""
+        tiles.append(("cost", f"${figures['cost_usd']:,.2f}", small.removeprefix(" · ")))
     return tiles
 
 
@@ -157,26 +226,18 @@ def _perplexity(loss: float) -> str:
 def _shown(name: str, value: Any) -> str:
     """A figure with its unit, as SUMMARY means it."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return _plain(value)
+        return plain(value)
     if name.endswith("_seconds"):
         return f"{value:,.1f} s" if value < 600 else f"{value:,.0f} s ({human_duration(value)})"
     if name in ("mfu", "effective_time_ratio", "data_wait_fraction"):
         return f"{value:.2%}"
-    if name == "cost_usd":
+    if name == "tokens_per_usd" or (name == "tokens_per_second" and value >= 1e4):
+        return human_count(value)
+    if name in ("cost_usd", "lost_usd"):
         return f"${value:,.2f}"
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(part) for part in value) or "–"
-    return str(value)
 
 
 def _sections(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -184,16 +245,5 @@ def _sections(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]
     loose = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
     sections = {"": loose} | {key: value for key, value in config.items() if isinstance(value, Mapping)}
     return [
-        (name, [(key, _plain(value)) for key, value in _flat(section)]) for name, section in sections.items() if section
+        (name, [(key, plain(value)) for key, value in flat(section)]) for name, section in sections.items() if section
     ]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "", skip: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a nested mapping, in its order."""
-    for key, value in tree.items():
-        if key in skip:
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -8,6 +8,7 @@ have left no record, so that their time, the stand-still after them and the star
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,7 @@ def _name_pause(
     work: bool = False,
 ) -> None:
     """Name the stretch before a record's own steps, or after the last record."""
-    ended = [(one, other) for one, other in zip(attempts, attempts[1:]) if since < other["started"] <= until]
+    ended = [(one, other) for one, other in itertools.pairwise(attempts) if since < other["started"] <= until]
     if work:
         at = since
         for one, other in ended:

@@ -29,10 +29,10 @@ from raygpt.run.control import Mailbox, make_control, pause
 from raygpt.run.frame import COMPLETE, EARLY, FINISHED, SPENT, STOPPED, SUMMARY, Outcome, Run, run_job
 from raygpt.run.lock import RunLock
 from raygpt.run.stop import StopToken
+from raygpt.track import spending
 from raygpt.track.jsonl import read_metrics
 from raygpt.track.metrics_export import MetricsExport
 from raygpt.track.progress import Progress, human_count, human_duration
-from raygpt.track import spending
 from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
 from raygpt.train.lean_trainer import GroupConfig, LeanTorchTrainer

@@ -17,7 +17,15 @@ T0 = 1_780_000_000.0
 
 def attempt(begin: float, end: float, outcome: str | None, paid: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     times = {"process_started": T0 + begin, "started": T0 + begin, "last_seen": T0 + end}
-    return {"id": str(begin), "host": "h", "pid": 1, **times, "outcome": outcome, "paid": paid, "job": "pretrain"} | more
+    return {
+        "id": str(begin),
+        "host": "h",
+        "pid": 1,
+        **times,
+        "outcome": outcome,
+        "paid": paid,
+        "job": "pretrain",
+    } | more
 
 
 def node(name: str, machine: str, price: float, begin: float, end: float | None, market: str = "on-demand") -> dict:
