@@ -25,6 +25,7 @@ from raygpt import storage
 from raygpt.errors import UserError
 from raygpt.run.claim import Claim, claim_file
 from raygpt.storage import Location
+from raygpt.track.environment import environment
 
 ATTEMPTS = "attempts.json"
 LOCK = "lock.json"
@@ -38,7 +39,8 @@ class Attempt:
     """One start of the run. Times are seconds since 1970 UTC; `outcome` is None while it runs or after a kill.
 
     `starts` counts how often workers were started in it: 1 without a loss, 0 before the first. `job` is what
-    `raygpt <job>` was. `usd` is what it cost, `paid` what for: see `raygpt.track.cost.Bill.paid`.
+    `raygpt <job>` was. `usd` is what it cost, `paid` what for: see `raygpt.track.cost.Bill.paid`;
+    `environment` what it ran on.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Attempt:
     job: str = ""
     usd: float | None = None
     paid: list[dict[str, Any]] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -164,6 +167,7 @@ class RunLock:
             now,
             starts=0,
             job=self._job,
+            environment=environment(),
         )
         self._claim = claim_file(self.run / LOCK)
         tries = 0
@@ -185,9 +189,10 @@ class RunLock:
         self._beating = threading.Thread(target=self._beat, daemon=True, name="run-lock")
         self._beating.start()
 
-    def workers_started(self) -> None:
-        """Count a start of the run's workers."""
+    def workers_started(self, **about: Any) -> None:
+        """Count a start of the run's workers; `about` is what they run on."""
         assert self._mine is not None
+        self._mine.environment |= {name: str(value) for name, value in about.items()}
         self._mine.starts += 1
         self._write()
 

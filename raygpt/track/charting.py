@@ -46,7 +46,11 @@ def _chart(
     if not series:
         return None
     shown = [axis for axis in AXES if all(axis in each["x"] for each in series)]
-    interruptions = [mark for run in runs for mark in marks(run.records, run.attempts, run.started)]
+    interruptions = [
+        {**mark, "text": mark["text"] if len(runs) == 1 else f"{run.name}: {mark['text']}"}
+        for run in runs
+        for mark in marks(run.records, run.attempts, run.started)
+    ]
     lines = [
         {"y": value, "text": f"{name} {value:.3f}"}
         for name, value in yardsticks.items()
@@ -59,6 +63,8 @@ def _chart(
         "form": chart.form,
         "zero": chart.zero,
         "clip": chart.clip,
+        "noisy": chart.noisy,
+        "several": len(runs) > 1,
         "axes": shown,
         "series": series,
         "marks": interruptions,

@@ -19,7 +19,8 @@ GIB = 2**30
 @dataclass(frozen=True)
 class Chart:
     """What a chart shows of each run: (metric, label, whether it is drawn with dots). `form` says how values are
-    written, `clip` which extremes the first view leaves out: the start of a loss, or rare spikes."""
+    written, `clip` which extremes the first view leaves out: the start of a loss, or rare spikes; noisy curves get a
+    running mean."""
 
     name: str
     title: str
@@ -28,6 +29,7 @@ class Chart:
     form: str = "plain"
     zero: bool = False
     clip: str = ""
+    noisy: bool = False
 
 
 CHARTS = (
@@ -37,6 +39,7 @@ CHARTS = (
         "nats per token",
         (("train_loss", "training", False), ("val_loss", "validation", True)),
         clip="start",
+        noisy=True,
     ),
     Chart(
         "distillation",
@@ -44,25 +47,41 @@ CHARTS = (
         "nats per token",
         (("kd_loss", "divergence", False), ("ce_loss", "next token", False)),
         clip="start",
+        noisy=True,
     ),
     Chart("hellaswag", "HellaSwag", "acc_norm", (("hellaswag_acc_norm", "HellaSwag acc_norm", True),), "percent"),
-    Chart("speed", "Speed", "tokens per second", (("tokens_per_second", "tokens/s", False),), "count", zero=True),
-    Chart("mfu", "Model FLOP utilisation", "% of the datasheet's peak", (("mfu", "MFU", False),), "percent", zero=True),
-    Chart("data_wait", "Waiting for data", "% of step time", (("data_wait", "waiting", False),), "percent", zero=True),
-    Chart("learning_rate", "Learning rate", "per step", (("lr", "learning rate", False),), "small", zero=True),
+    Chart(
+        "speed", "Speed", "tokens per second", (("tokens_per_second", "tokens/s", False),), "count", True, noisy=True
+    ),
+    Chart(
+        "mfu",
+        "Model FLOP utilisation",
+        "of the datasheet's peak",
+        (("mfu", "MFU", False),),
+        "percent",
+        True,
+        noisy=True,
+    ),
+    Chart(
+        "data_wait", "Waiting for data", "of step time", (("data_wait", "waiting", False),), "percent", True, noisy=True
+    ),
+    Chart("learning_rate", "Learning rate", "of each step", (("lr", "learning rate", False),), "small", True),
     Chart(
         "grad_norm",
-        "Gradient norm before clipping",
-        "L2",
+        "Gradient norm",
+        "L2, before clipping",
         (("grad_norm", "gradient norm", False),),
         zero=True,
         clip="spikes",
+        noisy=True,
     ),
     Chart("memory", "Device memory, peak", "GiB", (("memory", "memory", False),), zero=True),
     Chart("saves", "Time a save held training up", "seconds", (("checkpoint_stall_seconds", "save", True),), zero=True),
-    Chart("teacher", "Time in the teacher", "% of step time", (("teacher", "teacher", False),), "percent", zero=True),
-    Chart("workers", "Workers", "workers", (("world_size", "workers", False),), zero=True),
-    Chart("scale", "Loss scale", "fp16", (("loss_scale", "loss scale", False),), "count", zero=True),
+    Chart(
+        "teacher", "Time in the teacher", "of step time", (("teacher", "teacher", False),), "percent", True, noisy=True
+    ),
+    Chart("workers", "Workers", "of the run", (("world_size", "workers", False),), zero=True),
+    Chart("scale", "Loss scale", "of fp16's gradients", (("loss_scale", "loss scale", False),), "count", zero=True),
     Chart("cost", "Cost so far", "US dollars", (("cost_usd", "cost", False),), "usd", zero=True),
 )
 CONSTANT_SAYS_NOTHING = ("workers", "scale")

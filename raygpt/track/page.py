@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 import raygpt
-from raygpt.track.findings import Finding
+from raygpt.track.finding import Finding
 
 # Of the pages with still plots alone: put into a template with its braces as they are.
 STYLE = """\
@@ -108,8 +108,8 @@ def render(page: Page) -> str:
         uplot=uplot,
         script=script,
         data=data,
-        policy="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
-        f"script-src {_hash(uplot)} {_hash(script)}",
+        policy="default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+        f"form-action 'none'; script-src {_hash(uplot)} {_hash(script)}",
         version=raygpt.__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -14,12 +14,14 @@ from typing import Any
 from raygpt.storage import Location, write_text
 from raygpt.track.charting import axes_of, run_charts, shares_chart
 from raygpt.track.differences import differences, flat, plain
+from raygpt.track.finding import LOOK
 from raygpt.track.findings import findings
 from raygpt.track.page import Page, Table, render
 from raygpt.track.plots import keep_plots, make_plots
 from raygpt.track.progress import human_count, human_duration
 from raygpt.track.recorded import Recorded, read_recorded
-from raygpt.track.spending import lost
+from raygpt.track.results import Result, show
+from raygpt.track.spending import ORDER, lost
 from raygpt.track.summary import SUMMARY, summarise
 from raygpt.track.trackers import public_config
 
@@ -86,29 +88,53 @@ def runs_page(runs: Sequence[Recorded], name: str = "") -> Page:
     charts = run_charts(runs)
     told = [(run.name, finding) for run in runs for finding in findings(run.records)]
     differing = differences([public_config(run.config or {}) for run in runs])
-    tables = [
-        Table(
-            "How their settings differ",
-            ["setting", *(run.name for run in runs)],
-            [[key, *values] for key, values in differing],
-            note="" if differing else "In nothing but their names.",
-            keys=(0,),
-        ),
-        *environment_table(runs),
-    ]
+    tables = (
+        [
+            *_went(runs),
+            Table(
+                "How their settings differ",
+                ["setting", *(run.name for run in runs)],
+                [[key, *values] for key, values in differing],
+                note="" if differing else "In nothing but their names.",
+                keys=(0,),
+            ),
+            *environment_table(runs),
+        ]
+        if runs
+        else []
+    )
     return Page(
         name=name or " · ".join(run.name for run in runs),
         where=", ".join(run.uri for run in runs),
         made_from="the folders of these runs",
-        first=[_side_by_side(runs)],
+        first=[_side_by_side(runs)] if runs else [],
         judged=any(run.records for run in runs),
-        findings=sorted(told, key=lambda each: each[1].level != "look"),
+        findings=sorted(told, key=lambda each: each[1].level != LOOK),
         charts=charts,
         axes=axes_of(charts),
         then=tables,
         samples=[(run.name, sample) for run in runs for sample in _figures(run).get("samples", [])[:1]],
         last_step=_last_step(runs),
     )
+
+
+def write_page(found: Sequence[Recorded], results: Sequence[Result], target: Location) -> Location:
+    """One page of runs and of what is no training run, at `target`, an .html file."""
+    page = runs_page(found) if len(found) != 1 else run_page(found[0], *_kept_beside(found[0]))
+    if results:
+        tables, charts = show(results)
+        names = list(dict.fromkeys([*(run.name for run in found), *(result.name for result in results)]))
+        where = list(dict.fromkeys([*(run.uri for run in found), *(result.uri for result in results)]))
+        page.name, page.where = " · ".join(names), ", ".join(where)
+        page.first, page.charts = [*(page.first if found else ()), *tables], [*charts, *page.charts]
+        page.made_from = "the files of these results"
+    write_text(target, render(page))
+    return target
+
+
+def _kept_beside(run: Recorded) -> tuple[Mapping[str, float], Sequence[str]]:
+    figures = _figures(run)
+    return figures.get("yardsticks", {}), figures.get("samples", [])
 
 
 def _last_step(runs: Sequence[Recorded]) -> int:
@@ -137,7 +163,7 @@ def _side_by_side(runs: Sequence[Recorded]) -> Table:
     columns = [(heading, name) for heading, name in _COLUMNS if any(name in each for each in figures)]
     failed = [lost(run.shares) for run in runs]
     rows = [
-        [run.name, *(_shown(name, each[name]) if name in each else "–" for _, name in columns)]
+        [run.name, *(_short(name, each[name]) if name in each else "–" for _, name in columns)]
         for run, each in zip(runs, figures)
     ]
     headings = ["run", *(heading for heading, _ in columns)]
@@ -148,6 +174,37 @@ def _side_by_side(runs: Sequence[Recorded]) -> Table:
             row.append("–" if share is None else f"{human_duration(share.seconds)}{spent}")
     colors = [number % 8 for number in range(len(runs))]
     return Table("Side by side", headings, rows, numbers=range(1, len(headings)), colors=colors)
+
+
+def _went(runs: Sequence[Recorded]) -> list[Table]:
+    """Where the time of each went, as far as their records say."""
+    shares = [{share.name: share for share in run.shares} for run in runs]
+    names = [name for name in ORDER if any(name in each for each in shares)]
+    if len(names) < 2:
+        return []
+    rows = []
+    for run, each in zip(runs, shares):
+        whole = sum(share.seconds for share in each.values()) or 1.0
+        rows.append(
+            [run.name]
+            + [
+                "–"
+                if name not in each
+                else f"{each[name].seconds / whole:.1%}"
+                + ("" if each[name].usd is None else f", ${each[name].usd:,.2f}")
+                for name in names
+            ]
+        )
+    colors = [number % 8 for number in range(len(runs))]
+    return [Table("Where the time went", ["run", *names], rows, numbers=range(1, len(names) + 1), colors=colors)]
+
+
+def _short(name: str, value: Any) -> str:
+    if name == "wall_seconds":
+        return human_duration(value)
+    if name in ("mfu", "data_wait_fraction"):
+        return f"{value:.1%}"
+    return human_count(value) if name in ("tokens", "tokens_per_second") else _shown(name, value)
 
 
 def environment_table(runs: Sequence[Recorded]) -> list[Table]:

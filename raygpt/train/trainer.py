@@ -255,7 +255,7 @@ def _show(
         elif kind == "note":
             progress.note(value)
         elif kind == "start":
-            run.lock.workers_started()
+            run.lock.workers_started(**{name: value[name] for name in ("workers", "device", "precision")})
             run.launch.mark(phases.WORKERS)
             if export is not None:
                 export.set("train_restarts", run.lock.restarts)

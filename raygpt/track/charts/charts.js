@@ -4,7 +4,7 @@
   const root = document.documentElement;
   const AXES = { step: "step", tokens: "tokens", hours: "hours since the start", epoch: "epoch" };
   const shown = []; // one per chart: {chart, box, plot (uPlot), draw}
-  let axis = "step";
+  let axis = (data.charts.find((chart) => chart.axes) || { axes: ["step"] }).axes[0];
   let zoom = null; // [min, max] of the x axis, null: all of it
   let syncing = false;
 
@@ -56,7 +56,7 @@
     for (const s of chart.series) {
       const x = s.x[on];
       if (!x) continue;
-      const many = s.y.length >= 120 && !s.dots;
+      const many = chart.noisy && s.y.length >= 120 && !s.dots;
       found.push({ ...s, x, faint: s.faint || many, label: many ? `${s.label} (each record)` : s.label });
       if (many) found.push({ ...s, x, y: smooth(s.y), faint: false, smooth: true });
     }
@@ -73,9 +73,10 @@
 
   // ---- one chart -------------------------------------------------------------------------------------------------
   const range = (chart) => (u, low, high) => {
-    const xs = u.data[0], { min, max } = u.scales.x;
-    if (min == null || !xs.length) return [0, 1];
-    const whole = zoom === null;
+    // by `zoom`: when this is asked, u.scales.x still holds what was shown before
+    const xs = u.data[0], whole = zoom === null || !chart.axes.includes(axis);
+    if (!xs.length) return [0, 1];
+    const [min, max] = whole ? [xs[0], xs[xs.length - 1]] : zoom;
     const begin = whole && chart.clip === "start" ? min + 0.05 * (max - min) : min;
     let values = [];
     for (let s = 1; s < u.data.length; s++) {
@@ -103,6 +104,7 @@
     ctx.rect(left, top, width, height);
     ctx.clip();
     ctx.font = `${11 * ratio}px system-ui, 'DejaVu Sans', sans-serif`;
+    ctx.textAlign = "left";
     ctx.lineWidth = ratio;
     ctx.strokeStyle = ctx.fillStyle = look.soft;
     ctx.setLineDash([3 * ratio, 3 * ratio]);
@@ -129,6 +131,15 @@
     }
     ctx.restore();
   };
+  // what a series has nearest to the cursor: those of other runs have points elsewhere
+  const nearest = (u, s, at) => {
+    const ys = u.data[s];
+    for (let d = 0; d < ys.length; d++) {
+      if (ys[at - d] != null) return at - d;
+      if (ys[at + d] != null) return at + d;
+    }
+    return at;
+  };
   const plot = (entry) => {
     const { chart, box } = entry;
     if (entry.plot) entry.plot.destroy();
@@ -138,18 +149,19 @@
       {
         width: box.clientWidth,
         height: chart.wide ? 330 : 230,
-        cursor: { sync: { key: on }, drag: { x: true, y: false, setScale: true }, focus: { prox: 24 } },
+        cursor: { dataIdx: nearest, sync: { key: on }, drag: { x: true, y: false, setScale: true }, focus: { prox: 24 } },
         legend: { live: true },
         scales: { x: { time: false }, y: { range: range(chart) } },
         axes: [
-          { stroke: look.soft, font, grid, ticks, label: AXES[on] || on, labelFont: font, labelSize: 18, size: 34, space: 70,
-            values: (u, vs) => vs.map((v) => (on === "epoch" ? String(v) : xText(v))) },
+          { stroke: look.soft, font, grid, ticks, label: chart.wide ? AXES[on] : undefined, labelFont: font, labelSize: 16, size: 32, space: 70,
+            values: (u, vs) => vs.map((v) => (on !== "hours" && v % 1 ? "" : on === "epoch" ? String(v) : xText(v))) },
           { stroke: look.soft, font, grid, ticks, size: 62, space: 34, values: (u, vs) => vs.map(tick(chart.form)) },
         ],
         series: [
           { label: AXES[on] === "hours since the start" ? "time" : on, value: (u, v) => (v == null ? "–" : on === "epoch" ? v : xText(v)) },
           ...found.map((s) => ({
-            label: s.smooth ? `${s.label}, smoothed` : s.label,
+            label: s.smooth && !chart.several ? `${s.label}, smoothed` : s.label,
+            class: s.faint && chart.several ? "raw" : undefined,
             stroke: s.faint ? look.colors[s.color % 8] + "55" : look.colors[s.color % 8],
             width: s.faint ? 1 : 2,
             dash: s.dash ? [6, 4] : undefined,
@@ -162,9 +174,9 @@
           draw: [annotate(chart)],
           setScale: [
             (u, key) => {
-              if (key !== "x" || syncing || !u.data[0].length) return;
+              if (key !== "x" || syncing || !u.data[0].length || !chart.axes.includes(axis)) return;
               const { min, max } = u.scales.x, xs = u.data[0];
-              setZoom(min <= xs[0] && max >= xs[xs.length - 1] ? null : [min, max], u);
+              setZoom(min <= xs[0] && max >= xs[xs.length - 1] ? null : [min, max]);
             },
           ],
         },
@@ -175,7 +187,7 @@
     if (zoom && chart.axes.includes(axis)) entry.plot.setScale("x", { min: zoom[0], max: zoom[1] });
   };
   // uPlot sets scales in a microtask: `syncing` has to last until then
-  const setZoom = (wanted, from) => {
+  const setZoom = (wanted) => {
     const same = (wanted === null) === (zoom === null) && (!wanted || (wanted[0] === zoom[0] && wanted[1] === zoom[1]));
     if (same) return;
     zoom = wanted;
@@ -183,8 +195,7 @@
     for (const { plot: u, chart } of shown) {
       if (!u || !chart.axes.includes(axis)) continue;
       const xs = u.data[0];
-      if (u !== from) u.setScale("x", zoom ? { min: zoom[0], max: zoom[1] } : { min: xs[0], max: xs[xs.length - 1] });
-      else u.redraw(true, true);
+      u.setScale("x", zoom ? { min: zoom[0], max: zoom[1] } : { min: xs[0], max: xs[xs.length - 1] });
     }
     setTimeout(() => (syncing = false), 0);
     document.getElementById("whole").hidden = zoom === null;
@@ -198,9 +209,10 @@
     `font-family="system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif" font-size="12" role="img" aria-label="${escape(title)}">` +
     `<rect width="100%" height="100%" fill="${look.paper}"/>${inside}</svg>`;
   const bars = (chart, width, titled) => {
-    const look = theme(), top = titled ? 30 : 4, row = 26, form = forms[chart.form] || forms.plain;
+    const look = theme(), top = titled ? 30 : 4, row = 26;
+    const form = chart.form === "percent" ? (v) => (100 * v).toFixed(1) + "%" : forms[chart.form] || forms.plain;
     const left = Math.min(0.4 * width, 12 + 6.6 * Math.max(...chart.bars.map((b) => b.label.length)));
-    const room = width - left - 96, most = Math.max(...chart.bars.map((b) => b.high ?? b.value), 1e-12);
+    const room = width - left - 56 - 6.4 * Math.max(...chart.bars.map((b) => (b.note || "").length)), most = Math.max(...chart.bars.map((b) => b.high ?? b.value), 1e-12);
     let inside = titled ? svgText(8, 19, `${chart.title} (${chart.unit})`, look.ink, 'font-weight="bold" font-size="14"') : "";
     chart.bars.forEach((b, i) => {
       const y = top + i * row, w = Math.max(1, (room * b.value) / most), color = look.colors[(b.color || 0) % 8];
@@ -245,7 +257,7 @@
       const d = s.x.map((x, i) => `${i ? "L" : "M"}${X(x).toFixed(1)} ${Y(s.y[i]).toFixed(1)}`).join("");
       inside += `<path d="${d}" fill="none" stroke="${color}" stroke-width="${s.faint ? 1 : 2}" ${s.faint ? 'stroke-opacity="0.35"' : ""} ${s.dash ? 'stroke-dasharray="6 4"' : ""}/>`;
       if (s.dots) inside += s.x.map((x, i) => `<circle cx="${X(x).toFixed(1)}" cy="${Y(s.y[i]).toFixed(1)}" r="3" fill="${color}"/>`).join("");
-      if (s.faint && s.y.length >= 120) continue;
+      if (chart.noisy && s.faint && s.y.length >= 120) continue;
       names += `<path d="M${legend} ${H - 16}h18" stroke="${color}" stroke-width="2"/>` + svgText(legend + 24, H - 12, s.label, look.ink);
       legend += 44 + 7 * s.label.length;
     }
@@ -307,12 +319,12 @@
       drawAll();
     };
   const whole = document.getElementById("whole");
-  if (whole) whole.onclick = () => setZoom(null, null);
+  if (whole) whole.onclick = () => setZoom(null);
   for (const button of document.querySelectorAll("button[data-from]"))
     button.onclick = () => {
       if (axis !== "step") document.querySelector('#axis button[data-axis="step"]').click();
       const from = +button.dataset.from, to = +button.dataset.to, room = Math.max(1, to - from, 0.02 * data.last_step);
-      setZoom([Math.max(0, from - room), to + room], null);
+      setZoom([Math.max(0, from - room), to + room]);
       document.getElementById("charts").scrollIntoView({ behavior: "smooth" });
     };
   const setTheme = (name) => {

@@ -1,0 +1,109 @@
+"""The report in a headless browser: no errors, nothing asked of the network, hover, zoom, dark, pictures to keep."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raygpt.cli import main
+from tests.serve.browser import chromium
+from tests.track.test_findings import clean
+
+OUTSIDE = ("http:", "https:", "ws:", "ftp:")
+
+
+def write_run(folder: Path, *, seed: int, steps: int = 1200, **config: str) -> Path:
+    """A run with a record per step, one restart, and a jump in its speed."""
+    rows = clean(steps, log_every=1, seed=seed)
+    for row in rows:
+        if row["step"] > 600:
+            row["tokens_per_second"] *= 2.6
+        if row["step"] == 400:
+            row["restarts"] = 1
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.yaml").write_text(json.dumps({"run": {"name": folder.name}, "optim": config}))
+    summary = {"steps": steps, "val_loss": 3.25, "samples": ["<script>alert(1)</script>"]}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+def until(true: Callable[[], Any], seconds: float = 20) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def test_a_page_is_looked_at(tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains
+
+    write_run(tmp_path / "first", seed=1, lr="0.001")
+    write_run(tmp_path / "second", seed=2, lr="0.0003")
+    target = tmp_path / "both.html"
+    assert main(["report", "first", "second", f"--run.storage={tmp_path}", f"--output={target}"]) == 0
+    assert target.stat().st_size < 3e6
+    with chromium() as browser:
+        browser.execute_cdp_cmd("Network.enable", {})
+        browser.get(target.as_uri())
+        asked = browser.execute_script("return performance.getEntriesByType('resource').map((each) => each.name)")
+        assert not [name for name in asked if name.startswith(OUTSIDE)]
+        figures = browser.find_elements("css selector", "figure[data-chart]")
+        assert len(figures) >= 6 and all(figure.find_elements("css selector", "canvas") for figure in figures[:6])
+        text = browser.find_element("tag name", "body").text
+        assert re.search(r"Speed rose 2\.[5-8]-fold between steps 600 and 601", text)
+        assert "optim.lr" in text and "<script>alert(1)</script>" in text
+
+        # hover: the legend of every chart says the values at the cursor
+        over = browser.find_element("css selector", "figure[data-chart='0'] .u-over")
+        ActionChains(browser).move_to_element(over).perform()
+        values = browser.find_elements("css selector", "figure[data-chart='0'] .u-legend tr:not(.raw) .u-value")
+        shown = [each.text for each in values]
+        assert 595 <= int(shown[0]) <= 606 and len(shown) == 5 and all(3 < float(each) < 4 for each in shown[1:]), shown
+        other = browser.find_element("css selector", "figure[data-chart='2'] .u-value").text
+        assert other == shown[0]
+
+        # zoom: dragged in one chart, all follow, and all of it comes back
+        pixels = (
+            "return [...document.querySelectorAll('figure[data-chart] canvas')].slice(0, 3).map((c) => c.toDataURL())"
+        )
+        before = browser.execute_script(pixels)
+        ActionChains(browser).move_to_element_with_offset(over, -200, 0).click_and_hold().move_by_offset(
+            300, 0
+        ).release().perform()
+        until(lambda: browser.find_element("id", "whole").is_displayed())
+        after = browser.execute_script(pixels)
+        assert all(one != other for one, other in zip(before, after))
+        browser.find_element("id", "whole").click()
+        until(lambda: not browser.find_element("id", "whole").is_displayed())
+
+        # a finding shows where it is; another axis; dark
+        browser.find_element("css selector", "button[data-from='600']").click()
+        until(lambda: browser.find_element("id", "whole").is_displayed())
+        browser.find_element("css selector", "button[data-axis='tokens']").click()
+        assert not browser.find_element("id", "whole").is_displayed()
+        paper = "return getComputedStyle(document.body).backgroundColor"
+        assert browser.execute_script(paper) == "rgb(255, 255, 255)"
+        browser.find_element("id", "theme").click()
+        assert browser.execute_script(paper) == "rgb(20, 24, 30)"
+
+        # pictures to keep
+        browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+        for kind in ("svg", "png"):
+            button = browser.find_element("css selector", f"figure[data-chart='0'] button[data-keep='{kind}']")
+            browser.execute_script("arguments[0].click()", button)
+            until(lambda kind=kind: (tmp_path / f"loss.{kind}").exists())
+        assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+        svg = (tmp_path / "loss.svg").read_text()
+        assert svg.startswith("<svg") and svg.count("<path") > 10 and "first: restart" in svg
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        )
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 380
+        said = [line["message"] for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+        assert said == []
