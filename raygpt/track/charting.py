@@ -32,7 +32,7 @@ def axes_of(charts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _chart(
     chart: Chart, runs: Sequence[Recorded], limit: int, yardsticks: Mapping[str, float]
 ) -> dict[str, Any] | None:
-    series = []
+    series: list[dict[str, Any]] = []
     for number, run in enumerate(runs):
         for place, (metric, label, dots) in enumerate(chart.metrics):
             points = curve(run.records, metric, run.started, limit)

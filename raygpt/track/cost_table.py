@@ -44,7 +44,7 @@ def figures(accounts: Sequence[Account], usd_per_gb_month: float) -> dict[str, A
 
 def _facts(account: Account, usd_per_gb_month: float) -> dict[str, Any]:
     lost = account.lost
-    facts = {
+    facts: dict[str, Any] = {
         "run": account.name,
         "uri": account.uri,
         "job": account.job,
@@ -158,8 +158,8 @@ def _notes(accounts: Sequence[Account], usd_per_gb_month: float, markdown: bool)
         read = f", read {paid.read}" if paid.read else ""
         notes.append(f"{machine_name(paid)}: {price}{read}{_source(paid.machine, paid.read)}")
     together = {each.usd_per_hour for account in accounts for each in account.paid if not each.machine}
-    for price in sorted(price for price in together if price is not None):
-        notes.append(f"${price:,.2f}/h for all machines of a run: track.price_per_hour, or what the run had kept")
+    for usd in sorted(usd for usd in together if usd is not None):
+        notes.append(f"${usd:,.2f}/h for all machines of a run: track.price_per_hour, or what the run had kept")
     notes.append(f"stored: ${usd_per_gb_month:g} per GiB and month (cost.usd_per_gb_month), for what is there now")
     if any(account.lost is not None for account in accounts):
         notes.append("lost: steps that failures threw away, and the time until the run went on from its checkpoint")

@@ -98,8 +98,9 @@ def _jumps(steady: Sequence[_Span]) -> list[Finding]:
     for at, change in sorted(found)[:5]:
         if abs(change) < math.log(JUMP):
             continue
-        before, after = steady[at - 1], steady[at]
-        told.append(_jump(before, after, math.exp(abs(change)), up=change > 0, speeds=_around(steady, at, reach)))
+        told.append(
+            _jump(steady[at - 1], steady[at], math.exp(abs(change)), up=change > 0, speeds=_around(steady, at, reach))
+        )
     return told
 
 
@@ -212,8 +213,8 @@ def _gaps(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
         for first, last, rest, _ in like:
             if len(like) >= JUMP_RECORDS and rest > max(GAP, 10 * usual):
                 text = (
-                    f"Nothing was computed for {human_duration(rest)} between steps {first:,} and {last:,}, and nothing "
-                    "was restarted: a machine that was asleep or stopped, or a neighbour that took it all."
+                    f"Nothing was computed for {human_duration(rest)} between steps {first:,} and {last:,}, without a "
+                    "restart: a machine that was asleep or stopped, or a neighbour that took it all."
                 )
                 found.append(Finding("gap", LOOK, text, first, last))
     idle = sum(pause[2] for pause in pauses if pause[3])

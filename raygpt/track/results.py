@@ -84,7 +84,8 @@ def _kind(tree: Any) -> str | None:
 
 def show(results: Sequence[Result]) -> tuple[list[Table], list[dict[str, Any]]]:
     """(tables, charts) of results of all kinds, evaluations together in one table."""
-    tables, charts = [], []
+    tables: list[Table] = []
+    charts: list[dict[str, Any]] = []
     evaluations = [result for result in results if result.kind == EVALUATION]
     if evaluations:
         _extend(tables, charts, _evaluations(evaluations))
@@ -95,7 +96,7 @@ def show(results: Sequence[Result]) -> tuple[list[Table], list[dict[str, Any]]]:
     return tables, charts
 
 
-def _extend(tables: list, charts: list, made: tuple[list[Table], list[dict[str, Any]]]) -> None:
+def _extend(tables: list[Table], charts: list[dict[str, Any]], made: tuple[list[Table], list[dict[str, Any]]]) -> None:
     tables += made[0]
     charts += made[1]
 
