@@ -131,8 +131,8 @@ def _plateau(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
     how = "fell no more" if falling else "hardly fell at all"
     text = (
         f"Training loss {how}: {before:.3f} and {after:.3f} over the two halves of steps {step:,}–{points[-1][0]:,}, "
-        f"at a learning rate of {min(late) / peak:.0%} of its peak or more. Lower it (a schedule that decays) or end the "
-        "run."
+        f"at a learning rate of {min(late) / peak:.0%} of its peak or more. Lower it (a schedule that decays) or end "
+        "the run."
     )
     return [Finding("plateau", NOTE if falling else LOOK, text, step, points[-1][0])]
 

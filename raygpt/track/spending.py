@@ -52,12 +52,14 @@ class Share:
 
 def paid_for(attempts: Iterable[Mapping[str, Any]], usd_per_hour: float | None = None) -> list[Paid]:
     """What each attempt of attempts.json paid for. One that kept only its dollars counts them evenly over its time, one
-    that kept nothing counts `usd_per_hour` for all its machines."""
+    that knows no price counts `usd_per_hour` for all its machines together."""
     found = []
     for attempt in attempts:
         begin, end = float(attempt["started"]), float(attempt["last_seen"])
-        if attempt.get("paid"):
-            found += [_paid(entry, end) for entry in attempt["paid"]]
+        entries = attempt.get("paid") or []
+        priced = any(entry.get("usd_per_hour") is not None for entry in entries)
+        if entries and (priced or usd_per_hour is None):
+            found += [_paid(entry, end) for entry in entries]
         elif end > begin:
             usd, price = attempt.get("usd"), usd_per_hour
             if usd is not None:

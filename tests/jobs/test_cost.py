@@ -109,7 +109,8 @@ def test_the_table_of_a_project_adds_up(broken: Path, capsys: pytest.CaptureFixt
     paid = [{"machine": None, "usd_per_hour": 12.0, "from": T0, "to": None}]
     asked = {"teacher_tokens": 10, "total_teacher_tokens": 2_000_000, "token_cost_usd": 4.5, "total_cost_usd": 5.5}
     write(home / "answers", [attempt(0, 300, "finished", paid, job="generate")], [], asked)
-    write(home / "laptop", [attempt(0, 3600, "finished", [], usd=None)], [record(100, 10, 1.0)])
+    here = {"node": "n", "machine": None, "market": "on-demand", "usd_per_hour": None, "from": T0, "to": None}
+    write(home / "laptop", [attempt(0, 3600, "finished", [here], usd=None)], [record(100, 10, 1.0)])
     with open(home / "laptop" / "big.bin", "wb") as file:
         file.truncate(100 * 2**30)  # 100 GiB, sparse
     assert main(["cost", f"--run.storage={home}", "--format=markdown"]) == 0
