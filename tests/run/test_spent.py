@@ -71,3 +71,4 @@ def test_the_budget_counts_earlier_starts(tmp_path: Path) -> None:
     held = second["last_seen"] - second["started"]
     assert first["usd"] == 4.999 and second["usd"] == pytest.approx(held * 36 / 3600, abs=1e-5)
     assert second["paid"][0]["usd_per_hour"] == 36.0
+    assert {"raygpt", "python", "torch", "processor"} <= second["environment"].keys()

@@ -129,6 +129,11 @@
       ctx.stroke();
       ctx.fillText(line.text, left + width - ctx.measureText(line.text).width - 4 * ratio, y - 4 * ratio);
     }
+    const highest = Math.max(...u.data.slice(1).map((ys) => ys.find((v) => v != null) ?? -Infinity));
+    if (zoom === null && chart.clip === "start" && highest > u.scales.y.max) {
+      const said = `the start, from ${plain(highest, 3)}, is above the scale`;
+      ctx.fillText(said, left + width - ctx.measureText(said).width - 4 * ratio, top + 26 * ratio);
+    }
     ctx.restore();
   };
   // what a series has nearest to the cursor: those of other runs have points elsewhere
