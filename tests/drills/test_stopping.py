@@ -127,6 +127,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_takes_ray_along(shards: str, tmp_pat
     assert checkpoint.verify(newest) is None
 
 
+@pytest.mark.long  # and every job is stopped by SIGTERM below
 def test_sigterm_saves_like_ctrl_c(shards: str, tmp_path: Path) -> None:
     program = Program(*words(shards, tmp_path, "r", 100_000, **ALONE))
     program.wait_for("step 5/100000", 180)

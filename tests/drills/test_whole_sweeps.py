@@ -24,6 +24,7 @@ from tests.tune.test_sweep import check_scheduler, read, sweep
 prepare_environment()  # before the module's cluster starts
 
 
+@pytest.mark.long
 def test_a_sweep_on_s3_leaves_everything_there_and_is_not_run_again(
     ray_cluster: str, sweep_config: Callable[..., Config], bucket: str, tmp_path: Path
 ) -> None:
