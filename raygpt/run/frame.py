@@ -144,10 +144,15 @@ def run_job(
         prices.machines()  # a file of prices that cannot be read is told now, and not taken for none
     check_budget(price, max_usd, nodes.nodes)
     program, _, rest = again.partition(" ")
-    lock = RunLock(folder, lambda: token.request(DISPLACED), rest.split(" ")[0] if program == "raygpt" else "")
+    job = rest.split(" ")[0] if program == "raygpt" else ""
+
+    def say(text: str) -> None:
+        print(text, file=stream, flush=True)
+
+    lock = RunLock(folder, lambda: token.request(DISPLACED), job, say)
     lock.acquire()
     bill = _bill(price, lock, asked)
-    run = Run(folder, config, lock, bill, token, again, stream, lambda text: print(text, file=stream, flush=True))
+    run = Run(folder, config, lock, bill, token, again, stream, say)
     ended = FAILED
     try:
         storage.write_text(folder / CONFIG, dump(config))

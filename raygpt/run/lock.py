@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,6 +33,8 @@ LOCK = "lock.json"
 HEARTBEAT_SECONDS = 10.0
 CLAIM_TRIES = 50
 LOST_SECONDS = 45.0  # another machine's run that has not been heard of for this long is dead
+# A heartbeat as old as this by our clock is not waited for. Younger ones are: clocks of two machines may differ.
+LONG_DEAD_SECONDS = 3600.0
 
 
 @dataclass
@@ -39,8 +42,8 @@ class Attempt:
     """One start of the run. Times are seconds since 1970 UTC; `outcome` is None while it runs or after a kill.
 
     `starts` counts how often workers were started in it: 1 without a loss, 0 before the first. `job` is what
-    `raygpt <job>` was. `usd` is what it cost, `paid` what for: see `raygpt.track.cost.Bill.paid`;
-    `environment` what it ran on.
+    `raygpt <job>` was. `usd` is what it cost, `paid` what for (`raygpt.track.cost.Bill.paid`), `environment` what it
+    ran on. `processes` tells whose list of processes `pid` stands in: two containers may have one host name.
     """
 
     id: str
@@ -55,6 +58,12 @@ class Attempt:
     usd: float | None = None
     paid: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
+    processes: str = ""
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the kernel that we ask knows its pid."""
+        return self.host == socket.gethostname() and self.processes in ("", _processes())
 
     @property
     def seconds(self) -> float:
@@ -63,10 +72,11 @@ class Attempt:
 
     @property
     def is_live(self) -> bool:
-        """Whether its driver still runs: asked of the kernel on this machine, of the heartbeat elsewhere."""
+        """Whether its driver still runs: asked of the kernel on this machine, of the heartbeat elsewhere, which is
+        read by our clock."""
         if self.outcome is not None:
             return False
-        if self.host == socket.gethostname():
+        if self.is_near:
             try:
                 process = psutil.Process(self.pid)
                 # a zombie has ended: only its parent has not been told yet
@@ -76,6 +86,15 @@ class Attempt:
             except psutil.Error:
                 return False
         return time.time() - self.last_seen < LOST_SECONDS
+
+
+def _processes() -> str:
+    """Which list of processes this process stands in: the boot, and the kernel's number of the namespace."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return ""
 
 
 def read_attempts(run: Location) -> list[Attempt]:
@@ -107,17 +126,24 @@ class RunLock:
     """Holds a run folder for this process from `acquire` to `release`.
 
     `on_lost` is called once, from a thread, when another driver has taken the run over in spite of it; `job` is noted
-    in the history. `spent` and `paid` tell what this attempt has cost and what for, to be kept in the history.
+    in the history. `spent` and `paid` tell what this attempt has cost and what for, to be kept in the history. `say`
+    hears of a wait.
     """
 
-    def __init__(self, run: Location, on_lost: Callable[[], None] | None = None, job: str = "") -> None:
+    def __init__(
+        self,
+        run: Location,
+        on_lost: Callable[[], None] | None = None,
+        job: str = "",
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.run = run
         self.attempts = read_attempts(run)
         self.displaced_by: str | None = None
         self.spent: Callable[[], float | None] = lambda: None
         self.paid: Callable[[], list[dict[str, Any]]] = list
         self._on_lost = on_lost
-        self._job = job
+        self._job, self._say = job, say
         self._mine: Attempt | None = None
         self._claim: Claim | None = None
         self._ended = threading.Event()
@@ -154,9 +180,13 @@ class RunLock:
         return self._mine.started
 
     def acquire(self) -> None:
-        """Raises UserError while a live process holds the run."""
+        """Raises UserError while a live process holds the run. One on another machine that was heard of lately is
+        watched for LOST_SECONDS: it lives if its heart beats meanwhile, whatever its clock says."""
+        self._claim = claim_file(self.run / LOCK)
+        told = self._claim.read() is not None  # by the lock itself, which is fresher
         for attempt in self.attempts:
-            self._refuse(attempt)
+            if attempt.is_live and (attempt.is_near or not told):
+                self._refuse(attempt)
         now = time.time()
         mine = Attempt(
             uuid.uuid4().hex,
@@ -168,8 +198,8 @@ class RunLock:
             starts=0,
             job=self._job,
             environment=environment(),
+            processes=_processes(),
         )
-        self._claim = claim_file(self.run / LOCK)
         tries = 0
         while not self._claim.create(json.dumps(asdict(mine)).encode()):
             held, tries = self._claim.read(), tries + 1
@@ -179,10 +209,9 @@ class RunLock:
                 time.sleep(0.1)
                 continue
             holder = _attempt(json.loads(held))
-            if self._ended_since(holder) or not holder.is_live:
-                self._claim.remove(held)  # nothing happens where somebody was quicker
-            else:
+            if not self._ended_since(holder) and self._lives(holder, held):
                 self._refuse(holder)
+            self._claim.remove(held)  # nothing happens where somebody was quicker
         self._mine = mine
         self.attempts = [*read_attempts(self.run), mine]
         self._write()
@@ -215,12 +244,30 @@ class RunLock:
             self._note()
         return [asdict(item) for item in self.attempts]
 
+    def _lives(self, holder: Attempt, held: bytes) -> bool:
+        """Whether the holder of the lock, whose content is `held`, still runs; may take LOST_SECONDS to tell."""
+        if holder.is_near:
+            return holder.is_live
+        silent = time.time() - holder.last_seen
+        if holder.outcome is not None or silent > LONG_DEAD_SECONDS:
+            return False
+        self._say(
+            f"Run {self.run.uri} was in use by process {holder.pid} on {holder.host} {max(0.0, silent):.0f} s ago: "
+            f"waiting up to {LOST_SECONDS:.0f} s for a sign of life."
+        )
+        assert self._claim is not None
+        end = time.monotonic() + LOST_SECONDS
+        while time.monotonic() < end:
+            time.sleep(min(1.0, LOST_SECONDS / 10))
+            if (found := self._claim.read()) != held:
+                return found is not None
+        return False
+
     def _refuse(self, attempt: Attempt) -> None:
-        if attempt.is_live:
-            raise UserError(
-                f"run {self.run.uri} is in use by process {attempt.pid} on {attempt.host}: stop that one first, or "
-                "choose another run.name."
-            )
+        raise UserError(
+            f"run {self.run.uri} is in use by process {attempt.pid} on {attempt.host}: stop that one first, or choose "
+            "another run.name."
+        )
 
     def _ended_since(self, holder: Attempt) -> bool:
         """Whether the history says that the holder has ended: it was killed between that and letting go."""

@@ -101,6 +101,8 @@ def test_machines_that_a_cloud_still_lists_are_waited_for_and_named(monkeypatch:
 
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
+    for name in ("AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)  # of an S3 server that another test started
     cluster = {"cluster_name": "mine", "provider": {"type": "aws", "region": "us-east-1"}}
     with mock_aws():
         ec2 = boto3.client("ec2", region_name="us-east-1")

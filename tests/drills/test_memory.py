@@ -13,6 +13,7 @@ from raygpt.capacity.memory import Setup, needs, process
 from raygpt.model.gpt import GPTConfig
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_loading_saving_and_exporting_stay_within_the_plan(tmp_path: Path) -> None:
     # 355M parameters: 1.4 GB of weights, 4.3 GB of state; a second copy of either would break the limit or the plan

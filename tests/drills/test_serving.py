@@ -243,7 +243,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize(
     ("moment", "terminal"),
     [
-        pytest.param("Ray cluster", False, id="sigterm-before-the-model-is-loaded"),
+        pytest.param("Ray cluster", False, id="sigterm-before-the-model-is-loaded", marks=pytest.mark.long),
         pytest.param("Try: curl", True, id="ctrl-c-in-a-terminal"),
     ],
 )

@@ -50,7 +50,7 @@ SMALL = {
     "track.wandb": "off",
     "track.tensorboard": "false",
 }
-STEPS = 50  # of a run that is to be killed before its end, on a fast machine too
+STEPS = 70  # of a run whose driver is killed twice: its workers go on for up to twenty steps until Ray ends them
 # where a signal meets the driver it matters little how many workers there are: each takes seconds to start
 ALONE = {"scale.num_workers": "1", "train.checkpoint_every": "2"}
 
@@ -87,9 +87,9 @@ def test_kill_9_of_the_driver_twice_in_a_row_gives_the_unbroken_run(
     ray_cluster: str, shards: str, tmp_path: Path
 ) -> None:
     raygpt(*words(shards, tmp_path, "whole", STEPS))
-    for step in (15, 28):
+    for shown in (rf"step 12/{STEPS}", rf"step \d+/{STEPS}"):
         broken = Program(*words(shards, tmp_path, "broken", STEPS))
-        broken.wait_for(f"step {step}/{STEPS}", 180)
+        broken.wait_for(shown, 180)
         broken.kill()
     assert "Going on from step" in raygpt(*words(shards, tmp_path, "broken", STEPS))
     for key in ("batch_digest", "train_loss", "val_loss"):
@@ -127,6 +127,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_takes_ray_along(shards: str, tmp_pat
     assert checkpoint.verify(newest) is None
 
 
+@pytest.mark.long  # and every job is stopped by SIGTERM below
 def test_sigterm_saves_like_ctrl_c(shards: str, tmp_path: Path) -> None:
     program = Program(*words(shards, tmp_path, "r", 100_000, **ALONE))
     program.wait_for("step 5/100000", 180)

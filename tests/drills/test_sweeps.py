@@ -202,6 +202,7 @@ NESTED: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_training_job_that_asha_stops_trains_no_further(
     ray_cluster: str, sweep_config: Callable[..., Config], make_shards: Callable[..., str]
 ) -> None:

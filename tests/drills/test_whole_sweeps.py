@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.tune.test_sweep import check_scheduler, read, sweep
 prepare_environment()  # before the module's cluster starts
 
 
+@pytest.mark.long
 def test_a_sweep_on_s3_leaves_everything_there_and_is_not_run_again(
     ray_cluster: str, sweep_config: Callable[..., Config], bucket: str, tmp_path: Path
 ) -> None:
@@ -97,3 +99,35 @@ def read_wandb(folder: Path) -> dict[str, Any]:
             for item in record.summary.update:
                 found["summary"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
     return found
+
+
+def test_a_trial_that_runs_out_of_memory_is_marked_and_the_others_go_on(
+    ray_cluster: str, sweep_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    rows = [f"{'abcdefghij'[i % 10] * 44},{i % 2}" for i in range(1200)]
+    (tmp_path / "long.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    # 1,000 rows at once take half a gigabyte, eight a few megabytes
+    change = {"tune.space": {"task.batch_size": {"grid": [8, 1000]}}, "tune.memory_gb": 0.2, "train.epochs": 1}
+    change |= {"task.train": str(tmp_path / "long.csv")}
+    folder, summary, trials, printed = sweep(sweep_config(change))
+    by_size = {trial["params"]["task.batch_size"]: trial for trial in trials}
+    assert by_size[1000]["status"] == "out of memory" and by_size[1000]["error"].startswith("out of memory")
+    assert by_size[8]["status"] == "finished"
+    assert f"trial {by_size[1000]['id']} out of memory" in printed
+    assert summary["states"] == {"finished": 1, "out of memory": 1}
+    assert "task.batch_size" in (folder / "report.html").read_text()
+
+
+@pytest.mark.long
+def test_four_trials_share_four_cores_and_never_more_run_at_once(
+    ray_cluster: str, sweep_config: Callable[..., Config]
+) -> None:
+    # six logical CPUs, 1.5 per trial: four at a time
+    space = {"optim.lr": {"grid": [1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 6e-5]}}
+    _, _, trials, printed = sweep(
+        sweep_config({"tune.space": space, "tune.cpus_per_trial": 1.5, "tune.show_every": 0.01})
+    )
+    counts = Counter(
+        int(line.split(" running")[0].split("| ")[-1]) for line in printed.splitlines() if " running |" in line
+    )
+    assert max(counts) <= 4 and len(trials) == 6

@@ -7,15 +7,17 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from raygpt import storage
 from raygpt.errors import UserError
 from raygpt.run.claim import S3Claim
-from raygpt.run.lock import ATTEMPTS, LOCK, RunLock, read_attempts
+from raygpt.run.lock import ATTEMPTS, LOCK, RunLock, _attempt, read_attempts
 from raygpt.storage import locate
 
 
@@ -181,21 +183,61 @@ def test_the_heart_beats_in_the_lock_and_in_the_history(tmp_path: Path, monkeypa
     lock.release("finished")
 
 
-def test_a_run_elsewhere_that_began_long_ago_and_still_beats_is_held(tmp_path: Path) -> None:
-    holder = RunLock(locate(tmp_path / "r"))
-    holder.acquire()
-    (tmp_path / "r" / ATTEMPTS).unlink()  # only the lock says so
-    for silent, refused in ((0, True), (120, False)):
-        now = time.time()
-        held = {"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0.0, "started": now - 9999}
-        (tmp_path / "r" / LOCK).write_text(json.dumps({**held, "last_seen": now - silent}))
-        lock = RunLock(locate(tmp_path / "r"))
-        if refused:
-            with pytest.raises(UserError, match="process 1 on elsewhere"):
-                lock.acquire()
-        else:
-            lock.acquire()
-            lock.release("finished")
+def held_elsewhere(folder: Path, ahead: float, **more: object) -> dict:
+    """The lock of a run on another machine, whose clock is so many seconds ahead of ours."""
+    now = time.time() + ahead
+    held = {"id": "x", "host": "elsewhere", "pid": 1, "process_started": 0.0, "started": now - 9999, "last_seen": now}
+    folder.mkdir(exist_ok=True)
+    (folder / LOCK).write_text(json.dumps(held | more))
+    return held | more
+
+
+@pytest.mark.parametrize("ahead", [-120, 0, 3000])
+def test_a_run_elsewhere_is_held_while_its_heart_beats_whatever_its_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    monkeypatch.setattr("raygpt.run.lock.LOST_SECONDS", 2.0)
+    held = held_elsewhere(tmp_path / "r", ahead)
+    ended, said = threading.Event(), []
+
+    def beat() -> None:
+        while not ended.wait(0.1):
+            held["last_seen"] += 0.1
+            storage.write_text(locate(tmp_path / "r") / LOCK, json.dumps(held))
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    with pytest.raises(UserError, match="process 1 on elsewhere"):
+        RunLock(locate(tmp_path / "r"), say=said.append).acquire()
+    ended.set()
+    beating.join()
+    assert len(said) == 1 and "waiting up to 2 s for a sign of life" in said[0]
+    monkeypatch.setattr("raygpt.run.lock.LOST_SECONDS", 0.2)
+    lock = RunLock(locate(tmp_path / "r"))
+    lock.acquire()
+    lock.release("finished")
+
+
+def test_a_run_that_has_been_silent_for_an_hour_is_not_waited_for(tmp_path: Path) -> None:
+    held_elsewhere(tmp_path / "r", -4000)
+    began = time.monotonic()
+    lock = RunLock(locate(tmp_path / "r"))
+    lock.acquire()
+    lock.release("finished")
+    assert time.monotonic() - began < 5
+
+
+def test_another_containers_pid_is_not_looked_for_among_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers on a host's network have its name and a list of processes each."""
+    monkeypatch.setattr("raygpt.run.lock.LOST_SECONDS", 0.2)
+    dead = held_elsewhere(tmp_path / "r", 0, host=socket.gethostname(), pid=os.getpid(), processes="boot/1")
+    assert not _attempt(dead).is_near
+    live = {**dead, "pid": 2**22 + 1}  # no process of ours, and its heart beats
+    assert _attempt(live).is_live
+    lock = RunLock(locate(tmp_path / "r"))
+    lock.acquire()
+    assert lock.attempts[-1].processes and lock.attempts[-1].is_near
+    lock.release("finished")
 
 
 def test_a_holder_that_was_displaced_finds_out_and_leaves_the_lock_alone(tmp_path: Path) -> None:
