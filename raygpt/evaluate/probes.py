@@ -17,7 +17,7 @@ import torch
 
 from raygpt.evaluate.document_losses import OnProgress, batches
 from raygpt.model.gpt import GPT
-from raygpt.train.evaluation import evaluating
+from raygpt.scoring.losses import evaluating
 
 # Positions whose logits exist at a time: 512 x 50,257 in fp32 are 100 MB.
 LOGIT_ROWS = 512
