@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raygpt.errors import UserError
-from raygpt.evaluate.document_losses import batches, document_losses
+from raygpt.evaluate.document_losses import document_losses
 from raygpt.model.gpt import GPT, GPTConfig
 from tests.train.test_evaluation import BigramModel
 
