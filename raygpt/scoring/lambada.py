@@ -80,8 +80,8 @@ def read_items(uri: str, limit: int | None = None, *, setting: str = "eval.lamba
     if problems:
         more = f" and {len(problems) - SHOWN_PROBLEMS:,} more like these" if len(problems) > SHOWN_PROBLEMS else ""
         raise UserError(
-            f"{setting}: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}: mend or delete such rows (an item of LAMBADA has "
-            "a text whose last word is to be guessed)."
+            f"{setting}: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}: mend or delete such rows (an item of LAMBADA "
+            "has a text whose last word is to be guessed)."
         )
     if not items:
         raise UserError(f"{setting}={uri} has no items: name a file of LAMBADA, or {HUB_ID}.")
