@@ -338,7 +338,7 @@ def read_echo(reply: Any, prompt: Prompt, new_tokens: int) -> Echo:
     if not isinstance(prompt, str):
         counted = len(prompt)
     count = counted if isinstance(counted, int) else len(values) - new_tokens
-    if len(values) < max(count, 2) or any(value is None for value in values[1:count]):
+    if len(values) < max(count, 1) or any(value is None for value in values[1:count]):
         raise NoLogprobs("the answer has those of new tokens alone")
     best = [max(top.values()) if top else None for top in tops[:count]]
     return Echo(str(text), tuple(map(str, tokens[:count])), tuple(values[:count]), tuple(best))
