@@ -1,4 +1,4 @@
-"""One model, one text, four perplexities: WikiText-2's test file by the protocols in use, beside the tools they are from.
+"""One model, one text, three perplexities: WikiText-2 by the protocols in use, each beside the tool that it is from.
 
     python benchmarks/bench_perplexity.py --pages 2
 

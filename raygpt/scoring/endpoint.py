@@ -105,8 +105,9 @@ class EndpointScorer:
         most = context if length is None else min(context or length, length)
         assert most is not None
         self.context = most - self._new_tokens
-        begin = beginning(self._tokenizer) if self._tokenizer else ()
-        self.bos = "".join(self._tokenizer.backend.id_to_token(token) for token in begin) if begin else None
+        self.bos: str | None = None  # unknown where it is asked by text
+        if (reads := self._tokenizer) is not None:
+            self.bos = "".join(str(reads.backend.id_to_token(token)) for token in beginning(reads)) or None
 
     # --- Scorer -----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ huggingface: the whole file is one text, its lines joined by two newlines; strid
 `lm_eval` is lm-evaluation-harness's task `wikitext` (version 2; a page is cut out as its data set
 EleutherAI/wikitext_document_level does), `huggingface` the example in transformers' documentation ("Perplexity of
 fixed-length models"). Both are defined on WikiText-2-raw; on the tokenised release, with <unk> for rare words, figures
-are others, and `read` says which one a file is.
+are others, and `read` says which one a file is. A BOS that the tokenizer puts before a text by itself, as Llama's does,
+stands there twice in the harness, which has the second one predicted; here it stands once.
 """
 
 from __future__ import annotations
