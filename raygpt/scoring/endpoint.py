@@ -87,6 +87,7 @@ class EndpointScorer:
         retries: int = 6,
     ) -> None:
         self.url = url.rstrip("/")
+        self._proxy = proxy_for(self.url)
         self._key = _key(api_key_env)
         self._tokenizer = tokenizer
         self._concurrency, self._timeout, self._retries = concurrency, timeout_seconds, retries
@@ -232,7 +233,7 @@ class EndpointScorer:
         """The reply's JSON. Raises _Again, Refused, UserError."""
         url = f"{self.url}/{path}"
         try:
-            async with session.request(method, url, data=data, proxy=proxy_for(url)) as reply:
+            async with session.request(method, url, data=data, proxy=self._proxy) as reply:
                 status, text = reply.status, await reply.read()
                 after = retry_after(reply.headers.get("Retry-After"))
         except aiohttp.InvalidURL as error:
@@ -248,7 +249,7 @@ class EndpointScorer:
             if self._key:
                 raise UserError(f"{self.url} refuses the key (HTTP {status}): check the variable it is read from.")
             raise UserError(f"{self.url} wants a key (HTTP {status}): name the variable that holds it.")
-        if status not in (429, 503):
+        if status != 503:
             self._heard = max(self._heard, time.monotonic())
         if status == 200:
             try:
@@ -341,6 +342,8 @@ def read_echo(reply: Any, prompt: Prompt, new_tokens: int) -> Echo:
     count = counted if isinstance(counted, int) else len(values) - new_tokens
     if len(values) < max(count, 1) or any(value is None for value in values[1:count]):
         raise NoLogprobs("the answer has those of new tokens alone")
+    if not all(isinstance(value, int | float) and value == value for value in values[1:count]):
+        raise NoLogprobs("the answer has something that is no number among them")
     best = [max(top.values()) if top else None for top in tops[:count]]
     return Echo(str(text), tuple(map(str, tokens[:count])), tuple(values[:count]), tuple(best))
 
