@@ -181,6 +181,7 @@ class EndpointScorer:
     async def _all(self, works: Sequence[Callable[[aiohttp.ClientSession], Any]]) -> list[Any]:
         """What each brings, in their order; the first that fails ends the others."""
         gate = asyncio.Semaphore(self._concurrency)
+        self._heard = time.monotonic()  # nothing was asked since it was heard of last
         async with self._session() as session:
 
             async def one(work: Callable[[aiohttp.ClientSession], Any]) -> Any:
@@ -256,7 +257,8 @@ class EndpointScorer:
                 return json.loads(text)
             except ValueError as error:
                 raise _Again("the answer is not JSON") from error
-        words = self._without_key(said(text))
+        # some endpoints repeat the key; taken out before the words are cut short
+        words = said(text.replace(self._key.encode(), b"...") if self._key else text)
         if status == 404:
             raise UserError(f"{url} answers 404 ({words}): mend the URL, which ends in /v1, or the model's name.")
         if status in (400, 413, 422):
@@ -264,9 +266,6 @@ class EndpointScorer:
         if status == 429 and b"insufficient_quota" in text:
             raise UserError(f"{self.url}: the account is used up: {words}.")
         raise _Again(f"{status}: {words}", counted=status not in (429, 503), after=after)
-
-    def _without_key(self, words: str) -> str:
-        return words.replace(self._key, "…") if self._key else words
 
     # --- what it can do ---------------------------------------------------------------------------------------
 
