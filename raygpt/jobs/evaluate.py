@@ -247,42 +247,17 @@ def held_out_texts(config: Config, arms: list[Arm]) -> tuple[dict[str, Documents
 
 def validation_uri(config: Config, subject: Subject) -> str:
     """data.val as set, or that of the run's own config."""
-    from raygpt.data.shards import MANIFEST, load_manifest
-    from raygpt.data.sources import shard_folders
-    from raygpt.storage import exists, locate
+    from raygpt.evaluate import held_out
 
-    if config.data.val is not None:
-        return config.data.val
-    if config.data.train is not None:
-        return shard_folders(config.data.train, None)[1]
-    trained = subject.trained
-    if trained is None or trained.train is None:
-        raise UserError("data.val is not set: name the shard folder or the text to evaluate on.")
-    train, val = shard_folders(trained.train, trained.val)
-    made_of = None if subject.state is None or subject.mixed else subject.state.fingerprint
-    held = trained.val is None or exists(locate(train) / MANIFEST)  # else the training data may be gone
-    if made_of and held and load_manifest(train).fingerprint != made_of:
-        raise UserError(
-            f"data.val is not set, and {train} beside which the run's validation text lay holds other tokens now than "
-            "those it was trained on: name data.val."
-        )
-    return val
+    return held_out.validation_uri(config.data.val, config.data.train, subject)
 
 
 def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:
     """Evaluate with the settings of `config` and, where they say nothing, of the run."""
-    from raygpt.evaluate.held_out import evaluate_held_out
+    from raygpt.evaluate.held_out import evaluate_held_out, most_rows, rows_of
     from raygpt.track.meter import Meter
 
-    trained = subject.trained
-    seq_len = config.data.seq_len or (trained and trained.seq_len) or subject.model.config.seq_len
-    if seq_len > subject.model.config.seq_len:
-        longest = subject.model.config.seq_len
-        raise UserError(f"data.seq_len={seq_len} exceeds the model's context of {longest}: lower it or leave it out.")
-    rows = None
-    if config.eval.batches is not None:
-        batch = (trained and trained.global_batch_tokens) or config.train.global_batch_tokens
-        rows = max(1, config.eval.batches * batch // seq_len)
+    seq_len = rows_of(config.data.seq_len, subject)
     micro = config.train.micro_batch_size
     meter = Meter("evaluate", sys.stdout)
     try:
@@ -291,7 +266,7 @@ def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:
             held_out,
             seq_len,
             batch_rows=micro if isinstance(micro, int) else None,
-            max_rows=rows,
+            max_rows=most_rows(config.eval.batches, config.train.global_batch_tokens, seq_len, subject),
             on_progress=meter.show,
         )
     finally:
