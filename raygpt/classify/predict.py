@@ -10,7 +10,7 @@ import torch
 
 from raygpt.classify.classifier import Classifier, pad_rows
 from raygpt.classify.tasks import Encoded, assemble
-from raygpt.train.evaluation import evaluating
+from raygpt.scoring.losses import evaluating
 
 BATCH_TOKENS = 8192
 CPU = torch.device("cpu")

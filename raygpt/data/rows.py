@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from raygpt.data import csvfile, hub, records
+from raygpt.data.corpus import expand_sources
 from raygpt.data.decoding import Errors
 from raygpt.data.documents import PARQUET_ROWS, Reading, Unit, read_documents
 from raygpt.data.lines import TooLong
@@ -35,6 +36,18 @@ def read_rows(unit: Unit, errors: Errors = "strict") -> Iterator[Row]:
     if unit.kind == "hub":
         return enumerate(map(dict, hub.stream(unit.uri, unit.subset, unit.part, unit.parts)), start=1)
     return enumerate(({"text": text} for text in read_documents(unit, Reading(errors=errors))), start=1)
+
+
+def read_split(uri: str, split: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, columns) of every row of a file or folder, or of that split of a hub's data set.
+
+    Raises UserError, naming `setting`, for what is not there or cannot be read.
+    """
+    if hub.is_hub_id(uri):
+        rows = enumerate(hub.stream_split(uri, split, setting), start=1)
+        return ((f"{uri}, {split} row {number}", row) for number, row in rows)
+    units = expand_sources([uri], setting=setting)
+    return ((place(unit, number), row) for unit in units for number, row in read_rows(unit))
 
 
 def place(unit: Unit, number: int) -> str:

@@ -23,12 +23,12 @@ from typing import Any
 import aiohttp
 
 from raygpt.distill.answers import Answer, Parked, Question
-from raygpt.distill.endpoints import LONGEST_RETRY_AFTER, Endpoint, Endpoints, backoff, refused, retry_after
+from raygpt.distill.endpoints import Endpoint, Endpoints, refused
 from raygpt.distill.limits import Pace, most_prompt_tokens
 from raygpt.errors import UserError, one_line
+from raygpt.http import LONGEST_RETRY_AFTER, backoff, retry_after, said
 
 DOWN_SECONDS = 600.0  # a replica of a large model takes minutes to start: endpoints silent for longer are gone
-SHOWN = 200  # characters of an endpoint's own words
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Client:
                 return json.loads(text)
             except ValueError as error:
                 raise _Again("the answer is not JSON", lost=True) from error
-        words = _words(text)
+        words = said(text)
         if status in (401, 403):
             raise refused(endpoint.url, status, self._api_key is not None)
         if status == 404:
@@ -283,18 +283,3 @@ def read_reply(reply: Any, question: Question, key: str, model: str) -> tuple[An
     if isinstance(named, str) and named != model and not named.startswith(f"{model}-"):
         return _Again(f"the answer is of another model, {named[:80]!r}"), pair
     return Answer(key, question, text, finish, *pair), pair
-
-
-def _words(text: bytes) -> str:
-    """What an endpoint says of an error, in one line."""
-    try:
-        about = json.loads(text)
-        about = about.get("error", about)
-        said = (
-            f"{about.get('message')} {about.get('code') or about.get('type') or ''}"
-            if isinstance(about, dict)
-            else about
-        )
-    except (ValueError, AttributeError):
-        said = text.decode("utf-8", "replace")
-    return " ".join(str(said).split())[:SHOWN].rstrip(". ") or "no reason given"

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import email.utils
-import random
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 
 from raygpt.errors import UserError, one_line
+from raygpt.http import LONGEST_RETRY_AFTER, listed_models, proxy_for
 
 REST_SECONDS = 0.5  # after a first failure; twice as long after each further one
 STUMBLES = 5
 TRIAL_SECONDS = 0.25
 LONGEST_REST = 30.0
-LONGEST_RETRY_AFTER = 3600.0
 LOOK_SECONDS = 20.0
 
 
@@ -94,36 +89,6 @@ class Endpoints:
         return soonest, soonest.wait
 
 
-def backoff(attempt: int, base: float = 0.25, longest: float = 20.0) -> float:
-    """Seconds before try number `attempt` (from 1): full jitter below a bound that doubles, as Brooker's "Exponential
-    Backoff And Jitter" (AWS, 2015) finds best."""
-    return random.uniform(0, min(longest, base * 2**attempt))
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date; None for none or what is neither."""
-    if not value:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (TypeError, ValueError):
-        return None
-
-
-def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for a URL. aiohttp's own `trust_env` asks anew for every request, in a
-    thread: two of them each."""
-    parts = urlsplit(url)
-    local = parts.hostname in ("localhost", "::1") or (parts.hostname or "").startswith("127.")
-    if parts.hostname is None or local or urllib.request.proxy_bypass(parts.hostname):
-        return None
-    return urllib.request.getproxies().get(parts.scheme)
-
-
 @dataclass(frozen=True)
 class Served:
     """What an endpoint says it has: its models with their contexts in tokens, None where it does not say."""
@@ -149,7 +114,7 @@ async def look(urls: Sequence[str], api_key: str | None) -> tuple[list[Served], 
                     if reply.status != 200:
                         silent.append(f"{url} answers {reply.status} to /models")
                         continue
-                    served.append(Served(url, _models(await reply.json(content_type=None))))
+                    served.append(Served(url, listed_models(await reply.json(content_type=None))))
             except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
                 silent.append(f"{url} does not answer ({one_line(error, 120)})")
     if not served:
@@ -182,15 +147,3 @@ def refused(url: str, status: int, with_key: bool) -> UserError:
     if with_key:
         return UserError(f"{url} refuses the key (HTTP {status}): check the variable that teacher.api_key_env names.")
     return UserError(f"{url} wants a key (HTTP {status}): set teacher.api_key_env to the name of the variable with it.")
-
-
-def _models(reply: Any) -> dict[str, int | None]:
-    """{model: context}. `max_model_len` is vLLM's and ours, `context_length` and `context_window` are others'."""
-    found = {}
-    for each in reply["data"] if isinstance(reply, dict) and isinstance(reply.get("data"), list) else []:
-        if isinstance(each, dict) and isinstance(each.get("id"), str):
-            lengths = [each.get(name) for name in ("max_model_len", "context_length", "context_window")]
-            found[each["id"]] = next((length for length in lengths if isinstance(length, int) and length > 0), None)
-    if not found:
-        raise ValueError("its list of models is empty")
-    return found

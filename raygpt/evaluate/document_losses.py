@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +17,9 @@ from torch import nn
 
 from raygpt.errors import UserError
 from raygpt.model.head_loss import IGNORE_INDEX
-from raygpt.train.evaluation import token_losses
+from raygpt.scoring.losses import batches, token_losses
 
 OnProgress = Callable[[int, int], None]
-Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -84,18 +82,6 @@ def _block(documents: Sequence[np.ndarray], batch: Sequence[tuple[int, int]], eo
         line[0] = documents[n][start - 1] if start else eot_id
         line[1 : 1 + len(piece)] = piece
     return block
-
-
-def batches(rows: Sequence[Row], length: Callable[[Row], int], batch_tokens: int) -> list[list[Row]]:
-    """Rows in batches of at most `batch_tokens` padded tokens (one row at least), the longest first in each."""
-    made: list[list[Row]] = []
-    longest = 0
-    for row in sorted(rows, key=length, reverse=True):
-        if not made or (len(made[-1]) + 1) * longest > batch_tokens:
-            made.append([])
-            longest = length(row)
-        made[-1].append(row)
-    return made
 
 
 def _check_ids(model: nn.Module, documents: Sequence[np.ndarray]) -> None:

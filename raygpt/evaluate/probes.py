@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from raygpt.evaluate.document_losses import OnProgress, batches
+from raygpt.evaluate.document_losses import OnProgress
 from raygpt.model.gpt import GPT
-from raygpt.train.evaluation import evaluating
+from raygpt.scoring.losses import batches, evaluating
 
 # Positions whose logits exist at a time: 512 x 50,257 in fp32 are 100 MB.
 LOGIT_ROWS = 512

@@ -8,20 +8,19 @@ is sampled unless `max_rows` asks for it, so two runs of one model give one numb
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raygpt.errors import UserError
-from raygpt.hardware import to_device
 from raygpt.model.head_loss import IGNORE_INDEX
+from raygpt.scoring.losses import token_losses
 
 # What an evaluation in training takes unless eval.batches says otherwise: of the tokens trained on since the one before
 # this share, which costs a thirtieth of the time (a forward pass is a third of a step's work), but never fewer than
@@ -55,40 +54,6 @@ class Evaluation:
     tokens: int
     bits_per_byte: float | None
     rows: int
-
-
-def token_losses(
-    model: nn.Module,
-    blocks: Iterable[np.ndarray],
-    device: torch.device | str,
-    autocast: Callable[[], AbstractContextManager] = nullcontext,
-) -> Generator[tuple[np.ndarray, Tensor]]:
-    """(block, losses) of every block in turn: (N, T + 1) int64 tokens, and the (N, T) float32 nats on the device that
-    each of a row's tokens but the first costs, given those before it.
-
-    A token IGNORE_INDEX, which stands after a row's end, costs 0, and neither it nor other rows change what the rest
-    costs. The one place where a model is run over data for its loss. It is in eval mode until the last block: close
-    this where you may stop earlier.
-    """
-    device = torch.device(device)
-    with evaluating(model):
-        for block in blocks:
-            rows = to_device(block, device)
-            with torch.no_grad(), uncompiled(), autocast():
-                # what stands in for inputs after the end is any valid id: nothing looks back at it
-                losses = model(rows[:, :-1].clamp(min=0), rows[:, 1:].contiguous(), reduction="none")
-            yield block, losses.float()
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model is in eval mode meanwhile."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def rows_in_training(batches: int | None, *, seq_len: int, batch_rows: int, steps_between: int) -> int:
@@ -214,14 +179,3 @@ def _read(reader: TokenSource, rows: np.ndarray, seq_len: int) -> np.ndarray:
         tail = reader.read(int(starts[-1]), reader.total_tokens)
         batch[-1, : len(tail)] = tail
     return batch
-
-
-def uncompiled() -> AbstractContextManager:
-    """Inside, compiled modules run as they were written.
-
-    An evaluation has other shapes than training, a ragged last batch among them, and no gradients: each would be
-    compiled anew, for longer than most evaluations take.
-    """
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # nothing is; before torch 2.6
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")

@@ -16,9 +16,10 @@ from raygpt.distill import endpoints as endpoints_module
 from raygpt.distill.answers import Answer, Parked, Question
 from raygpt.distill.client import Asking, Client, Outcome, request_of
 from raygpt.distill.endpoints import Endpoint as Known
-from raygpt.distill.endpoints import Endpoints, choose_model, look, retry_after
+from raygpt.distill.endpoints import Endpoints, choose_model, look
 from raygpt.distill.limits import Pace, Spend, TokenPrice, most_prompt_tokens
 from raygpt.errors import UserError
+from raygpt.http import retry_after
 from tests.distill.endpoint import Endpoint, Orders, answer_to
 
 GREEDY = Asking("teacher", (), 64, 0.0, 1.0, concurrency=8, timeout_seconds=5.0)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from raygpt.errors import UserError
-from raygpt.evaluate.document_losses import batches, document_losses
+from raygpt.evaluate.document_losses import document_losses
 from raygpt.model.gpt import GPT, GPTConfig
+from raygpt.scoring.losses import batches
 from tests.train.test_evaluation import BigramModel
 
 LENGTHS = (1, 5, 16, 17, 50, 3, 0, 33)
