@@ -37,10 +37,12 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Which model, and how it is opened. `uri` is empty where `served` is asked. Picklable."""
+    """Which model, and how it is opened. `uri` is empty where `served` is asked; `run` is the run it belongs to, if any.
+    Picklable."""
 
     uri: str
     name: str
+    run: str | None = None
     tokenizer: str | None = None
     use_gpu: bool | str = "auto"
     precision: str = "auto"
@@ -174,21 +176,22 @@ class OpenModel:
         )
 
 
-def find_source(uri: str, **options: Any) -> tuple[ModelSource, Location | None]:
-    """(the model at `uri`, pinned to the checkpoint that is the newest now; the run it belongs to, if any).
-
-    Raises UserError where nothing usable lies there.
-    """
+def find_source(uri: str, **options: Any) -> ModelSource:
+    """The model at `uri`, pinned to the checkpoint that is the newest now. UserError where nothing usable lies there."""
     from raygpt.evaluate.foreign import is_foreign
     from raygpt.evaluate.subject import background
     from raygpt.parallel.weights import open_weights
 
     short = uri.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
-    if _is_classifier(uri) or is_foreign(uri):
-        return ModelSource(uri, short, **options), None
+    if _is_classifier(uri):
+        return ModelSource(uri, short, uri if storage.exists(storage.locate(uri) / "config.yaml") else None, **options)
+    if is_foreign(uri):
+        return ModelSource(uri, short, **options)
     found = open_weights(uri)
     run = background(found.origin)[0] if found.state is not None else None
-    return ModelSource(found.origin, run.name if run is not None else short, **options), run
+    if run is None:
+        return ModelSource(found.origin, short, **options)
+    return ModelSource(found.origin, run.name, run.uri, **options)
 
 
 def _is_classifier(uri: str) -> bool:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raygpt.errors import UserError
@@ -30,12 +30,12 @@ class Pending:
 
 @dataclass(frozen=True)
 class Workers:
-    """How many, and what each takes; `cluster`: of the connected Ray cluster, whatever their number."""
+    """How many, and the cores of each. `connect` joins the Ray cluster they are of, and says whether each gets a GPU;
+    without it there is one, this process."""
 
     count: int = 1
-    use_gpu: bool | str = "auto"
     cpus: float = 1
-    cluster: bool = False
+    connect: Callable[[], bool] | None = None
 
 
 def answers(
@@ -43,8 +43,8 @@ def answers(
 ) -> Iterator[Answer]:
     """Every pending part answered, in whatever order they come; close it to stop. Raises UserError from a worker as it
     was raised there."""
-    if workers.cluster:
-        yield from _by_ray(source, tasks, pending, workers)
+    if workers.connect is not None:
+        yield from _by_ray(source, tasks, pending, workers, workers.connect())
         return
     answering = Answering(source, tasks)
     for one in pending:
@@ -83,10 +83,11 @@ class RayAnswering:
 
 
 def _by_ray(
-    source: ModelSource, tasks: Sequence[Task], pending: Sequence[Pending], workers: Workers
+    source: ModelSource, tasks: Sequence[Task], pending: Sequence[Pending], workers: Workers, gpu: bool
 ) -> Iterator[Answer]:
     import ray
 
+    source = replace(source, use_gpu=gpu)  # a worker without one of its own may see those of others
     rows = [{"pending": pickle.dumps(one)} for one in pending]
     count = min(workers.count, len(rows))
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -95,7 +96,7 @@ def _by_ray(
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=count),
         num_cpus=workers.cpus,
-        num_gpus=1 if workers.use_gpu else 0,
+        num_gpus=int(gpu),
     )
     for row in data.iter_rows():
         found = json.loads(row["answer"])

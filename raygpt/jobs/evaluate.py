@@ -1,6 +1,7 @@
 """`raygpt evaluate`: loss, perplexity and bits per byte of a model on token shards or raw text.
 
-With --base and --tuned: what fine-tuning bought, as one page. With --compare: several models side by side.
+With eval.tasks: HellaSwag, LAMBADA, WikiText and more, as a run (`raygpt.jobs.evaluate_tasks`). With --base and
+--tuned: what fine-tuning bought, as one page. With --compare: several models side by side.
 """
 
 from __future__ import annotations
@@ -37,21 +38,40 @@ def _both_sides(config: Config) -> Iterator[Problem]:
         yield "compare.base", "is set beside compare.models: name that model first there"
 
 
+def _endpoint_and_tasks(config: Config) -> Iterator[Problem]:
+    wanted = config.eval
+    if wanted.endpoint is not None and not wanted.chosen_tasks:
+        yield "eval.endpoint", "is set but no task: name some with eval.tasks (wikitext, lambada, hellaswag)"
+    if wanted.endpoint is not None:
+        for name in {"loss", "classification"} & set(wanted.chosen_tasks):
+            yield "eval.tasks", f"has {name}, which needs the weights: a served model answers wikitext, lambada, hellaswag"
+    if wanted.chosen_tasks and config.compare.base:
+        yield "compare.base", "is set beside eval.tasks: name both models with compare.models, the base first"
+
+
 DECLARATION = Job(
     "evaluate",
-    "loss, perplexity, bits per byte of a model; --base and --tuned, or --compare: of several, as a page",
-    ("run", "scale", "model", "data", "prepare", "eval", "train", "compare", "sample"),
+    "loss, perplexity, HellaSwag and more of a model; --base and --tuned, or --compare: of several",
+    ("run", "scale", "model", "data", "prepare", "eval", "train", "compare", "sample", "track"),
     reads=("task", "tune"),
-    aliases=(("base", "compare.base"), ("tuned", "compare.tuned"), ("compare", "compare.models")),
-    lists=("compare",),
-    checks=(_both_sides, base_tokenizer),
+    aliases=(
+        ("base", "compare.base"),
+        ("tuned", "compare.tuned"),
+        ("compare", "compare.models"),
+        ("tasks", "eval.tasks"),
+    ),
+    lists=("compare", "tasks"),
+    checks=(_both_sides, _endpoint_and_tasks, base_tokenizer),
     place=70,
 )
 
 
 def run(config: Config, call: Call) -> int:
     from raygpt.evaluate.held_out import open_held_out
+    from raygpt.jobs.evaluate_tasks import held_out_options, run_tasks
 
+    if config.eval.chosen_tasks:
+        return run_tasks(config, call)
     if config.compare.models:
         return run_side_by_side(config)
     if config.compare.base is not None:
@@ -63,12 +83,7 @@ def run(config: Config, call: Call) -> int:
     held_out = open_held_out(
         validation_uri(config, subject),
         subject.tokenizer,
-        subset=config.prepare.subset,
-        text_column=config.data.text_column or config.prepare.text_column,
-        encoding_errors=config.prepare.encoding_errors,
-        split_text=config.prepare.split_text,
-        max_document_mb=config.prepare.max_document_mb,
-        cache_bytes=int(config.data.cache_gb * 1e9),
+        **held_out_options(config),
     )
     print(f"Data {held_out.uri}: {held_out.reader.total_tokens:,} tokens, {held_out.bytes:,} bytes of text", flush=True)
     result = measure(config, subject, held_out)
