@@ -6,11 +6,12 @@ that transformers loads, GGUF files too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,12 +19,14 @@ from torch.nn import functional
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError, one_line
 from raygpt.model import registry
-from raygpt.model.architecture import Architecture, LanguageModel
+from raygpt.model.architecture import Architecture, LanguageModel, pieces_of_rows
+from raygpt.model.tree import TreePass, grow, layout
 from raygpt.parallel.checkpoint import locate_checkpoint
 from raygpt.parallel.weights import Loaded
 
 # Logits that exist at a time, in bytes: 4,096 tokens of a vocabulary of 49,152 would take 0.8 GB twice.
 LOGIT_BYTES = 2**28
+TREE_TOLERANCE = 1e-4  # of the largest logit, in fp32
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class ForeignModel(LanguageModel):
     def __init__(self, net: nn.Module, config: ForeignConfig) -> None:
         super().__init__()
         self.net, self.config = net, config
+        self.trees: bool | None = None  # whether it takes rows that branch; found out when it is asked
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Logits (B, T, V) of tokens (B, T), or with targets (B, T) the loss as `raygpt.model.architecture` has it."""
@@ -72,6 +76,49 @@ class ForeignModel(LanguageModel):
         if reduction == "none":
             return each
         return each.sum() if reduction == "sum" else each.sum() / (targets != -100).sum()
+
+    def logits_at(self, tokens: Tensor, where: Tensor, tree: TreePass | None) -> Tensor:
+        """Logits (N, V) after the tokens of (B, T) at `where` (N,); the output matrix sees no others."""
+        extra = {}
+        if tree is not None:
+            mask = tree.mask
+            if self.net.config._attn_implementation == "eager":
+                dtype = next(self.net.parameters()).dtype
+                mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
+            extra = {"attention_mask": mask, "position_ids": tree.positions}
+
+        def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (arguments[0].flatten(0, 1)[None, where], *arguments[1:])
+
+        handle = self.net.get_output_embeddings().register_forward_pre_hook(choose)
+        try:
+            logits = self.net(tokens, use_cache=False, **extra).logits
+        finally:
+            handle.remove()
+        return logits[0] if logits.shape[:2] == (1, len(where)) else logits.flatten(0, 1)[where]
+
+
+def _takes_trees(model: ForeignModel) -> bool:
+    """Whether rows that branch give the logits of plain ones: a family may place its tokens, or let them see each
+    other, in a way of its own. Costs two passes over a few tokens."""
+    size = model.config.vocab_size
+    begin, ends = [3 % size, 10 % size, 17 % size], ([24 % size, 31 % size], [38 % size, 45 % size, 52 % size])
+    chains = [np.array([*begin, *end]) for end in ends]
+    tree = grow(chains)
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad():
+            tokens, positions, mask = (torch.from_numpy(part).to(device) for part in layout([tree]))
+            places = torch.arange(tokens.size(1), device=device)
+            found = model.logits_at(tokens, places, TreePass(positions, mask)).float()
+            for chain, path in zip(chains, tree.paths):
+                row = torch.from_numpy(chain).to(device)[None]
+                plain = model.logits_at(row, places[: len(chain)], None).float()
+                if float((found[path] - plain).abs().max() / plain.abs().max()) > TREE_TOLERANCE:
+                    return False
+    except Exception:  # whatever a foreign model's code does with a mask it does not expect
+        return False
+    return True
 
 
 class _Cache:
@@ -101,6 +148,19 @@ class Foreign(Architecture):
 
     def new_cache(self, config: ForeignConfig) -> _Cache:
         return _Cache(config.seq_len)
+
+    def tree_tokens(self, model: ForeignModel) -> int:
+        """Up to its context: some models look back through a window that counts places in the row."""
+        if model.trees is None:
+            model.trees = _takes_trees(model)
+        return model.config.seq_len if model.trees else 0
+
+    def logits_at(
+        self, model: ForeignModel, tokens: Tensor, where: Tensor, at_once: int, tree: TreePass | None = None
+    ) -> Iterator[Tensor]:
+        """In pieces of rows: most of a family's tokens are asked for, and its head may do more than multiply."""
+        for start, stop, here in pieces_of_rows(tokens, where, at_once):
+            yield model.logits_at(tokens[start:stop], here, None if tree is None else tree.rows(start, stop))
 
     def next_logits(self, model: ForeignModel, tokens: Tensor, cache: _Cache | None = None) -> Tensor:
         if cache is None:

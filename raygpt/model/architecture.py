@@ -17,6 +17,7 @@ from torch import Tensor, device, dtype, nn
 
 from raygpt.errors import UserError
 from raygpt.model.slots import LayerShape, SlotCache
+from raygpt.model.tree import TreePass
 
 if TYPE_CHECKING:
     from raygpt.storage import Location  # needs pyarrow, which a machine that only measures may lack
@@ -155,6 +156,23 @@ class Architecture(ABC):
         """Logits (B, T, V) after every token of (B, T); with a cache as `next_logits`."""
         return model(tokens)
 
+    # --- likelihood --------------------------------------------------------------------------------------------
+
+    def tree_tokens(self, model: Any) -> int:
+        """How long a row that branches (`raygpt.model.tree`) `logits_at` takes; 0: rows that do not branch alone."""
+        return 0
+
+    def logits_at(
+        self, model: Any, tokens: Tensor, where: Tensor, at_once: int, tree: TreePass | None = None
+    ) -> Iterator[Tensor]:
+        """Logits (N, V) after some tokens of (B, T), in pieces of about `at_once` tokens' that follow each other.
+
+        `where` (N,) int64 counts through all B T tokens, upwards. Without a tree every token sees all before it.
+        """
+        assert tree is None
+        for start, stop, here in pieces_of_rows(tokens, where, at_once):
+            yield model(tokens[start:stop]).flatten(0, 1)[here]
+
     # --- Hugging Face ------------------------------------------------------------------------------------------
 
     def read_config(self, folder: Path, *, dropout: float = 0.0, seq_len: int | None = None) -> Any:
@@ -184,6 +202,16 @@ class Architecture(ABC):
         """Name -> shape of every parameter as it lies in memory (padding included), a shared one once."""
         with device("meta"):
             return shapes_of(self.build(config))
+
+
+def pieces_of_rows(tokens: Tensor, where: Tensor, at_once: int) -> Iterator[tuple[int, int, Tensor]]:
+    """(first row, row after the last, which of their tokens) of the pieces that `Architecture.logits_at` makes of
+    (B, T) tokens, each of whose logits exist: `at_once` of them at a time, one row at least."""
+    rows, width = tokens.shape
+    some = max(1, at_once // width)
+    for start in range(0, rows, some):
+        inside = (where >= start * width) & (where < (start + some) * width)
+        yield start, min(start + some, rows), where[inside] - start * width
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from raygpt.errors import UserError
 from raygpt.model.architecture import LanguageModel
 from raygpt.model.head_loss import IGNORE_INDEX, chunked_loss, product_dtype
 from raygpt.model.slots import SlotCache, attend
+from raygpt.model.tree import TreePass
 
 INIT_STD = 0.02
 LOGIT_ROWS = 1024  # tokens whose logits exist at a time under activation checkpointing
@@ -199,7 +200,7 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.layer = layer
 
-    def forward(self, x: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | SlotCache | TreePass | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         b, t, c = x.shape
         fused = self.c_attn(x)
@@ -257,7 +258,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | SlotCache | TreePass | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         x = x + self.attn(self.ln_1(x), cache)
         return x + self.mlp(self.ln_2(x))
@@ -307,7 +308,7 @@ class GPT(LanguageModel):
         for name, value in initial_weights(self.config):
             parameters[name].copy_(value)
 
-    def hidden(self, tokens: Tensor, cache: KVCache | SlotCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | SlotCache | TreePass | None = None) -> Tensor:
         """Final hidden states (B, T, C) of tokens (B, T) int64, normalised: what the output matrix takes.
 
         With a cache, the tokens follow those it holds and are added to it. Raises UserError when the
@@ -336,7 +337,7 @@ class GPT(LanguageModel):
         tokens: Tensor,
         targets: Tensor | None = None,
         reduction: Reduction = "mean",
-        cache: KVCache | SlotCache | None = None,
+        cache: KVCache | SlotCache | TreePass | None = None,
         head_loss: Callable[..., Any] | None = None,
         beside: Any = None,
     ) -> Any:

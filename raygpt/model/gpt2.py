@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from raygpt.model.architecture import Architecture, Work
 from raygpt.model.gpt import GPT, GPTConfig, KVCache, initial_weights
 from raygpt.model.presets import PRESETS
 from raygpt.model.slots import LayerShape, SlotCache
+from raygpt.model.tree import TreePass
 
 if TYPE_CHECKING:
     from raygpt.storage import Location
@@ -62,6 +64,15 @@ class Gpt2(Architecture):
 
     def all_logits(self, model: GPT, tokens: Tensor, cache: SlotCache | None = None) -> Tensor:
         return model(tokens, cache=cache)
+
+    def tree_tokens(self, model: GPT) -> int:
+        return sys.maxsize
+
+    def logits_at(
+        self, model: GPT, tokens: Tensor, where: Tensor, at_once: int, tree: TreePass | None = None
+    ) -> Iterator[Tensor]:
+        for hidden in model.hidden(tokens, tree).flatten(0, 1)[where].split(at_once):
+            yield model.lm_head(hidden)[:, : model.config.vocab_size]
 
     def read_config(self, folder: Path, *, dropout: float = 0.0, seq_len: int | None = None) -> GPTConfig:
         from raygpt.model.huggingface import read_config
