@@ -135,9 +135,9 @@ class OpenModel:
     def bos_id(self) -> int:
         """What stands before a text whose first token is foretold: what the tokenizer puts there by itself, else end
         of text, as lm-evaluation-harness has it."""
-        marked = self.tokenizer.backend.encode("a", add_special_tokens=True).ids
-        plain = self.tokenizer.backend.encode("a", add_special_tokens=False).ids
-        return int(marked[0]) if marked[1 : 1 + len(plain)] == plain else self.tokenizer.eot_id
+        from raygpt.scoring.likelihood import beginning
+
+        return int((*beginning(self.tokenizer), self.tokenizer.eot_id)[0])
 
     def facts(self) -> dict[str, Any]:
         """What an evaluation says of who answered, as far as it is known by now."""
