@@ -76,7 +76,7 @@ class ModelScorer:
         size = LOGIT_BYTES.get(self._device.type, LOGIT_BYTES["cpu"])
         self._at_once = max(1, size // (4 * int(model.config.vocab_size)))
         self._markup = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str()) if markup else None
-        self._begin = beginning(tokenizer)
+        self._begin = _begin(tokenizer)
         self.bos = "".join(tokenizer.backend.id_to_token(token) for token in self._begin) or None
 
     def ask(self, questions: Sequence[Question]) -> list[tuple[Scored, ...]]:
@@ -228,7 +228,7 @@ def _split(question: Question) -> tuple[str, str]:
     return head, question.context[len(head) :]
 
 
-def beginning(tokenizer: Tokenizer) -> tuple[int, ...]:
+def _begin(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that the tokenizer puts before a text by itself."""
     plain = tokenizer.backend.encode("a", add_special_tokens=False).ids
     marked = tokenizer.backend.encode("a", add_special_tokens=True).ids
