@@ -15,7 +15,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -23,6 +24,7 @@ import numpy as np
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError, one_line
 from raygpt.http import LONGEST_RETRY_AFTER, backoff, listed_models, proxy_for, retry_after, said
+from raygpt.scoring.encoding import encode, split
 from raygpt.scoring.questions import Question, Scored
 from raygpt.scoring.rolling import Windows
 
@@ -31,7 +33,6 @@ PROBE = "The quick brown fox"
 AT_ONCE = 8  # requests under way for each of `concurrency` before their answers are looked at
 
 Prompt = str | list[int]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class EndpointScorer:
     """A `Scorer`, and the `RowLosses` of long texts, over one endpoint; `concurrency` requests under way at a time.
 
     `url` ends in /v1. `model` may be left out where the endpoint has one. `api_key_env` names the variable that holds
-    the key. `context` is the most tokens of a prompt; without, it is what the endpoint says of itself. `bos_id` stands
-    before each context of token ids, and `tokenizer.eot_id` before an empty one. Asks the endpoint at once what it can
-    do, and raises UserError where it gives no log-probabilities of a prompt, or its tokens are not the tokenizer's.
+    the key. `context` is the most tokens of a prompt; without, what the endpoint says of itself. It reads the last
+    token as well, which a model of this process need not, and so looks back a token less far where a question is cut.
+    Asks the endpoint at once what it can do, and raises UserError where it gives no log-probabilities of a prompt, or
+    its tokens are not the tokenizer's.
     """
 
     def __init__(
@@ -79,7 +81,6 @@ class EndpointScorer:
         *,
         api_key_env: str | None = None,
         tokenizer: Tokenizer | None = None,
-        bos_id: int | None = None,
         context: int | None = None,
         concurrency: int = 16,
         timeout_seconds: float = 300.0,
@@ -87,7 +88,7 @@ class EndpointScorer:
     ) -> None:
         self.url = url.rstrip("/")
         self._key = _key(api_key_env)
-        self._tokenizer, self.bos_id = tokenizer, bos_id
+        self._tokenizer = tokenizer
         self._concurrency, self._timeout, self._retries = concurrency, timeout_seconds, retries
         self._heard = time.monotonic()
         self._new_tokens = 0
@@ -110,30 +111,30 @@ class EndpointScorer:
     def ask(self, questions: Sequence[Question]) -> list[tuple[Scored, ...]]:
         """As `Scorer.ask`. Raises UserError for what the endpoint refuses, such as a text beyond its context."""
         answer = self._ask_ids if self._tokenizer is not None else self._ask_text
-        return asyncio.run(self._all([lambda s, q=question: answer(s, q) for question in questions]))
+        return asyncio.run(self._all([partial(answer, question) for question in questions]))
 
-    async def _ask_ids(self, session: aiohttp.ClientSession, question: Question) -> tuple[Scored, ...]:
+    async def _ask_ids(self, question: Question, session: aiohttp.ClientSession) -> tuple[Scored, ...]:
         assert self._tokenizer is not None
         found = []
         for continuation in question.continuations:
-            before, after = encode(self._tokenizer, question, continuation, self.bos_id)
+            before, after = encode(self._tokenizer, question, continuation)
             if len(after) >= self.context:
                 raise UserError(
                     f"question {question.id}: a continuation of {len(after):,} tokens does not fit into the "
                     f"{self.context:,} of {self.url}: leave it out."
                 )
             row = (before + after)[-self.context :]
-            found.append((await self._echo(session, row)).scored(len(row) - len(after)))
+            found.append((await self._echo(row, session)).scored(len(row) - len(after)))
         return tuple(found)
 
-    async def _ask_text(self, session: aiohttp.ClientSession, question: Question) -> tuple[Scored, ...]:
-        context = question.context.rstrip() if question.joining == "whole" else question.context
+    async def _ask_text(self, question: Question, session: aiohttp.ClientSession) -> tuple[Scored, ...]:
+        context, _ = split(question)
         if not context:
             raise UserError(f"question {question.id} has an empty context: {_WANTS_TOKENIZER}")
-        alone = (await self._echo(session, context)).tokens
+        alone = (await self._echo(context, session)).tokens
         found = []
         for continuation in question.continuations:
-            echo = await self._echo(session, question.context + continuation)
+            echo = await self._echo(question.context + continuation, session)
             if question.joining == "apart" and echo.tokens[: len(alone)] != alone:
                 raise UserError(
                     f"question {question.id}: context and continuation share a token, but are asked for apart: "
@@ -157,7 +158,7 @@ class EndpointScorer:
         step = AT_ONCE * self._concurrency
         for begin in range(0, len(rows), step):
             some = [row.tolist() for row in rows[begin : begin + step]]
-            echoes = asyncio.run(self._all([lambda s, r=row: self._echo(s, r) for row in some]))
+            echoes = asyncio.run(self._all([partial(self._echo, row) for row in some]))
             for n, echo in enumerate(echoes, begin):
                 yield n, -np.array(echo.logprobs[1:], np.float32)
 
@@ -190,7 +191,7 @@ class EndpointScorer:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _echo(self, session: aiohttp.ClientSession, prompt: Prompt) -> Echo:
+    async def _echo(self, prompt: Prompt, session: aiohttp.ClientSession) -> Echo:
         """Raises Refused, UserError."""
         body = {
             "model": self.name,
@@ -276,7 +277,7 @@ class EndpointScorer:
             return model, None
         if model is None and len(models) == 1:
             model = next(iter(models))
-        if model not in models:
+        if model is None or model not in models:
             has = ", ".join(sorted(models)[:10])
             raise UserError(f"{self.url} has {has}{f', not {model}' if model else ''}: name one of them.")
         return model, models[model]
@@ -285,7 +286,7 @@ class EndpointScorer:
         """Finds out whether prompts are scored, without new tokens or with one."""
         for self._new_tokens in (0, 1):
             try:
-                return await self._echo(session, PROBE)
+                return await self._echo(PROBE, session)
             except Refused as error:
                 why = error
         raise UserError(
@@ -297,7 +298,7 @@ class EndpointScorer:
         """Finds out whether token ids are taken, and mean the same there."""
         ids = tokenizer.encode(PROBE).tolist()
         try:
-            echo = await self._echo(session, ids)
+            echo = await self._echo(ids, session)
         except Refused:
             self._tokenizer = None
             return
@@ -325,7 +326,7 @@ def read_echo(reply: Any, prompt: Prompt, new_tokens: int) -> Echo:
         raise _Again("the answer is not in the protocol's form") from error
     if not isinstance(logprobs, dict) or not isinstance(logprobs.get("token_logprobs"), list):
         raise NoLogprobs("the answer has none")
-    values, tokens, tops = (logprobs.get(name) for name in ("token_logprobs", "tokens", "top_logprobs"))
+    tokens, tops, values = logprobs.get("tokens"), logprobs.get("top_logprobs"), logprobs["token_logprobs"]
     if not isinstance(tokens, list) or not isinstance(tops, list) or not len(tokens) == len(tops) == len(values):
         raise NoLogprobs("the answer has no tokens or no alternatives beside them")
     usage = reply.get("usage")
@@ -337,23 +338,6 @@ def read_echo(reply: Any, prompt: Prompt, new_tokens: int) -> Echo:
         raise NoLogprobs("the answer has those of new tokens alone")
     best = [max(top.values()) if top else None for top in tops[:count]]
     return Echo(str(text), tuple(map(str, tokens[:count])), tuple(values[:count]), tuple(best))
-
-
-def encode(
-    tokenizer: Tokenizer, question: Question, continuation: str, bos_id: int | None
-) -> tuple[list[int], list[int]]:
-    """(ids of the context, ids of the continuation), as `Joining` has it; what stands before an empty context is
-    `bos_id`, else end of text."""
-    context = question.context
-    if question.joining == "apart":
-        before, after = tokenizer.encode(context).tolist(), tokenizer.encode(continuation).tolist()
-    else:
-        kept = context.rstrip()
-        before = tokenizer.encode(kept).tolist()
-        after = tokenizer.encode(context + continuation).tolist()[len(before) :]
-    if bos_id is not None:
-        before = [bos_id, *before]
-    return before or [tokenizer.eot_id], after
 
 
 def _key(variable: str | None) -> str | None:

@@ -22,6 +22,7 @@ from raygpt.hardware import to_device
 from raygpt.model import registry
 from raygpt.model.architecture import LanguageModel
 from raygpt.model.tree import Tree, TreePass, grow, layout
+from raygpt.scoring.encoding import beginning, split
 from raygpt.scoring.losses import batches, evaluating, uncompiled
 from raygpt.scoring.questions import Question, Scored
 
@@ -76,7 +77,7 @@ class ModelScorer:
         size = LOGIT_BYTES.get(self._device.type, LOGIT_BYTES["cpu"])
         self._at_once = max(1, size // (4 * int(model.config.vocab_size)))
         self._markup = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str()) if markup else None
-        self._begin = _begin(tokenizer)
+        self._begin = beginning(tokenizer)
         self.bos = "".join(tokenizer.backend.id_to_token(token) for token in self._begin) or None
 
     def ask(self, questions: Sequence[Question]) -> list[tuple[Scored, ...]]:
@@ -102,7 +103,7 @@ class ModelScorer:
         """The continuations of every question as tokens."""
         texts: list[str] = []
         for question in questions:
-            head, tail = _split(question)
+            head, tail = split(question)
             wholes = [head + tail + one for one in question.continuations]
             texts += [head, *(wholes if question.joining == "whole" else question.continuations)]
         encoded = iter(self._encode(texts))
@@ -218,21 +219,3 @@ class ModelScorer:
         lines[order] = torch.cat(logprobs).double().cpu().numpy()
         first[order] = torch.cat(chosen).cpu().numpy()
         return lines, first
-
-
-def _split(question: Question) -> tuple[str, str]:
-    """(context, what of it is counted to the continuations): its trailing blanks, where both are encoded as one."""
-    if question.joining == "apart":
-        return question.context, ""
-    head = question.context.rstrip()
-    return head, question.context[len(head) :]
-
-
-def _begin(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that the tokenizer puts before a text by itself."""
-    plain = tokenizer.backend.encode("a", add_special_tokens=False).ids
-    marked = tokenizer.backend.encode("a", add_special_tokens=True).ids
-    for start in range(len(marked) - len(plain) + 1):
-        if marked[start : start + len(plain)] == plain:
-            return tuple(marked[:start])
-    return ()

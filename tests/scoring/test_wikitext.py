@@ -1,0 +1,117 @@
+"""WikiText's two protocols and the figures that follow, beside lm-evaluation-harness itself on the same file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raygpt.data.tokenizer import byte_tokenizer
+from raygpt.errors import UserError
+from raygpt.scoring import wikitext as wikitext_module
+from raygpt.scoring.perplexity import Perplexity, Texts, figure, measure, table
+from raygpt.scoring.rolling import ModelRows, Windows
+from tests.scoring.harness import harness
+from tests.scoring.small import CONTEXT, as_language_model, tiny_gpt, tiny_llama, wikitext_part
+
+EOT = 256
+
+
+@pytest.fixture
+def wikitext(shared_data: Path, tmp_path: Path) -> Path:
+    return wikitext_part(shared_data, tmp_path)
+
+
+def lm_eval_figures(model: Any, path: Path) -> tuple[Perplexity, list[dict[str, Any]]]:
+    texts = wikitext_module.texts(*wikitext_module.read(str(path)), "lm_eval")
+    windows = wikitext_module.windows("lm_eval", CONTEXT)
+    return measure(ModelRows(model), byte_tokenizer(), texts, windows, model="tiny", protocol="lm_eval", bos_id=EOT)
+
+
+def test_word_and_byte_perplexity_are_lm_evaluation_harness_own(wikitext: Path, tmp_path: Path) -> None:
+    net = tiny_llama()
+    pages = list(wikitext_module._pages(wikitext.read_text(encoding="utf-8")))
+    rows = tmp_path / "pages.jsonl"
+    rows.write_text("".join(json.dumps({"page": page}) + "\n" for page in pages), encoding="utf-8")
+    theirs = harness("wikitext/wikitext", rows, net, byte_tokenizer(), CONTEXT)
+    result, records = lm_eval_figures(as_language_model(net), wikitext)
+    assert result.word.perplexity == pytest.approx(theirs["word_perplexity,none"], rel=1e-5)
+    assert result.byte.perplexity == pytest.approx(theirs["byte_perplexity,none"], rel=1e-5)
+    assert result.bits_per_byte == pytest.approx(theirs["bits_per_byte,none"], rel=1e-5)
+    assert [record["id"] for record in records] == ["0", "1"] and result.texts == 2
+    assert json.loads(json.dumps(result.record()))["word"]["units"] == sum(record["words"] for record in records)
+
+
+def test_pages_begin_at_their_titles_and_are_written_as_people_write(wikitext: Path) -> None:
+    text, name = wikitext_module.read(str(wikitext))
+    assert name == "wiki.test.tokens (tokenised, with <unk>)"
+    pages = wikitext_module.texts(text, name, "lm_eval")
+    assert [page.strip().partition("\n")[0] for page in pages.texts] == ["= Robert <unk> =", "= Du Fu ="]
+    assert pages.detokenised and "guest-starring role" in pages.texts[0] and " , " not in pages.texts[0]
+    first = wikitext_module.texts(text, name, "lm_eval", limit=1)
+    assert first.texts == pages.texts[:1] and first.name.endswith("first 1 pages")
+
+
+def test_the_example_of_hugging_face_joins_rows_with_their_newlines(tmp_path: Path) -> None:
+    text = " \n = A = \n \n One two . \n = B = \n three\n"
+    whole = wikitext_module.texts(text, "x", "huggingface")
+    # rows of the data set: '', ' = A = \n', '', ' One two . \n', ' = B = \n', ' three\n'
+    assert whole.texts == ("\n\n = A = \n\n\n\n\n One two . \n\n\n = B = \n\n\n three\n",)
+    assert whole.words == (10,) and whole.bytes == (len(text),)
+    assert wikitext_module.windows("huggingface", 1024) == Windows("strided", 1024, 512)
+    assert wikitext_module.windows("huggingface", 1024, overlap=False) == Windows("strided", 1024, 1024)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file; name WikiText's test file"):
+        wikitext_module.read(str(tmp_path / "none.txt"))
+    (tmp_path / "prose.txt").write_text("Call me Ishmael.\n")
+    with pytest.raises(UserError, match="has no pages under headings"):
+        wikitext_module.read(str(tmp_path / "prose.txt"))
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8"):
+        wikitext_module.read(str(tmp_path / "bytes.txt"))
+
+
+def test_the_interval_holds_the_mean_of_the_texts_population_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        units = generator.integers(50, 150, 60)
+        one = figure("token", units * generator.gamma(4, 0.5, 60), units)
+        held += one.low < math.exp(2.0) < one.high
+    assert 0.92 < held / 1000 < 0.97
+    assert figure("token", np.array([3.0]), np.array([2])).low is None
+
+
+def test_one_table_shows_only_what_compares(wikitext: Path) -> None:
+    one, _ = lm_eval_figures(tiny_gpt(), wikitext)
+    alike = table([one, replace(one, model="other")])
+    assert "token_perplexity" in alike.columns and not alike.notes
+    assert [label for label, _ in alike.rows] == ["tiny", "other"]
+    foreign = table([one, replace(one, model="other", vocabulary="another")])
+    assert foreign.columns == ("word_perplexity", "byte_perplexity", "bits_per_byte")
+    assert "different vocabularies" in foreign.notes[0] and set(foreign.rows[0][1]) == set(foreign.columns)
+    mixed = table([one, replace(one, data_sha256="0" * 64), replace(one, context=16, stride=16)])
+    assert "different data" in mixed.notes[0] and "different ways" in mixed.notes[1]
+    assert len({label for label, _ in mixed.rows}) == 3
+
+
+def test_words_of_the_original_are_counted_and_not_of_what_is_read() -> None:
+    texts = Texts("x", ("ab",), (7,), (11,), detokenised=True)
+    result, _ = measure(
+        ModelRows(tiny_gpt()),
+        byte_tokenizer(),
+        texts,
+        Windows.of("rolling", CONTEXT),
+        model="m",
+        protocol="p",
+        bos_id=EOT,
+    )
+    assert (result.word.units, result.byte.units, result.token.units) == (7, 11, 2)
+    assert result.word.nats * 7 == pytest.approx(result.byte.nats * 11) == pytest.approx(result.token.nats * 2)
