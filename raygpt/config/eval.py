@@ -48,6 +48,9 @@ class Eval(Section):
         description="ways of asking HellaSwag; in training only the first is",
         min_length=1,
     )
+    chat: Annotated[bool, AlsoCalled(("apply_chat_template",))] = Field(
+        False, description="put HellaSwag's contexts through the model's chat template, as lighteval does for Instruct"
+    )
     limit: Annotated[int | None, AlsoCalled(("num_examples", "max_examples"))] = Field(
         None, description="first items of every task that are asked; none: all", ge=1
     )

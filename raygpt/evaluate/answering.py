@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from raygpt import storage
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
+from raygpt.scoring.encoding import before_text
 from raygpt.scoring.questions import Scorer
 from raygpt.storage import Location
 
@@ -28,11 +29,13 @@ _DECIDES = ("config.json", ".safetensors", ".bin", "tokenizer.json", "tokenizer_
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Somebody's server. `model` None: the only one it serves; `api_key_env` names the variable of the key."""
+    """Somebody's server. `model` None: the only one it serves; `api_key_env` names the variable of the key; `context`
+    are the most tokens of a prompt, None: what it says of itself."""
 
     url: str
     model: str | None
     api_key_env: str | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class ModelSource:
     precision: str = "auto"
     batch_tokens: int | None = None
     served: ServedModel | None = None
+    chat: bool = False  # HellaSwag's contexts through the model's chat template
 
     @property
     def shown(self) -> str:
@@ -99,7 +103,18 @@ class OpenModel:
             subject.device,
             subject.precision.autocast,
             batch_tokens=self.source.batch_tokens,
+            markup=self.source.chat,
         )
+
+    @cached_property
+    def chat(self) -> Callable[[str], str] | None:
+        """What the model's chat template makes of a message, up to where the answer begins; None unless that is wished
+        for. Raises UserError for a model without one."""
+        if not self.source.chat:
+            return None
+        from raygpt.evaluate.foreign import chat_template
+
+        return chat_template(self.source.uri)
 
     @cached_property
     def rows(self) -> RowLosses:
@@ -133,11 +148,8 @@ class OpenModel:
 
     @property
     def bos_id(self) -> int:
-        """What stands before a text whose first token is foretold: what the tokenizer puts there by itself, else end
-        of text, as lm-evaluation-harness has it."""
-        from raygpt.scoring.likelihood import beginning
-
-        return int((*beginning(self.tokenizer), self.tokenizer.eot_id)[0])
+        """What stands before a text whose first token is foretold."""
+        return before_text(self.tokenizer)
 
     def facts(self) -> dict[str, Any]:
         """What an evaluation says of who answered, as far as it is known by now."""
@@ -172,7 +184,11 @@ class OpenModel:
         served = self.source.served
         assert served is not None
         return EndpointScorer(
-            served.url, served.model, api_key_env=served.api_key_env, tokenizer=self._named_tokenizer
+            served.url,
+            served.model,
+            api_key_env=served.api_key_env,
+            tokenizer=self._named_tokenizer,
+            context=served.context,
         )
 
 

@@ -204,6 +204,28 @@ def load_foreign(uri: str) -> Loaded:
     return Loaded(ForeignModel(net, config).eval(), _tokenizer(uri), uri)
 
 
+def chat_template(uri: str) -> Callable[[str], str]:
+    """What the template of a Hugging Face folder or id, or of a GGUF file, makes of a user's message, up to where the
+    answer begins. Raises UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    from raygpt.serve.hf_network import source
+
+    try:
+        where, arguments = source(uri)
+        found = AutoTokenizer.from_pretrained(where, **arguments)
+    except (UserError, OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"eval.chat: {uri} has no chat template that can be read ({one_line(error)}).") from error
+    if not found.chat_template:
+        raise UserError(f"eval.chat=true but {uri} has no chat template: leave it out for a model that is no chat model.")
+
+    def wrap(text: str) -> str:
+        message = [{"role": "user", "content": text}]
+        return str(found.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+
+    return wrap
+
+
 def _tokenizer(uri: str) -> Tokenizer:
     from transformers import AutoTokenizer
 

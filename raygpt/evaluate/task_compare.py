@@ -43,9 +43,12 @@ class Compared:
 def check_alike(measured: Sequence[Measured]) -> None:
     """Raises UserError for models that were not asked the same."""
     first = measured[0]
+    texts = {str(each.figures["tasks"]["loss"]["data"]) for each in measured if "loss" in each.tasks}
+    if len(texts) > 1:
+        raise UserError(f"loss: the models were measured on different text ({', '.join(sorted(texts))}): name data.val.")
     for each in measured[1:]:
         for name, task in each.tasks.items():
-            if each.digests[name] != first.digests[name] and name != "loss":
+            if each.digests[name] != first.digests[name]:
                 raise UserError(
                     f"{name}: {first.model['name']} and {each.model['name']} were asked different items: evaluate both "
                     "on one file."
@@ -88,8 +91,7 @@ def lines(measured: Sequence[Measured], compared: Sequence[Compared]) -> list[st
             if not alike and metric in ("ppl/token", "loss"):
                 continue
             values = [shown(metric, *each.figures[metric]) if metric in each.figures else "-" for each in others]
-            shots = "-" if row.shots is None else str(row.shots)
-            cells.append([row.task, row.protocol, f"{row.items:,}", shots, bos, metric, *values, how])
+            cells.append([row.task, row.protocol, *row.counts[:2], bos, metric, *values, how])
     made = aligned(cells)
     if not alike:
         made.append("Vocabularies differ: figures per token do not compare and are left out; those per byte and word do.")

@@ -18,11 +18,17 @@ class Row:
 
     task: str
     protocol: str
-    items: int
+    items: int | None
     figures: dict[str, tuple[float, float | None, float | None]]
     shots: int | None = None
     bos: str | None = None
     how: str = ""
+
+    @property
+    def counts(self) -> tuple[str, str, str]:
+        """Items, shots and BOS as a table shows them."""
+        items = "-" if self.items is None else f"{self.items:,}"
+        return items, "-" if self.shots is None else str(self.shots), "-" if self.bos is None else self.bos
 
 
 def rows(tasks: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -34,7 +40,7 @@ def _hellaswag(figures: Mapping[str, Any]) -> Iterator[Row]:
     for protocol, each in figures.items():
         if isinstance(each, Mapping):
             found = {name: (each[name], *each[f"{name}_interval"]) for name in ("acc", "acc_norm")}
-            how = f"acc_norm by {each['normaliser']}"
+            how = f"acc_norm by {each['normaliser']}" + (", chat template" if each["chat_template"] else "")
             yield Row("hellaswag", protocol, each["items"], found, each["shots"], each["bos"] or "none", how)
 
 
@@ -64,7 +70,7 @@ def _loss(figures: Mapping[str, Any]) -> Iterator[Row]:
     if "bits_per_byte" in figures:
         found["bits/byte"] = (figures["bits_per_byte"], None, None)
     how = f"{figures['tokens']:,} tokens of {figures['data']}, rows of {figures['seq_len']:,}, no overlap"
-    yield Row("loss", "raygpt", 1, found, how=how)
+    yield Row("loss", "raygpt", None, found, how=how)
 
 
 def _classification(figures: Mapping[str, Any]) -> Iterator[Row]:
@@ -86,8 +92,7 @@ def table(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     cells = [["task", "protocol", "n", "shots", "BOS", "figures (95 % interval)", ""]]
     for row in rows(tasks):
         figures = ", ".join(f"{metric} {shown(metric, *values)}" for metric, values in row.figures.items())
-        shots, bos = ("-" if value is None else str(value) for value in (row.shots, row.bos))
-        cells.append([row.task, row.protocol, f"{row.items:,}", shots, bos, figures, row.how])
+        cells.append([row.task, row.protocol, *row.counts, figures, row.how])
     return aligned(cells)
 
 

@@ -73,11 +73,12 @@ class HellaswagTask(Choices):
     uri: str
     protocols: tuple[hellaswag.ProtocolName, ...] = hellaswag.PROTOCOLS
     limit: int | None = None
+    chat: bool = False  # contexts through the model's chat template
     name: ClassVar[str] = "hellaswag"
     part_items: ClassVar[int] = 64
 
     def settings(self) -> dict[str, Any]:
-        return {"protocols": list(self.protocols)}
+        return {"protocols": list(self.protocols), "chat": self.chat}
 
     def read(self) -> list[hellaswag.Item]:
         items = hellaswag.read_items(self.uri, self.limit)
@@ -86,7 +87,8 @@ class HellaswagTask(Choices):
         return items
 
     def answer(self, model: OpenModel, items: Sequence[hellaswag.Item]) -> list[Record]:
-        asked = [question for protocol in self.protocols for question in hellaswag.questions(items, protocol)]
+        chat = model.chat
+        asked = [each for protocol in self.protocols for each in hellaswag.questions(items, protocol, chat=chat)]
         scored = iter(model.scorer.ask(asked))
         by_protocol = [
             [hellaswag.judge(item, protocol, next(scored)).record() for item in items] for protocol in self.protocols
@@ -102,7 +104,7 @@ class HellaswagTask(Choices):
                 hellaswag.judge(item, protocol, _scored(record))
                 for item, record in zip(items, _of(records, protocol), strict=True)
             ]
-            found[protocol] = hellaswag.summarise(judged, bos=facts.get("bos"))
+            found[protocol] = hellaswag.summarise(judged, bos=facts.get("bos")) | {"chat_template": self.chat}
         return found
 
     def answers(self, records: Sequence[Record]) -> dict[str, np.ndarray]:

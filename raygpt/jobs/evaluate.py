@@ -42,6 +42,8 @@ def _endpoint_and_tasks(config: Config) -> Iterator[Problem]:
     wanted = config.eval
     if wanted.endpoint is not None and not wanted.chosen_tasks:
         yield "eval.endpoint", "is set but no task: name some with eval.tasks (wikitext, lambada, hellaswag)"
+    if wanted.endpoint is not None and wanted.chat:
+        yield "eval.chat", "has no meaning with eval.endpoint, which is asked for plain continuations: leave it out"
     if wanted.endpoint is not None:
         for name in {"loss", "classification"} & set(wanted.chosen_tasks):
             yield "eval.tasks", f"has {name}, which needs the weights: a served model answers wikitext, lambada, hellaswag"

@@ -95,6 +95,7 @@ def chosen_sources(config: Config) -> list[tuple[ModelSource, Location]]:
         "use_gpu": config.scale.use_gpu,
         "precision": config.train.precision,
         "batch_tokens": wanted.batch_tokens,
+        "chat": wanted.chat,
     }
     found: list[ModelSource] = []
     for name in config.compare.models:
@@ -102,7 +103,7 @@ def chosen_sources(config: Config) -> list[tuple[ModelSource, Location]]:
         check_run(uri, "models")
         found.append(find_source(uri, **options))
     if wanted.endpoint is not None:
-        served = ServedModel(wanted.endpoint.rstrip("/"), wanted.model, wanted.api_key_env)
+        served = ServedModel(wanted.endpoint.rstrip("/"), wanted.model, wanted.api_key_env, config.data.seq_len)
         name = (wanted.model or wanted.endpoint.split("://")[1].split("/")[0]).rsplit("/", 1)[-1].replace(":", "-")
         found.append(ModelSource("", name, served=served, **options))
     if not found:
@@ -190,7 +191,8 @@ def _hellaswag(config: Config) -> Task:
     from raygpt.evaluate.tasks import HellaswagTask
     from raygpt.scoring.hellaswag import HUB_ID
 
-    return HellaswagTask(config.eval.hellaswag or HUB_ID, tuple(config.eval.protocols), config.eval.limit)
+    wanted = config.eval
+    return HellaswagTask(wanted.hellaswag or HUB_ID, tuple(wanted.protocols), wanted.limit, wanted.chat)
 
 
 def _classification(config: Config, source: ModelSource) -> Task:

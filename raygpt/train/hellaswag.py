@@ -17,8 +17,8 @@ from torch import nn
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.model.head_loss import IGNORE_INDEX
 from raygpt.parallel.distributed import World
+from raygpt.scoring.encoding import beginning, split
 from raygpt.scoring.hellaswag import ENDINGS, Item, ProtocolName, judge, questions
-from raygpt.scoring.likelihood import beginning
 from raygpt.scoring.losses import batches, token_losses
 from raygpt.scoring.questions import Scored
 
@@ -73,7 +73,7 @@ class HellaswagAtHand:
 
 def _endings(items: Sequence[Item], protocol: ProtocolName, tokenizer: Tokenizer, context: int) -> list[Endings]:
     asked = questions(items, protocol)
-    heads = [question.context if question.joining == "apart" else question.context.rstrip() for question in asked]
+    heads = [split(question)[0] for question in asked]
     texts = [
         continuation if question.joining == "apart" else question.context + continuation
         for question in asked
