@@ -24,7 +24,7 @@ import numpy as np
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError, one_line
 from raygpt.http import LONGEST_RETRY_AFTER, backoff, listed_models, proxy_for, retry_after, said
-from raygpt.scoring.encoding import encode, split
+from raygpt.scoring.encoding import beginning, encode, split
 from raygpt.scoring.questions import Question, Scored
 from raygpt.scoring.rolling import Windows
 
@@ -105,6 +105,8 @@ class EndpointScorer:
         most = context if length is None else min(context or length, length)
         assert most is not None
         self.context = most - self._new_tokens
+        begin = beginning(self._tokenizer) if self._tokenizer else ()
+        self.bos = "".join(self._tokenizer.backend.id_to_token(token) for token in begin) if begin else None
 
     # --- Scorer -----------------------------------------------------------------------------------------------
 
@@ -118,6 +120,8 @@ class EndpointScorer:
         found = []
         for continuation in question.continuations:
             before, after = encode(self._tokenizer, question, continuation)
+            if not after:
+                raise UserError(f"question {question.id}: a continuation has no tokens of its own: leave it out.")
             if len(after) >= self.context:
                 raise UserError(
                     f"question {question.id}: a continuation of {len(after):,} tokens does not fit into the "
