@@ -26,7 +26,7 @@ from raygpt.evaluate.tasks import Record, Task
 from raygpt.run.frame import COMPLETE, FINISHED, STOPPED, Outcome, Run
 from raygpt.storage import Location
 from raygpt.track.meter import Meter
-from raygpt.track.progress import human_duration
+from raygpt.track.progress import human_count, human_duration
 
 FIGURES = "evaluation.json"
 SCHEMA = 1
@@ -94,7 +94,7 @@ def _ask(
                 every[name].write(part, records, facts)
                 done += len(every[name].of(part))
                 passed = time.monotonic() - began
-                figures = [name, f"{done / passed:,.1f} items/s", f"eta {human_duration((asked - done) * passed / done)}"]
+                figures = [name, f"{human_count(done / passed)} items/s", f"eta {human_duration((asked - done) * passed / done)}"]
                 if (usd := run.cost_usd()) is not None:
                     figures.append(f"${usd:.2f}")
                 meter.show(done, asked, *figures)

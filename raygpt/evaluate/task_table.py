@@ -112,7 +112,7 @@ def published(found: Sequence[Reference]) -> list[str]:
     """Lines of what others published, by the same protocol."""
     if not found:
         return []
-    cells = [["published", "protocol", "figures", "source"]]
+    cells = [["published, of the whole set, 0-shot", "protocol", "figures", "source"]]
     for each in found:
         figures = ", ".join(f"{name} {shown(name.replace('bits_per_byte', 'bits/byte'), v)}" for name, v in each.figures.items())
         note = f"; {each.note}" if each.note else ""

@@ -75,7 +75,7 @@ class HellaswagTask(Choices):
     limit: int | None = None
     chat: bool = False  # contexts through the model's chat template
     name: ClassVar[str] = "hellaswag"
-    part_items: ClassVar[int] = 64
+    part_items: ClassVar[int] = 32
 
     def settings(self) -> dict[str, Any]:
         return {"protocols": list(self.protocols), "chat": self.chat}
@@ -122,7 +122,7 @@ class LambadaTask(Choices):
     uri: str
     limit: int | None = None
     name: ClassVar[str] = "lambada"
-    part_items: ClassVar[int] = 128
+    part_items: ClassVar[int] = 64
 
     def settings(self) -> dict[str, Any]:
         return {"protocols": list(lambada.PROTOCOLS)}

@@ -116,10 +116,10 @@ def test_a_rerun_asks_what_is_missing_and_another_model_or_setting_everything(
     words = [*tiny.options, "--tasks=hellaswag", f"--eval.hellaswag={items}", "--eval.protocols=lm_eval"]
     with pytest.raises(MemoryError):
         main(["evaluate", *words])
-    assert sorted(map(int, asked)) == list(range(128))  # two parts of 64
+    assert sorted(map(int, asked)) == list(range(64))  # two parts of 32
     broken[0] = 100
     found, printed = evaluate(capsys, *words)
-    assert "150 items, 128 of them answered before" in printed
+    assert "150 items, 64 of them answered before" in printed
     assert set(asked.values()) == {1} and len(asked) == 150
     again, printed = evaluate(capsys, *words)
     assert again["hellaswag"] == found["hellaswag"] and set(asked.values()) == {1}
@@ -151,12 +151,12 @@ def test_a_stop_keeps_what_is_done(
     monkeypatch.setattr(task_workers.Answering, "answer", stopping)
     words = [*tiny.options, "--tasks=hellaswag", f"--eval.hellaswag={items}"]
     told, printed = evaluate(capsys, *words, status=130)
-    assert told["outcome"] == "stopped" and "Stopped after 128 of 150 items; their answers are kept in" in printed
+    assert told["outcome"] == "stopped" and "Stopped after 64 of 150 items; their answers are kept in" in printed
     assert f"To go on: raygpt evaluate {tiny.options[0]}" in printed
     assert not (tiny.folder / "evaluation" / "evaluation.json").exists()
     monkeypatch.undo()
     _, printed = evaluate(capsys, *words)
-    assert "150 items, 128 of them answered before" in printed
+    assert "150 items, 64 of them answered before" in printed
 
 
 def test_workers_of_ray_answer_as_one_process(

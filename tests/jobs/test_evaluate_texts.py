@@ -135,29 +135,33 @@ def test_a_served_model_answers_as_the_model_itself(
 def test_a_classifier_on_a_file_of_its_own_with_f1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from sklearn.metrics import accuracy_score, f1_score
 
+    save_tiny_classifier(tmp_path / "c", tmp_path / "test.csv")
+    words = [f"--model.init_from={tmp_path / 'c'}", f"--task.test={tmp_path / 'test.csv'}"]
+    alone, _ = evaluate(capsys, *words, "--task.name=mine")
+    found, printed = evaluate(capsys, *words, "--tasks=classification", f"--run.storage={tmp_path}")
+    by_item = [json.loads(row) for row in (tmp_path / "evaluation-c" / "classification.jsonl").read_text().splitlines()]
+    labels, guesses = ([row[key] for row in by_item] for key in ("label", "prediction"))
+    mine = found["classification"]
+    assert mine["accuracy"] == alone["accuracy"] == pytest.approx(accuracy_score(labels, guesses))
+    assert mine["f1"] == alone["f1"] == pytest.approx(f1_score(labels, guesses))
+    assert mine["f1_interval"] == alone["f1_interval"] and mine["loss"] == pytest.approx(alone["loss"])
+    assert len(by_item) == mine["items"] == 60 and "f1" in printed
+
+
+def save_tiny_classifier(folder: Path, test: Path) -> None:
+    """A classifier of random weights, and a labelled file of 60 examples."""
     from raygpt.classify.classifier import Classifier, with_pad
     from raygpt.classify.folder import save_classifier
     from raygpt.model.gpt import GPT, GPTConfig
 
     torch.manual_seed(2)
-    tokenizer = byte_tokenizer()
-    trunk = GPT(GPTConfig(257, 64, 2, 2, 16))
-    classifier = Classifier(with_pad(trunk), 2)
+    classifier = Classifier(with_pad(GPT(GPTConfig(257, 64, 2, 2, 16))), 2)
     rows = {"max_tokens": 64, "swap_eval": False}
     save_classifier(
-        classifier, tmp_path / "c", labels=["0", "1"], eot_id=256, tokenizer_json=tokenizer.to_json(), rows=rows
+        classifier, folder, labels=["0", "1"], eot_id=256, tokenizer_json=byte_tokenizer().to_json(), rows=rows
     )
     draw = random.Random(4)
-    with open(tmp_path / "test.csv", "w", newline="") as file:
-        csv.writer(file).writerows(
+    with open(test, "w", newline="") as file:
+        csv.writer(file, delimiter="\t" if test.suffix == ".tsv" else ",").writerows(
             [["text", "label"], *([" ".join(draw.choices(WORDS, k=6)), draw.randrange(2)] for _ in range(60))]
         )
-    words = [f"--model.init_from={tmp_path / 'c'}", f"--task.test={tmp_path / 'test.csv'}"]
-    alone, _ = evaluate(capsys, *words, "--task.name=mine")
-    found, printed = evaluate(capsys, *words, "--tasks=classification", f"--run.storage={tmp_path}")
-    by_item = [json.loads(line) for line in (tmp_path / "evaluation-c" / "classification.jsonl").read_text().splitlines()]
-    labels, guesses = ([row[key] for row in by_item] for key in ("label", "prediction"))
-    mine = found["classification"]
-    assert mine["accuracy"] == alone["accuracy"] == pytest.approx(accuracy_score(labels, guesses))
-    assert mine["f1"] == alone["f1"] == pytest.approx(f1_score(labels, guesses)) and mine["f1_interval"] == alone["f1_interval"]
-    assert len(by_item) == mine["items"] == 60 and "f1" in printed

@@ -19,7 +19,7 @@ from raygpt.train.hellaswag import HellaswagAtHand
 from raygpt.train.resolve import resolve
 from tests.evaluate.hellaswag_items import write
 from tests.train.gloo_pool import GlooPool
-from tests.train.running import letters, run, settings
+from tests.train.running import CUT_ALL, letters, run, settings
 
 
 class OneOf(World):
@@ -61,11 +61,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return letters(tmp_path_factory.mktemp("data"), 3000)
 
 
+@pytest.mark.parametrize("strategy", ["ddp"])  # ZeRO: tests/drills/test_strategies.py
 def test_training_logs_what_evaluate_says_of_its_checkpoint(
-    gloo: GlooPool, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gloo: GlooPool, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], strategy: str
 ) -> None:
     path = write(tmp_path / "h.jsonl", 30)
     asked = {"eval__hellaswag": path, "eval__limit": "25", "eval__first": "true", "eval__every": "4"}
+    asked["train__strategy"] = strategy
+    if strategy == "zero3":
+        asked["train__deepspeed"] = CUT_ALL
     logged = {}
     for workers in ("1", "2"):
         config = settings(
