@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 # Padded tokens of a pass, unless eval.batch_tokens says otherwise: 16,384 x 50,257 logits are 3.3 GB in fp32.
 BATCH_TOKENS = {"cuda": 16_384, "cpu": 4_096}
 # What of a Hugging Face folder decides an answer.
-_DECIDES = ("config.json", ".safetensors", ".bin", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+_DECIDES = (
+    "config.json",
+    ".safetensors",
+    ".bin",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Which model, and how it is opened. `uri` is empty where `served` is asked; `run` is the run it belongs to, if any.
-    Picklable."""
+    """Which model, and how it is opened; picklable. `uri` is empty where `served` is asked; `run` is the run that it
+    belongs to, if any."""
 
     uri: str
     name: str
@@ -84,9 +92,7 @@ class OpenModel:
         source = self.source
         if source.served is not None:
             raise UserError("eval.endpoint serves no weights: of eval.tasks it answers wikitext, lambada, hellaswag.")
-        return open_subject(
-            source.uri, tokenizer=source.tokenizer, use_gpu=source.use_gpu, precision=source.precision
-        )
+        return open_subject(source.uri, tokenizer=source.tokenizer, use_gpu=source.use_gpu, precision=source.precision)
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -193,7 +199,7 @@ class OpenModel:
 
 
 def find_source(uri: str, **options: Any) -> ModelSource:
-    """The model at `uri`, pinned to the checkpoint that is the newest now. UserError where nothing usable lies there."""
+    """The model at `uri`, pinned to the checkpoint that is the newest now. UserError where nothing usable lies."""
     from raygpt.evaluate.foreign import is_foreign
     from raygpt.evaluate.subject import background
     from raygpt.parallel.weights import open_weights

@@ -6,7 +6,7 @@ that transformers loads, GGUF files too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -217,7 +217,9 @@ def chat_template(uri: str) -> Callable[[str], str]:
     except (UserError, OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"eval.chat: {uri} has no chat template that can be read ({one_line(error)}).") from error
     if not found.chat_template:
-        raise UserError(f"eval.chat=true but {uri} has no chat template: leave it out for a model that is no chat model.")
+        raise UserError(
+            f"eval.chat=true but {uri} has no chat template: leave it out for a model that is no chat model."
+        )
 
     def wrap(text: str) -> str:
         message = [{"role": "user", "content": text}]

@@ -2,8 +2,8 @@
 
 They stand below one's own rows of the same protocol, never among those of another: HellaSwag differs by 2 points and
 more between protocols, perplexities by a factor of two between normalisers. All are 0-shot, on whole validation or
-test sets (HellaSwag: 10,042 items). OpenAI's own harness for GPT-3 divides by tokens as build_nanogpt does; that the two
-are equal nobody has shown, and the row says so.
+test sets (HellaSwag: 10,042 items). OpenAI's own harness for GPT-3 divides by tokens as build_nanogpt does; that the
+two are equal nobody has shown, and the row says so.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def check_alike(measured: Sequence[Measured]) -> None:
     first = measured[0]
     texts = {str(each.figures["tasks"]["loss"]["data"]) for each in measured if "loss" in each.tasks}
     if len(texts) > 1:
-        raise UserError(f"loss: the models were measured on different text ({', '.join(sorted(texts))}): name data.val.")
+        raise UserError(
+            f"loss: the models were measured on different text ({', '.join(sorted(texts))}): name data.val."
+        )
     for each in measured[1:]:
         for name, task in each.tasks.items():
             if each.digests[name] != first.digests[name]:
@@ -55,8 +57,8 @@ def check_alike(measured: Sequence[Measured]) -> None:
                 )
             if task.settings() != first.tasks[name].settings():
                 raise UserError(
-                    f"{name}: {first.model['name']} and {each.model['name']} were asked by different settings: evaluate "
-                    "both by the same."
+                    f"{name}: {first.model['name']} and {each.model['name']} were asked by different settings: "
+                    "evaluate both by the same."
                 )
 
 
@@ -94,7 +96,9 @@ def lines(measured: Sequence[Measured], compared: Sequence[Compared]) -> list[st
             cells.append([row.task, row.protocol, *row.counts[:2], bos, metric, *values, how])
     made = aligned(cells)
     if not alike:
-        made.append("Vocabularies differ: figures per token do not compare and are left out; those per byte and word do.")
+        made.append(
+            "Vocabularies differ: figures per token do not compare and are left out; those per byte and word do."
+        )
     if compared:
         made += ["", "Paired by item, the second less the first, 95 % interval (accuracies in points):"]
         told = [[f"{each.second} - {each.first}", each.task, each.metric, each.sentence()] for each in compared]

@@ -1,8 +1,8 @@
 """The run of an evaluation: ask what is missing, keep every answer, say what they come to.
 
-    evaluation.json   what the model is, every task's figures with their protocol, where it was measured, what it cost
-    hellaswag.jsonl   a record per item (and protocol); one such file per task
-    parts/            answers as they came (`raygpt.evaluate.task_parts`)
+evaluation.json   what the model is, every task's figures with their protocol, where it was measured, what it cost
+hellaswag.jsonl   a record per item (and protocol); one such file per task
+parts/            answers as they came (`raygpt.evaluate.task_parts`)
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def evaluate_tasks(
     left = sum(parts.count - len(parts.done) for parts in every.values())
     if left:
         done, total = (sum(counts) for counts in zip(*((p.answered, len(p.items)) for p in every.values())))
-        return Outcome(STOPPED, closing=f"after {done:,} of {total:,} items; their answers are kept in {run.folder.uri}.")
+        return Outcome(
+            STOPPED, closing=f"after {done:,} of {total:,} items; their answers are kept in {run.folder.uri}."
+        )
     measured = _gather(run, source, fingerprint, tasks, every, seconds)
     found.append(measured)
     summary = {name: measured.figures["tasks"][name] for name in every} | {"wall_seconds": run.lock.wall_seconds}
@@ -94,7 +96,11 @@ def _ask(
                 every[name].write(part, records, facts)
                 done += len(every[name].of(part))
                 passed = time.monotonic() - began
-                figures = [name, f"{human_count(done / passed)} items/s", f"eta {human_duration((asked - done) * passed / done)}"]
+                figures = [
+                    name,
+                    f"{human_count(done / passed)} items/s",
+                    f"eta {human_duration((asked - done) * passed / done)}",
+                ]
                 if (usd := run.cost_usd()) is not None:
                     figures.append(f"${usd:.2f}")
                 meter.show(done, asked, *figures)
@@ -122,7 +128,7 @@ def _gather(
         lines = (json.dumps(record, ensure_ascii=False) for record in records[name])
         storage.write_text(run.folder / f"{name}.jsonl", "\n".join(lines) + "\n")
         for facts in answered:
-            place = {key: facts[key] for key in ("device", "precision") if key in facts}
+            place: dict[str, Any] = {key: facts[key] for key in ("device", "precision") if key in facts}
             if place and place not in places:
                 places.append(place)
             model |= {key: value for key, value in facts.items() if key not in place}

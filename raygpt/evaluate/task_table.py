@@ -19,7 +19,7 @@ class Row:
     task: str
     protocol: str
     items: int | None
-    figures: dict[str, tuple[float, float | None, float | None]]
+    figures: Mapping[str, tuple[float, float | None, float | None]]
     shots: int | None = None
     bos: str | None = None
     how: str = ""
@@ -62,11 +62,16 @@ def _wikitext(figures: Mapping[str, Any]) -> Iterator[Row]:
         found["bits/byte"] = (each["bits_per_byte"], None, None)
         overlap = f"overlap {each['overlap']:,}" if each["overlap"] else "no overlap"
         how = f"context {each['context']:,}, {overlap}"
-        yield Row("wikitext", protocol, each["texts"], found, None, "none" if each["bos"] is None else str(each["bos"]), how)
+        yield Row(
+            "wikitext", protocol, each["texts"], found, None, "none" if each["bos"] is None else str(each["bos"]), how
+        )
 
 
 def _loss(figures: Mapping[str, Any]) -> Iterator[Row]:
-    found = {"loss": (figures["loss"], None, None), "ppl/token": (figures["perplexity"], None, None)}
+    found: dict[str, tuple[float, None, None]] = {
+        "loss": (figures["loss"], None, None),
+        "ppl/token": (figures["perplexity"], None, None),
+    }
     if "bits_per_byte" in figures:
         found["bits/byte"] = (figures["bits_per_byte"], None, None)
     how = f"{figures['tokens']:,} tokens of {figures['data']}, rows of {figures['seq_len']:,}, no overlap"
@@ -114,7 +119,9 @@ def published(found: Sequence[Reference]) -> list[str]:
         return []
     cells = [["published, of the whole set, 0-shot", "protocol", "figures", "source"]]
     for each in found:
-        figures = ", ".join(f"{name} {shown(name.replace('bits_per_byte', 'bits/byte'), v)}" for name, v in each.figures.items())
+        figures = ", ".join(
+            f"{name} {shown(name.replace('bits_per_byte', 'bits/byte'), v)}" for name, v in each.figures.items()
+        )
         note = f"; {each.note}" if each.note else ""
         cells.append([each.model, f"{each.task} {each.protocol}", figures, f"{each.source} ({each.date}){note}"])
     return aligned(cells)

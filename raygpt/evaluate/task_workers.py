@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,7 +40,7 @@ class Workers:
 
 def answers(
     source: ModelSource, tasks: Sequence[Task], pending: Sequence[Pending], workers: Workers
-) -> Iterator[Answer]:
+) -> Generator[Answer]:
     """Every pending part answered, in whatever order they come; close it to stop. Raises UserError from a worker as it
     was raised there."""
     if workers.connect is not None:
@@ -84,7 +84,7 @@ class RayAnswering:
 
 def _by_ray(
     source: ModelSource, tasks: Sequence[Task], pending: Sequence[Pending], workers: Workers, gpu: bool
-) -> Iterator[Answer]:
+) -> Generator[Answer]:
     import ray
 
     source = replace(source, use_gpu=gpu)  # a worker without one of its own may see those of others

@@ -37,9 +37,7 @@ class Task(Protocol):
     def answer(self, model: OpenModel, items: Sequence[Any]) -> list[Record]:
         """Records of these items, in their order."""
 
-    def summarise(
-        self, items: Sequence[Any], records: Sequence[Record], facts: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def summarise(self, items: Sequence[Any], records: Sequence[Record], facts: Mapping[str, Any]) -> dict[str, Any]:
         """The figures, from the records of all items in their order; `facts` are those of the model."""
 
     def answers(self, records: Sequence[Record]) -> dict[str, np.ndarray]:

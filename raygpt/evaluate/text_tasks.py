@@ -102,9 +102,7 @@ class WikitextTask:
             sums[n] = losses[mine[n].first - mine[n].begin - 1 :].sum(dtype=np.float64)
         return _record(item, float(sums.sum()), sum(window.end - window.first for window in mine))
 
-    def summarise(
-        self, items: Sequence[Piece], records: Sequence[Record], facts: Mapping[str, Any]
-    ) -> dict[str, Any]:
+    def summarise(self, items: Sequence[Piece], records: Sequence[Record], facts: Mapping[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {"items": sum(item.reading == "lm_eval" for item in items)}
         for reading, protocol in READINGS.items():
             texts = self._texts(protocol)

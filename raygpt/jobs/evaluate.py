@@ -46,7 +46,10 @@ def _endpoint_and_tasks(config: Config) -> Iterator[Problem]:
         yield "eval.chat", "has no meaning with eval.endpoint, which is asked for plain continuations: leave it out"
     if wanted.endpoint is not None:
         for name in {"loss", "classification"} & set(wanted.chosen_tasks):
-            yield "eval.tasks", f"has {name}, which needs the weights: a served model answers wikitext, lambada, hellaswag"
+            yield (
+                "eval.tasks",
+                f"has {name}, which needs the weights: a served model answers wikitext, lambada, hellaswag",
+            )
     if wanted.chosen_tasks and config.compare.base:
         yield "compare.base", "is set beside eval.tasks: name both models with compare.models, the base first"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,6 @@ EVALUATION = "evaluation"  # its folder in a model's run
 
 def run_tasks(config: Config, call: Call) -> int:
     """Measure eval.tasks; with compare.models of each of them, side by side."""
-    from raygpt.evaluate.task_run import Measured
-
     sources = chosen_sources(config)
     several = len(sources) > 1
     found: list[Measured] = []
@@ -64,7 +62,7 @@ def measure_tasks(
     check_start(own, lambda where: storage.exists(where / FOLDER), "evaluation")
     return run_job(
         own,
-        lambda run: evaluate_tasks(run, source, asked, chosen_workers(config), found),
+        lambda run: evaluate_tasks(run, source, asked, chosen_workers(config, source), found),
         again=call.command,
         stopping="finishing the items in hand",
     )
@@ -90,7 +88,7 @@ def chosen_sources(config: Config) -> list[tuple[ModelSource, Location]]:
     from raygpt.run.frame import run_location
 
     wanted = config.eval
-    options = {
+    options: dict[str, Any] = {
         "tokenizer": config.data.tokenizer,
         "use_gpu": config.scale.use_gpu,
         "precision": config.train.precision,
@@ -135,7 +133,7 @@ def _folder(config: Config, source: ModelSource, several: bool) -> Location:
 
 def chosen_tasks(config: Config, source: ModelSource) -> list[Task]:
     """eval.tasks as plain descriptions. Raises UserError for one whose text is not named."""
-    make = {
+    make: dict[str, Callable[[Config], Task]] = {
         "loss": _loss,
         "wikitext": _wikitext,
         "lambada": _lambada,
@@ -216,7 +214,7 @@ def _classification(config: Config, source: ModelSource) -> Task:
     )
 
 
-def chosen_workers(config: Config) -> Workers:
+def chosen_workers(config: Config, source: ModelSource) -> Workers:
     """scale.num_workers of them on a cluster; one, unless a cluster is named, is this process, and a served model is
     asked from here whatever their number: what computes is elsewhere."""
     from raygpt.evaluate.task_workers import Workers
@@ -224,7 +222,7 @@ def chosen_workers(config: Config) -> Workers:
     scale = config.scale
     count = scale.worker_range[1]
     named = bool(scale.address) or os.environ.get("RAY_ADDRESS", "local") != "local"
-    if config.eval.endpoint is not None and not config.compare.models or (count == 1 and not named):
+    if source.served is not None or (count == 1 and not named):
         return Workers()
 
     def connected() -> bool:

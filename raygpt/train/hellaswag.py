@@ -25,7 +25,7 @@ from raygpt.scoring.questions import Scored
 
 @dataclass(frozen=True)
 class Endings:
-    """An item as rows of tokens: context and ending, of which the last `sizes` are the ending's. Rows are (n,) int64."""
+    """An item as rows of tokens, (n,) int64: context and ending, of which the last `sizes` are the ending's."""
 
     item: Item
     rows: tuple[np.ndarray, ...]

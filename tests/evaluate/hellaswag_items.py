@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-WORDS = "ant bee cat dog elk fox gnu hen ibis jay koi lynx".split()
+WORDS = ["ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay", "koi", "lynx"]
 
 
 def rows(count: int) -> list[dict[str, Any]]:

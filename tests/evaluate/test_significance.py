@@ -48,7 +48,9 @@ def test_the_interval_of_a_difference_is_the_normal_one_of_many_items() -> None:
     pair = pair_answers(first, second, resamples=4000)
     change = second.astype(float) - first
     low, high = stats.norm.interval(0.95, change.mean(), stats.sem(change))
-    assert pair.difference.low == pytest.approx(low, abs=0.002) and pair.difference.high == pytest.approx(high, abs=0.002)
+    assert pair.difference.low == pytest.approx(low, abs=0.002) and pair.difference.high == pytest.approx(
+        high, abs=0.002
+    )
 
 
 def test_losses_are_paired_per_byte() -> None:

@@ -128,7 +128,9 @@ def test_a_served_model_answers_as_the_model_itself(
         Windows.of("rolling", CONTEXT - 1),
         bos_id=subject.tokenizer.eot_id,
     )
-    assert found["wikitext"]["lm_eval"]["token"]["nats"] == pytest.approx(losses.nats.sum() / losses.tokens.sum(), rel=1e-4)
+    assert found["wikitext"]["lm_eval"]["token"]["nats"] == pytest.approx(
+        losses.nats.sum() / losses.tokens.sum(), rel=1e-4
+    )
     assert itself["lambada"]["lm_eval"]["perplexity"] > 1
 
 
