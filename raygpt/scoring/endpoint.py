@@ -87,6 +87,7 @@ class EndpointScorer:
         retries: int = 6,
     ) -> None:
         self.url = url.rstrip("/")
+        self._proxy = proxy_for(self.url)
         self._key = _key(api_key_env)
         self._tokenizer = tokenizer
         self._concurrency, self._timeout, self._retries = concurrency, timeout_seconds, retries
@@ -105,8 +106,9 @@ class EndpointScorer:
         most = context if length is None else min(context or length, length)
         assert most is not None
         self.context = most - self._new_tokens
-        begin = beginning(self._tokenizer) if self._tokenizer else ()
-        self.bos = "".join(self._tokenizer.backend.id_to_token(token) for token in begin) if begin else None
+        self.bos: str | None = None  # unknown where it is asked by text
+        if (reads := self._tokenizer) is not None:
+            self.bos = "".join(str(reads.backend.id_to_token(token)) for token in beginning(reads)) or None
 
     # --- Scorer -----------------------------------------------------------------------------------------------
 
@@ -179,6 +181,7 @@ class EndpointScorer:
     async def _all(self, works: Sequence[Callable[[aiohttp.ClientSession], Any]]) -> list[Any]:
         """What each brings, in their order; the first that fails ends the others."""
         gate = asyncio.Semaphore(self._concurrency)
+        self._heard = time.monotonic()  # nothing was asked since it was heard of last
         async with self._session() as session:
 
             async def one(work: Callable[[aiohttp.ClientSession], Any]) -> Any:
@@ -231,7 +234,7 @@ class EndpointScorer:
         """The reply's JSON. Raises _Again, Refused, UserError."""
         url = f"{self.url}/{path}"
         try:
-            async with session.request(method, url, data=data, proxy=proxy_for(url)) as reply:
+            async with session.request(method, url, data=data, proxy=self._proxy) as reply:
                 status, text = reply.status, await reply.read()
                 after = retry_after(reply.headers.get("Retry-After"))
         except aiohttp.InvalidURL as error:
@@ -247,14 +250,15 @@ class EndpointScorer:
             if self._key:
                 raise UserError(f"{self.url} refuses the key (HTTP {status}): check the variable it is read from.")
             raise UserError(f"{self.url} wants a key (HTTP {status}): name the variable that holds it.")
-        if status not in (429, 503):
+        if status != 503:
             self._heard = max(self._heard, time.monotonic())
         if status == 200:
             try:
                 return json.loads(text)
             except ValueError as error:
                 raise _Again("the answer is not JSON") from error
-        words = self._without_key(said(text))
+        # some endpoints repeat the key; taken out before the words are cut short
+        words = said(text.replace(self._key.encode(), b"...") if self._key else text)
         if status == 404:
             raise UserError(f"{url} answers 404 ({words}): mend the URL, which ends in /v1, or the model's name.")
         if status in (400, 413, 422):
@@ -262,9 +266,6 @@ class EndpointScorer:
         if status == 429 and b"insufficient_quota" in text:
             raise UserError(f"{self.url}: the account is used up: {words}.")
         raise _Again(f"{status}: {words}", counted=status not in (429, 503), after=after)
-
-    def _without_key(self, words: str) -> str:
-        return words.replace(self._key, "…") if self._key else words
 
     # --- what it can do ---------------------------------------------------------------------------------------
 
@@ -338,8 +339,10 @@ def read_echo(reply: Any, prompt: Prompt, new_tokens: int) -> Echo:
     if not isinstance(prompt, str):
         counted = len(prompt)
     count = counted if isinstance(counted, int) else len(values) - new_tokens
-    if len(values) < max(count, 2) or any(value is None for value in values[1:count]):
+    if len(values) < max(count, 1) or any(value is None for value in values[1:count]):
         raise NoLogprobs("the answer has those of new tokens alone")
+    if not all(isinstance(value, int | float) and value == value for value in values[1:count]):
+        raise NoLogprobs("the answer has something that is no number among them")
     best = [max(top.values()) if top else None for top in tops[:count]]
     return Echo(str(text), tuple(map(str, tokens[:count])), tuple(values[:count]), tuple(best))
 

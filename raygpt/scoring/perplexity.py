@@ -160,7 +160,7 @@ def table(results: Sequence[Perplexity]) -> Table:
     """One table of `results`. Per-token figures are left out where vocabularies differ; a row whose data or way of
     reading differs from others' says its own."""
     alike = len({result.vocabulary for result in results}) <= 1
-    columns = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+    columns: tuple[str, ...] = ("word_perplexity", "byte_perplexity", "bits_per_byte")
     notes = []
     if alike:
         columns = ("token_perplexity", *columns)

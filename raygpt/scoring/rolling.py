@@ -163,6 +163,11 @@ class ModelRows:
         with closing(token_losses(self.model, blocks, self.device, self.autocast)) as losses:
             for batch, (_, each) in zip(made, losses):
                 for n, line in zip(batch, each.cpu().numpy()):
+                    if np.isnan(line).any():
+                        raise UserError(
+                            "the model gives no number (nan) for a token: its weights are damaged, or its precision is "
+                            "too small for it."
+                        )
                     yield n, line[: len(rows[n]) - 1]
 
 

@@ -7,7 +7,8 @@ huggingface: the whole file is one text, its lines joined by two newlines; strid
 `lm_eval` is lm-evaluation-harness's task `wikitext` (version 2; a page is cut out as its data set
 EleutherAI/wikitext_document_level does), `huggingface` the example in transformers' documentation ("Perplexity of
 fixed-length models"). Both are defined on WikiText-2-raw; on the tokenised release, with <unk> for rare words, figures
-are others, and `read` says which one a file is.
+are others, and `read` says which one a file is. A BOS that the tokenizer puts before a text by itself, as Llama's does,
+stands there twice in the harness, which has the second one predicted; here it stands once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def read(uri: str) -> tuple[str, str]:
         text = storage.read_bytes(where).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{uri} is not UTF-8 text ({error.reason}): name WikiText's test file as published.") from error
-    if sum(1 for _ in _pages(text)) < 2:
+    if sum(1 for _ in pages(text)) < 2:
         raise UserError(f"{uri} has no pages under headings such as ' = Title = ': it is not WikiText as published.")
     release = "tokenised, with <unk>" if "<unk>" in text else "raw"
     return text, f"{where.name} ({release})"
@@ -44,20 +45,20 @@ def read(uri: str) -> tuple[str, str]:
 
 def texts(text: str, name: str, protocol: Protocol, limit: int | None = None) -> Texts:
     """What a protocol has a model read of the file's text; `limit` takes the first pages only, and says so."""
-    pages = list(_pages(text))
-    if limit is not None and limit < len(pages):
-        pages = pages[:limit]
-        text = "\n".join(pages) + "\n"
-        name += f", first {limit} pages"
+    some = list(pages(text))
+    if limit is not None and limit < len(some):
+        some = some[:limit]
+        text = "\n".join(some) + "\n"
+        name += f", first {limit} page{'s' if limit > 1 else ''}"
     if protocol == "huggingface":
         joined = "\n\n".join(_lines(text))
         return Texts(name, (joined,), (len(text.split()),), (len(text.encode()),), detokenised=False)
     return Texts(
         name,
-        tuple(map(detokenize, pages)),
+        tuple(map(detokenize, some)),
         # the harness splits at white space and counts the empty pieces at both ends
-        tuple(len(re.split(r"\s+", page)) for page in pages),
-        tuple(len(page.encode()) for page in pages),
+        tuple(len(re.split(r"\s+", page)) for page in some),
+        tuple(len(page.encode()) for page in some),
         detokenised=True,
     )
 
@@ -74,7 +75,7 @@ def _lines(text: str) -> list[str]:
     return [line if line.strip() else "" for line in io.StringIO(text)]
 
 
-def _pages(text: str) -> Iterator[str]:
+def pages(text: str) -> Iterator[str]:
     """A page is what stands from a heading of the first level, ' = Title = ', to the next."""
     page: list[str] = []
     for line in text.split("\n"):

@@ -11,7 +11,9 @@ import yaml
 from raygpt.data.tokenizer import END_OF_TEXT, Tokenizer
 
 
-def harness(task: str, rows: Path, net: Any, tokenizer: Tokenizer, context: int, batch_size: int = 4) -> dict[str, Any]:
+def harness(
+    task: str, rows: Path, net: Any, tokenizer: Tokenizer, context: int, *, bos: str = END_OF_TEXT
+) -> dict[str, Any]:
     """Results of its task, `folder/name`, over the JSONL file `rows`, which stands for the data set of the hub."""
     lm_eval = pytest.importorskip("lm_eval")
     from lm_eval.evaluator import evaluate
@@ -32,8 +34,8 @@ def harness(task: str, rows: Path, net: Any, tokenizer: Tokenizer, context: int,
         "validation_split": None,
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
-    model = HFLM(pretrained=net, tokenizer=fast, max_length=context, batch_size=batch_size, device="cpu")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, eos_token=END_OF_TEXT, bos_token=bos)
+    model = HFLM(pretrained=net, tokenizer=fast, max_length=context, batch_size=4, device="cpu")
     tasks = TaskManager(include_path=str(folder), include_defaults=False).load(name)
     found = evaluate(lm=model, task_dict=tasks, bootstrap_iters=0)
     assert found is not None

@@ -149,6 +149,10 @@ def test_what_cannot_be_read_is_refused(model: Any) -> None:
         text_losses(rows, [np.arange(4)], Windows.of("rolling", CONTEXT + 1), bos_id=EOT)
     with pytest.raises(UserError, match=f"token {VOCAB} but the model knows only {VOCAB}"):
         text_losses(rows, [np.array([VOCAB, 1])], Windows.of("rolling", CONTEXT), bos_id=EOT)
+    damaged = copy.deepcopy(model)
+    next(damaged.parameters()).data.fill_(math.nan)
+    with pytest.raises(UserError, match=r"gives no number \(nan\)"):
+        text_losses(ModelRows(damaged), [np.arange(4)], Windows.of("rolling", CONTEXT), bos_id=EOT)
     with pytest.raises(UserError, match="stride of 40 with a context of 32 leaves tokens out"):
         Windows.of("strided", CONTEXT, 40)
     with pytest.raises(UserError, match="stride is for strided windows"):

@@ -35,7 +35,7 @@ def lm_eval_figures(model: Any, path: Path) -> tuple[Perplexity, list[dict[str, 
 
 def test_word_and_byte_perplexity_are_lm_evaluation_harness_own(wikitext: Path, tmp_path: Path) -> None:
     net = tiny_llama()
-    pages = list(wikitext_module._pages(wikitext.read_text(encoding="utf-8")))
+    pages = list(wikitext_module.pages(wikitext.read_text(encoding="utf-8")))
     rows = tmp_path / "pages.jsonl"
     rows.write_text("".join(json.dumps({"page": page}) + "\n" for page in pages), encoding="utf-8")
     theirs = harness("wikitext/wikitext", rows, net, byte_tokenizer(), CONTEXT)
@@ -54,7 +54,7 @@ def test_pages_begin_at_their_titles_and_are_written_as_people_write(wikitext: P
     assert [page.strip().partition("\n")[0] for page in pages.texts] == ["= Robert <unk> =", "= Du Fu ="]
     assert pages.detokenised and "guest-starring role" in pages.texts[0] and " , " not in pages.texts[0]
     first = wikitext_module.texts(text, name, "lm_eval", limit=1)
-    assert first.texts == pages.texts[:1] and first.name.endswith("first 1 pages")
+    assert first.texts == pages.texts[:1] and first.name.endswith("first 1 page")
 
 
 def test_the_example_of_hugging_face_joins_rows_with_their_newlines(tmp_path: Path) -> None:
