@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raygpt import storage
+from raygpt.classify.folder import EXPORT, is_classifier
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.scoring.encoding import before_text
@@ -218,8 +219,6 @@ def find_source(uri: str, **options: Any) -> ModelSource:
 
 def _is_classifier(uri: str) -> bool:
     """Whether a run or folder holds a classifier and no language model's checkpoint."""
-    from raygpt.classify.folder import EXPORT, is_classifier
-
     path = Path(uri)
     return any((place / "config.json").is_file() and is_classifier(place) for place in (path, path / EXPORT))
 
@@ -236,6 +235,8 @@ def _digests(uri: str) -> Iterator[tuple[str, str]]:
         return
     if is_path(uri):
         where = storage.locate(uri)
+        if _is_classifier(uri):
+            yield from _files(where / EXPORT)
         if (saved := locate_checkpoint(uri) if storage.exists(where) else None) is not None:
             for name, facts in read_index(saved).files.items():
                 if not name.startswith(("rank-", "optimizer")):
