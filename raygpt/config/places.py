@@ -14,6 +14,7 @@ READ = (
     *("task.train", "task.val", "task.test", "teacher.model", "distill.teacher", "distill.real"),
     *("generate.prompts", "generate.decontaminate", "compare.base", "compare.tuned", "compare.models", "compare.real"),
     *("compare.synthetic", "compare.domain", "compare.general", "compare.terms"),
+    *("eval.hellaswag", "eval.lambada", "eval.wikitext"),
 )
 # {setting: jobs that write there what is to last}; others look there and find out by themselves that nothing is there
 WRITTEN = {
@@ -21,6 +22,7 @@ WRITTEN = {
     "prepare.output": ("prepare",),
     "export.output": ("export",),
     "compare.output": ("evaluate",),
+    "eval.output": ("evaluate",),
     "generate.output": ("generate",),
     "distill.store": ("distill",),
 }

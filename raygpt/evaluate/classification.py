@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from raygpt import storage
 from raygpt.classify.classifier import classification_metrics
 from raygpt.classify.folder import EXPORT, is_classifier, load_classifier
@@ -51,19 +53,55 @@ class ClassifierScores:
         }
 
 
-def score_classifier(
+@dataclass(frozen=True)
+class Guesses:
+    """What a classifier says of every example. `logits` are (N, len(names)); `labels` (N,) indices into `names`."""
+
+    origin: str
+    names: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def guesses(self) -> np.ndarray:
+        """(N,) classes."""
+        return self.logits.argmax(1)
+
+
+def score_classifier(places: Sequence[Location], data: str, *, resamples: int, **options: Any) -> ClassifierScores:
+    """Score the classifier that `guess` finds; `options` are its. `resamples` are behind the intervals."""
+    found = guess(places, data, **options)
+    loss = classification_metrics(found.logits, found.labels)["loss"]
+    return scores_of(found.origin, data, found.labels, len(found.names), found.guesses, loss, resamples)
+
+
+def scores_of(
+    origin: str,
+    data: str,
+    labels: np.ndarray,
+    num_labels: int,
+    guesses: np.ndarray,
+    loss: float,
+    resamples: int,
+) -> ClassifierScores:
+    """Accuracy and F1 of (N,) guesses with intervals over examples."""
+    draws = PairedBootstrap(labels, num_labels, {origin: guesses}, resamples=resamples)
+    accuracy, f1 = (draws.score(origin, metric) for metric in ("accuracy", "f1"))
+    return ClassifierScores(origin, data, len(labels), accuracy, f1, loss)
+
+
+def guess(
     places: Sequence[Location],
     data: str,
     *,
     text_columns: Sequence[str],
     label_column: str | None,
-    resamples: int,
+    limit: int | None = None,
     missing: str = "there is no classifier.",
-) -> ClassifierScores:
-    """Score the classifier of the first of `places` that has one (or in its export/) on the labelled file `data`.
+) -> Guesses:
+    """Ask the classifier of the first of `places` that has one (or in its export/) about the labelled file `data`.
 
-    `resamples` are behind the intervals. Raises UserError where there is no classifier (`missing` says so), or the file
-    has labels that it does not know.
+    Raises UserError where there is no classifier (`missing` says so), or the file has labels that it does not know.
     """
     examples = read_examples(data, tuple(text_columns), label_column, setting="task.test")
     with tempfile.TemporaryDirectory() as scratch:
@@ -77,13 +115,10 @@ def score_classifier(
             f"it knows {', '.join(names)}."
         )
     tokenizer = Tokenizer.from_json(tokenizer_json, origin, values["eos_token_id"])
-    part = encode(examples, names, tokenizer)
+    part = encode(examples if limit is None else examples.take(range(len(examples))[:limit]), names, tokenizer)
     rows = values["raygpt"]
     logits = predict(model, part, eot_id=tokenizer.eot_id, max_tokens=rows["max_tokens"], swap=rows["swap_eval"])
-    draws = PairedBootstrap(part.labels, len(names), {origin: logits.argmax(1)}, resamples=resamples)
-    accuracy, f1 = (draws.score(origin, metric) for metric in ("accuracy", "f1"))
-    loss = classification_metrics(logits, part.labels)["loss"]
-    return ClassifierScores(origin, data, len(part), accuracy, f1, loss)
+    return Guesses(origin, names, part.labels, logits)
 
 
 def labelled_file(test: str | None, train: str | None, val: str | None) -> str:

@@ -6,7 +6,7 @@ that transformers loads, GGUF files too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -202,6 +202,30 @@ def load_foreign(uri: str) -> Loaded:
     parameters = sum(parameter.numel() for parameter in net.parameters())
     config = ForeignConfig(net.config.model_type, network.vocab_size, network.context, parameters)
     return Loaded(ForeignModel(net, config).eval(), _tokenizer(uri), uri)
+
+
+def chat_template(uri: str) -> Callable[[str], str]:
+    """What the template of a Hugging Face folder or id, or of a GGUF file, makes of a user's message, up to where the
+    answer begins. Raises UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    from raygpt.serve.hf_network import source
+
+    try:
+        where, arguments = source(uri)
+        found = AutoTokenizer.from_pretrained(where, **arguments)
+    except (UserError, OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"eval.chat: {uri} has no chat template that can be read ({one_line(error)}).") from error
+    if not found.chat_template:
+        raise UserError(
+            f"eval.chat=true but {uri} has no chat template: leave it out for a model that is no chat model."
+        )
+
+    def wrap(text: str) -> str:
+        message = [{"role": "user", "content": text}]
+        return str(found.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+
+    return wrap
 
 
 def _tokenizer(uri: str) -> Tokenizer:

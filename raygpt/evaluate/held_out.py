@@ -12,8 +12,8 @@ from raygpt import storage
 from raygpt.data.corpus import held_out_units, read_documents
 from raygpt.data.documents import Errors, Reading
 from raygpt.data.reader import TokenReader
-from raygpt.data.shards import MANIFEST
-from raygpt.data.sources import is_path, raw_sources
+from raygpt.data.shards import MANIFEST, load_manifest
+from raygpt.data.sources import is_path, raw_sources, shard_folders
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.evaluate.subject import Subject
@@ -113,6 +113,43 @@ class _Watched:
     def _add(self, tokens: int) -> None:
         self._read += tokens
         self._on_progress(min(self._read, self._asked), self._asked)
+
+
+def validation_uri(val: str | None, train: str | None, subject: Subject) -> str:
+    """data.val as set, what lies beside data.train, or what the model's own run held out. UserError where none is."""
+    if val is not None:
+        return val
+    if train is not None:
+        return shard_folders(train, None)[1]
+    trained = subject.trained
+    if trained is None or trained.train is None:
+        raise UserError("data.val is not set: name the shard folder or the text to evaluate on.")
+    train, val = shard_folders(trained.train, trained.val)
+    made_of = None if subject.state is None or subject.mixed else subject.state.fingerprint
+    held = trained.val is None or storage.exists(storage.locate(train) / MANIFEST)  # else the text may be gone
+    if made_of and held and load_manifest(train).fingerprint != made_of:
+        raise UserError(
+            f"data.val is not set, and {train} beside which the run's validation text lay holds other tokens now than "
+            "those it was trained on: name data.val."
+        )
+    return val
+
+
+def rows_of(seq_len: int | None, subject: Subject) -> int:
+    """Tokens of a row: data.seq_len as set, what the model was trained on, or its context. UserError beyond that."""
+    longest = subject.model.config.seq_len
+    found = seq_len or (subject.trained and subject.trained.seq_len) or longest
+    if found > longest:
+        raise UserError(f"data.seq_len={found} exceeds the model's context of {longest}: lower it or leave it out.")
+    return found
+
+
+def most_rows(batches: int | None, global_batch_tokens: int, seq_len: int, subject: Subject) -> int | None:
+    """Rows of eval.batches global batches, the run's own or those set; None: all."""
+    if batches is None:
+        return None
+    batch = (subject.trained and subject.trained.global_batch_tokens) or global_batch_tokens
+    return max(1, batches * batch // seq_len)
 
 
 def shard_folder(uri: str) -> str | None:

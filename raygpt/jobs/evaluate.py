@@ -1,6 +1,7 @@
 """`raygpt evaluate`: loss, perplexity and bits per byte of a model on token shards or raw text.
 
-With --base and --tuned: what fine-tuning bought, as one page. With --compare: several models side by side.
+With eval.tasks: HellaSwag, LAMBADA, WikiText and more, as a run (`raygpt.jobs.evaluate_tasks`). With --base and
+--tuned: what fine-tuning bought, as one page. With --compare: several models side by side.
 """
 
 from __future__ import annotations
@@ -37,21 +38,45 @@ def _both_sides(config: Config) -> Iterator[Problem]:
         yield "compare.base", "is set beside compare.models: name that model first there"
 
 
+def _endpoint_and_tasks(config: Config) -> Iterator[Problem]:
+    wanted = config.eval
+    if wanted.endpoint is not None and not wanted.chosen_tasks:
+        yield "eval.endpoint", "is set but no task: name some with eval.tasks (wikitext, lambada, hellaswag)"
+    if wanted.endpoint is not None and wanted.chat:
+        yield "eval.chat", "has no meaning with eval.endpoint, which is asked for plain continuations: leave it out"
+    if wanted.endpoint is not None:
+        for name in {"loss", "classification"} & set(wanted.chosen_tasks):
+            yield (
+                "eval.tasks",
+                f"has {name}, which needs the weights: a served model answers wikitext, lambada, hellaswag",
+            )
+    if wanted.chosen_tasks and config.compare.base:
+        yield "compare.base", "is set beside eval.tasks: name both models with compare.models, the base first"
+
+
 DECLARATION = Job(
     "evaluate",
-    "loss, perplexity, bits per byte of a model; --base and --tuned, or --compare: of several, as a page",
-    ("run", "scale", "model", "data", "prepare", "eval", "train", "compare", "sample"),
+    "loss, perplexity, HellaSwag and more of a model; --base and --tuned, or --compare: of several",
+    ("run", "scale", "model", "data", "prepare", "eval", "train", "compare", "sample", "track"),
     reads=("task", "tune"),
-    aliases=(("base", "compare.base"), ("tuned", "compare.tuned"), ("compare", "compare.models")),
-    lists=("compare",),
-    checks=(_both_sides, base_tokenizer),
+    aliases=(
+        ("base", "compare.base"),
+        ("tuned", "compare.tuned"),
+        ("compare", "compare.models"),
+        ("tasks", "eval.tasks"),
+    ),
+    lists=("compare", "tasks"),
+    checks=(_both_sides, _endpoint_and_tasks, base_tokenizer),
     place=70,
 )
 
 
 def run(config: Config, call: Call) -> int:
     from raygpt.evaluate.held_out import open_held_out
+    from raygpt.jobs.evaluate_tasks import held_out_options, run_tasks
 
+    if config.eval.chosen_tasks:
+        return run_tasks(config, call)
     if config.compare.models:
         return run_side_by_side(config)
     if config.compare.base is not None:
@@ -63,12 +88,7 @@ def run(config: Config, call: Call) -> int:
     held_out = open_held_out(
         validation_uri(config, subject),
         subject.tokenizer,
-        subset=config.prepare.subset,
-        text_column=config.data.text_column or config.prepare.text_column,
-        encoding_errors=config.prepare.encoding_errors,
-        split_text=config.prepare.split_text,
-        max_document_mb=config.prepare.max_document_mb,
-        cache_bytes=int(config.data.cache_gb * 1e9),
+        **held_out_options(config),
     )
     print(f"Data {held_out.uri}: {held_out.reader.total_tokens:,} tokens, {held_out.bytes:,} bytes of text", flush=True)
     result = measure(config, subject, held_out)
@@ -247,42 +267,17 @@ def held_out_texts(config: Config, arms: list[Arm]) -> tuple[dict[str, Documents
 
 def validation_uri(config: Config, subject: Subject) -> str:
     """data.val as set, or that of the run's own config."""
-    from raygpt.data.shards import MANIFEST, load_manifest
-    from raygpt.data.sources import shard_folders
-    from raygpt.storage import exists, locate
+    from raygpt.evaluate import held_out
 
-    if config.data.val is not None:
-        return config.data.val
-    if config.data.train is not None:
-        return shard_folders(config.data.train, None)[1]
-    trained = subject.trained
-    if trained is None or trained.train is None:
-        raise UserError("data.val is not set: name the shard folder or the text to evaluate on.")
-    train, val = shard_folders(trained.train, trained.val)
-    made_of = None if subject.state is None or subject.mixed else subject.state.fingerprint
-    held = trained.val is None or exists(locate(train) / MANIFEST)  # else the training data may be gone
-    if made_of and held and load_manifest(train).fingerprint != made_of:
-        raise UserError(
-            f"data.val is not set, and {train} beside which the run's validation text lay holds other tokens now than "
-            "those it was trained on: name data.val."
-        )
-    return val
+    return held_out.validation_uri(config.data.val, config.data.train, subject)
 
 
 def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:
     """Evaluate with the settings of `config` and, where they say nothing, of the run."""
-    from raygpt.evaluate.held_out import evaluate_held_out
+    from raygpt.evaluate.held_out import evaluate_held_out, most_rows, rows_of
     from raygpt.track.meter import Meter
 
-    trained = subject.trained
-    seq_len = config.data.seq_len or (trained and trained.seq_len) or subject.model.config.seq_len
-    if seq_len > subject.model.config.seq_len:
-        longest = subject.model.config.seq_len
-        raise UserError(f"data.seq_len={seq_len} exceeds the model's context of {longest}: lower it or leave it out.")
-    rows = None
-    if config.eval.batches is not None:
-        batch = (trained and trained.global_batch_tokens) or config.train.global_batch_tokens
-        rows = max(1, config.eval.batches * batch // seq_len)
+    seq_len = rows_of(config.data.seq_len, subject)
     micro = config.train.micro_batch_size
     meter = Meter("evaluate", sys.stdout)
     try:
@@ -291,7 +286,7 @@ def measure(config: Config, subject: Subject, held_out: HeldOut) -> Evaluation:
             held_out,
             seq_len,
             batch_rows=micro if isinstance(micro, int) else None,
-            max_rows=rows,
+            max_rows=most_rows(config.eval.batches, config.train.global_batch_tokens, seq_len, subject),
             on_progress=meter.show,
         )
     finally:

@@ -102,7 +102,7 @@ class EndpointScorer:
             if self._tokenizer is not None:
                 await self._probe_ids(session, self._tokenizer, text)
         if context is None and length is None:
-            raise UserError(f"{self.url} does not say how long its context is: give it.")
+            raise UserError(f"{self.url} does not say how long its context is: set data.seq_len to it.")
         most = context if length is None else min(context or length, length)
         assert most is not None
         self.context = most - self._new_tokens

@@ -43,6 +43,7 @@ FROM_RECORDS: dict[str, Exported] = {
     "train_tokens": Exported("training tokens seen so far", _of("tokens")),
     "train_loss": Exported("mean training loss since the last record, nats per token", _of("train_loss")),
     "train_val_loss": Exported("validation loss, nats per token", _of("val_loss")),
+    "train_hellaswag_acc_norm": Exported("accuracy on HellaSwag, 0 to 1", _of("hellaswag_acc_norm")),
     "train_grad_norm": Exported("global gradient norm before clipping", _of("grad_norm")),
     "train_lr": Exported("learning rate", _of("lr")),
     "train_global_tokens_per_sec": Exported("tokens per second of all workers", _of("tokens_per_second"), True),

@@ -14,7 +14,7 @@ from raygpt import terminal
 BAR_CELLS = 20
 DEFAULT_COLUMNS = 100
 # What a narrow terminal goes without, in this order; step and loss stay.
-DROPPED_FIRST = ("lr", "data", "mfu", "skipped", "cost", "speed", "val", "bar", "eta")
+DROPPED_FIRST = ("lr", "data", "mfu", "skipped", "cost", "speed", "hellaswag", "val", "bar", "eta")
 
 
 class Progress:
@@ -96,6 +96,8 @@ def _figures(record: Mapping[str, Any], total_steps: int) -> dict[str, str]:
         figures["loss"] = f"loss {record['train_loss']:.4f}"
     if "val_loss" in record:
         figures["val"] = f"val {record['val_loss']:.2f}"
+    if "hellaswag_acc_norm" in record:
+        figures["hellaswag"] = f"hellaswag {record['hellaswag_acc_norm']:.2%}"
     if "lr" in record:
         figures["lr"] = f"lr {_short_scientific(record['lr'])}"
     if "skipped_steps" in record:

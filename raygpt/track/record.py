@@ -31,6 +31,8 @@ METRICS: dict[str, str] = {
     # below: written where they mean something
     "kd_loss": "divergence from the teacher times its temperature squared, nats per token, as train_loss",
     "ce_loss": "cross-entropy of the next token beside it, nats per token, as train_loss",
+    "hellaswag_acc": "share of eval.hellaswag's items whose ending of the largest probability is right, 0 to 1",
+    "hellaswag_acc_norm": "the same by the first of eval.protocols, lengths of endings made up for, 0 to 1",
     "teacher_seconds": "part of step_seconds in which a teacher beside the student computed, on rank 0",
     "epoch": "pass over the training tokens, from 0",
     "skipped_steps": "steps skipped so far because gradients were not finite",

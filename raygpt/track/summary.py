@@ -33,6 +33,7 @@ SUMMARY: dict[str, str] = {
     "data_wait_fraction": "share of step time spent waiting for data",
     "kd_loss": "last divergence from the teacher times its temperature squared, nats per token",
     "ce_loss": "last cross-entropy of the next token beside it, nats per token",
+    "hellaswag_acc_norm": "last accuracy on eval.hellaswag by the first of eval.protocols, 0 to 1",
     "teacher_fraction": "share of step time in which the teacher computed, warm-up left out",
 }
 
@@ -65,6 +66,7 @@ def summarise(records: Iterable[Record], **facts: Any) -> dict[str, Any]:
         "cost_usd": _last(rows, "cost_usd"),
         "kd_loss": _last(rows, "kd_loss"),
         "ce_loss": _last(rows, "ce_loss"),
+        "hellaswag_acc_norm": _last(rows, "hellaswag_acc_norm"),
         "teacher_fraction": _median(span["teacher"] for span in steady),
     }
     seconds = sum(span["seconds"] for span in spans)

@@ -98,6 +98,7 @@ def train(
     rank_state: dict | None = None,
     beside: Beside | None = None,
     figures: Callable[[], dict[str, float]] = dict,
+    answers: Callable[[], dict[str, float]] = dict,
 ) -> End:
     """Run steps [state.step, plan.total_steps), keeping `state` current.
 
@@ -109,7 +110,8 @@ def train(
     that fp16 skipped counts as none in the learning-rate schedule either. Whether a step was skipped is read at records
     and checkpoints, where the device is waited for anyway; in fp16 after every step, for the scale depends on it.
 
-    `beside` and `figures` are those of the objective (`raygpt.train.objective.Objective`).
+    `beside` and `figures` are those of the objective (`raygpt.train.objective.Objective`); `answers` are what an
+    evaluation tells beside the loss.
     """
     eta = Eta(
         plan.total_steps,
@@ -130,9 +132,10 @@ def train(
         before = time.perf_counter()
         state.val_loss = evaluate()
         state.best_val_loss = state.val_loss if math.isfinite(state.val_loss) else None
+        told = {"val_loss": state.val_loss, **answers()}
         eta.observe_evaluation(time.perf_counter() - before)
         if world.rank == 0:
-            hooks.log(make_record(step=0, tokens=0, val_loss=state.val_loss, world_size=world.size, time=time.time()))
+            hooks.log(make_record(step=0, tokens=0, world_size=world.size, time=time.time(), **told))
     while state.step < plan.total_steps:
         begin = time.perf_counter()
         batch, taken = ahead.take()
@@ -184,12 +187,13 @@ def train(
             loss = world.sum(loss_sum / interval.steps)[0] / world.size if interval.steps else None
             if loss is not None and not math.isfinite(loss):
                 return End("diverged", f"its loss stopped being a number at step {state.step}")
-        val_loss = None
+        told = {}
         early = False
         if evaluate_now:
             before = time.perf_counter()
             assert evaluate is not None
             val_loss = evaluate()
+            told = {"val_loss": val_loss, **answers()}
             eta.observe_evaluation(time.perf_counter() - before)
             state.val_loss = val_loss
             best = state.best_val_loss
@@ -224,7 +228,7 @@ def train(
             stall = time.perf_counter() - before
             eta.observe_checkpoint(stall)
         if log_now or evaluate_now:
-            record = _record(state, world, step_fn, result, lr, val_loss, digest)
+            record = _record(state, world, step_fn, result, lr, told, digest)
             if log_now:
                 speed = plan.tokens_per_step / mean_seconds
                 record |= make_record(
@@ -363,13 +367,13 @@ def _record(
     step_fn: StepFunction,
     result: StepResult,
     lr: float,
-    val_loss: float | None,
+    told: dict[str, float],
     digest: str | None,
 ) -> Record:
     return make_record(
         step=state.step,
         tokens=state.tokens,
-        val_loss=val_loss,
+        **told,
         lr=lr,
         grad_norm=None if result.skipped else float(result.grad_norm),
         gpu_memory_bytes=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,

@@ -17,6 +17,7 @@ from raygpt.model.architecture import ModelConfig
 from raygpt.model.registry import FIRST
 from raygpt.parallel import checkpoint
 from raygpt.run.frame import check_start, run_location
+from raygpt.scoring.hellaswag import Item, questions, read_items
 from raygpt.storage import Location
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
 from raygpt.train.evaluation import rows_in_training
@@ -40,7 +41,7 @@ class RealText:
 class Resolved:
     """A job ready to start. `done_steps` is where the newest complete checkpoint stands, 0 for a fresh run.
 
-    `real` is the shard folder of text mixed with that of `train`.
+    `real` is the shard folder of text mixed with that of `train`; `hellaswag` what is asked at every evaluation.
     """
 
     run: Location
@@ -55,6 +56,7 @@ class Resolved:
     stopped_early: bool = False
     real_uri: str | None = None
     real: Manifest | None = None
+    hellaswag: tuple[Item, ...] = ()
 
     @property
     def layout(self) -> AnyLayout:
@@ -150,7 +152,18 @@ def resolve(config: Config, real: RealText | None = None) -> Resolved:
         earlier.stopped_early if earlier else False,
         real_uri,
         mixed,
+        hellaswag_items(config),
     )
+
+
+def hellaswag_items(config: Config) -> tuple[Item, ...]:
+    """Items of eval.hellaswag, of which eval.limit may take the first ones; none where it is not set. Raises UserError
+    for what cannot be asked."""
+    if config.eval.hellaswag is None:
+        return ()
+    items = read_items(config.eval.hellaswag, config.eval.limit)
+    questions(items, config.eval.protocols[0])
+    return tuple(items)
 
 
 def _check_length(real: Manifest, uri: str, batch_tokens: int) -> None:

@@ -118,6 +118,11 @@ def _announce(config: Config, job: Resolved, progress: Progress) -> None:
             f"Validation {job.val_uri}: the same {human_count(job.val_tokens)} of {human_count(job.val.tokens)} "
             "tokens, evenly spaced, at every evaluation (eval.batches); `raygpt evaluate` takes all"
         )
+    if job.hellaswag:
+        progress.note(
+            f"HellaSwag: {len(job.hellaswag):,} items of {config.eval.hellaswag} at every evaluation, protocol "
+            f"{config.eval.protocols[0]}"
+        )
     progress.note(
         f"Run {job.run.uri}: {job.plan.total_steps:,} steps of {job.plan.tokens_per_step:,} tokens "
         f"({order.epochs(job.plan.total_steps):.2f} epochs)"
@@ -219,6 +224,7 @@ def _trainer(
         reader=reader,
         planned_rows=planned_rows,
         objective=objective,
+        hellaswag=job.hellaswag,
     )
     environment = train_environment()
     state = tracked(config, control, environment)

@@ -9,6 +9,7 @@ import math
 import socket
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import ray
@@ -26,6 +27,7 @@ from raygpt.data.reader import TokenReader
 from raygpt.data.service import Group, served_blocks, service_of
 from raygpt.data.shards import AnyLayout, Layout
 from raygpt.data.stream import Batch, Source, batches, mapped_blocks
+from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.model import registry
 from raygpt.parallel import checkpoint
@@ -36,9 +38,11 @@ from raygpt.parallel.saving import new_attempt
 from raygpt.parallel.shared import check_shared
 from raygpt.run.attribution import Voice, speaker
 from raygpt.run.control import ControlLink
+from raygpt.scoring.hellaswag import Item
 from raygpt.storage import Location, locate
 from raygpt.train import compile_cache
 from raygpt.train.evaluation import evaluate_tokens
+from raygpt.train.hellaswag import HellaswagAtHand
 from raygpt.train.hooks import RunHooks
 from raygpt.train.leaving import Leaving
 from raygpt.train.loop import LoopOptions, train
@@ -71,6 +75,7 @@ class Assignment:
     reader: str  # name of the nodes' reader services
     planned_rows: int | None = None
     objective: MakeObjective | None = None  # language modelling where there is none
+    hellaswag: tuple[Item, ...] = ()  # asked at every evaluation
 
 
 def train_worker(assignment: Assignment) -> None:
@@ -142,6 +147,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         )
         return result.loss
 
+    asked = _hellaswag(assignment, config, EVALUATION_ROWS * micro * plan.order.seq_len)
     attempt = world.broadcast(new_attempt())
     hooks = RunHooks(assignment.tokenizer_json, config, run, world, strategy, state, link, attempt)
     if link is not None:
@@ -166,7 +172,10 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         flops_per_token=model_config.flops_per_token(plan.order.seq_len),
         cost_usd=link.cost_usd if link is not None else lambda: None,
         # a forward pass is a third of a step's work
-        evaluation_steps=min(plan.evaluation_rows or math.inf, val_reader.total_tokens / plan.order.seq_len)
+        evaluation_steps=(
+            min(plan.evaluation_rows or math.inf, val_reader.total_tokens / plan.order.seq_len)
+            + (asked.tokens / plan.order.seq_len if asked is not None else 0)
+        )
         / (3 * plan.order.global_batch_rows),
         # a snapshot costs next to nothing; what is written while training waits goes at about this speed with hashing
         checkpoint_seconds=0.0
@@ -180,7 +189,9 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     model.train()
     try:
         beside, figures = extra(objective, "beside"), extra(objective, "figures") or dict
-        end = train(strategy.step, stream, plan, state, world, hooks, options, evaluate, rank_state, beside, figures)
+        answers = partial(asked.ask, model, world, strategy.autocast) if asked is not None else dict
+        rest = (options, evaluate, rank_state, beside, figures, answers)
+        end = train(strategy.step, stream, plan, state, world, hooks, *rest)
     except BaseException:
         hooks.finish(failed=True)
         raise
@@ -206,6 +217,15 @@ def _stream(
         group = Group(world.broadcast(uuid.uuid4().hex), tuple(here), last_step)
         blocks = served_blocks(service_of(reader, group), group, source, first_step)
     return batches(source, blocks, first_step, last_step)
+
+
+def _hellaswag(assignment: Assignment, config: Config, batch_tokens: int) -> HellaswagAtHand | None:
+    """What is asked at every evaluation, in passes as large as the evaluation's own."""
+    if not assignment.hellaswag:
+        return None
+    tokenizer = Tokenizer.from_json(assignment.tokenizer_json, assignment.tokenizer_name, assignment.eot_id)
+    context = registry.model_config(assignment.model).seq_len
+    return HellaswagAtHand(assignment.hellaswag, config.eval.protocols[0], tokenizer, context, batch_tokens)
 
 
 def _load_compiled(run: Location, world: World, link: ControlLink | None) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train import test_diverging, test_toy_optimizer, test_uneven
+from tests.train import test_diverging, test_hellaswag, test_toy_optimizer, test_uneven
 from tests.train.gloo_pool import GlooPool
 from tests.train.test_uneven import alone, data  # noqa: F401 - fixtures
 
@@ -31,3 +31,12 @@ def test_three_workers_share_32_rows(
 
 def test_a_step_that_was_far_too_long_is_skipped(gloo: GlooPool, tmp_path: Path) -> None:
     test_diverging.test_steps_after_one_that_was_far_too_long_are_skipped_and_end_the_run(gloo, tmp_path, "zero3")
+
+
+def test_hellaswag_under_zero_3_takes_all_ranks(
+    gloo: GlooPool,
+    data: str,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    test_hellaswag.test_training_logs_what_evaluate_says_of_its_checkpoint(gloo, data, tmp_path, capsys, "zero3")
