@@ -36,8 +36,8 @@ class Scorer(Protocol):
     """A model that answers: in this process, or behind an endpoint that gives log-probabilities."""
 
     name: str
-    # Most tokens read at once. Of context and continuation together the last `context` + 1 count, since nobody reads the
-    # very last; older ones are left away, as in lm-evaluation-harness.
+    # Most tokens read at once. Of context and continuation together the last `context` + 1 count, since nobody reads
+    # the very last; older ones are left away, as in lm-evaluation-harness.
     context: int
 
     def ask(self, questions: Sequence[Question]) -> list[tuple[Scored, ...]]:
