@@ -79,7 +79,7 @@ class ModelScorer:
         self._at_once = max(1, size // (4 * int(model.config.vocab_size)))
         self._markup = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str()) if markup else None
         self._begin = beginning(tokenizer)
-        self.bos = "".join(tokenizer.backend.id_to_token(token) for token in self._begin) or None
+        self.bos = "".join(str(tokenizer.backend.id_to_token(token)) for token in self._begin) or None
 
     def ask(self, questions: Sequence[Question]) -> list[tuple[Scored, ...]]:
         """What every continuation scores, in the order asked.
@@ -104,16 +104,15 @@ class ModelScorer:
         """The continuations of every question as tokens."""
         texts: list[str] = []
         for question in questions:
-            head, tail = split(question)
-            wholes = [head + tail + one for one in question.continuations]
-            texts += [head, *(wholes if question.joining == "whole" else question.continuations)]
+            text, blanks = split(question)
+            wholes = [text + blanks + one for one in question.continuations]
+            texts += [text, *(wholes if question.joining == "whole" else question.continuations)]
         encoded = iter(self._encode(texts))
         result = []
         for number, question in enumerate(questions):
             head = next(encoded)
             chains = []
             for index in range(len(question.continuations)):
-                # A context without tokens is the end of a text: something has to stand before the first token.
                 aims = next(encoded)[len(head) if question.joining == "whole" else 0 :]
                 before = self._before(head)
                 chains.append(self._chain(question, number, index, before, aims))
@@ -125,6 +124,7 @@ class ModelScorer:
         if self._markup is not None and tuple(head[: len(begin)]) == begin:
             begin = ()  # the template has put it there
         whole = np.concatenate([np.array(begin, np.int64), head])
+        # a context without tokens is the end of a text: something has to stand before the first token
         return whole if len(whole) else np.array([self._tokenizer.eot_id], np.int64)
 
     def _chain(self, question: Question, number: int, index: int, before: np.ndarray, aims: np.ndarray) -> _Chain:

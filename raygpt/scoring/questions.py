@@ -36,7 +36,9 @@ class Scorer(Protocol):
     """A model that answers: in this process, or behind an endpoint that gives log-probabilities."""
 
     name: str
-    context: int  # most tokens of context and continuation together; older ones of the context are left away
+    # Most tokens read at once. Of context and continuation together the last `context` + 1 count, since nobody reads
+    # the very last; older ones are left away, as in lm-evaluation-harness.
+    context: int
 
     def ask(self, questions: Sequence[Question]) -> list[tuple[Scored, ...]]:
         """What every continuation scores, in the order asked. The same whatever is asked beside it."""
