@@ -28,7 +28,7 @@ def compare(results: Sequence[Result], names: Sequence[str]) -> str:
     for result, name in zip(results[1:], names[1:]):
         if result.case != base.case:
             raise UserError(
-                f"{names[0]} is of the case {base.case} and {name} of the case {result.case}: compare results of one case."
+                f"{names[0]} is of case {base.case} and {name} of case {result.case}: compare those of one case."
             )
         pairs = [
             (old, new)

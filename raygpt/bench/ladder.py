@@ -1,8 +1,8 @@
 """PURE. The ladder: one model and the same rows, from plain fp32 to the trainer's own step, one change at a time.
 
-On a CPU all rungs live at once and take turns, block by block, in an order that alternates: a machine that is busy for a
-while slows all of them. On a GPU, which is nobody else's, they follow one another, so that each has the memory to itself
-and its peak can be told.
+On a CPU all rungs live at once and take turns, block by block, in an order that alternates: a machine that is busy for
+a while slows all of them. On a GPU, which is nobody else's, they follow one another, so that each has the memory to
+itself and its peak can be told.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ def provenance(command: Sequence[str], *packages: str, device: torch.device | No
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(command),
     }
+    if hasattr(os, "getloadavg"):  # beside the cores it says whether the machine was this measurement's own
+        found["load_average_before"] = round(os.getloadavg()[0], 1)
     if (now := commit()) is not None:
         found["commit"] = now
     return found

@@ -78,7 +78,7 @@ class ExplicitAttention(Attention):
 
 
 def ladder(config: GPTConfig, device: torch.device, backend: str = "inductor", tokens: int = 0) -> list[Rung]:
-    """All rungs for a device, `tokens` to a micro-batch; those that mean nothing there say why, and are not measured."""
+    """All rungs for a device, `tokens` to a micro-batch; those that mean nothing there say why and are not measured."""
     rungs = [Rung("fp32", Setting())]
 
     def add(name: str, why_not: str = "", **changes: Any) -> None:

@@ -7,6 +7,7 @@ Every worker has the same rows as the one of the first line, as in weak scaling:
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import raygpt
 from raygpt.bench.result import Row, Spread, usd_per_billion
 from raygpt.errors import UserError, one_line
 
@@ -34,7 +36,9 @@ def under_torchrun(workers: int, words: Sequence[str]) -> dict[str, Any]:
         out = Path(folder) / "step.json"
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={workers}"]
         command = [sys.executable, *launcher, "-m", "raygpt.bench.step", *words, f"--out={out}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        paths = [str(Path(raygpt.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode or not out.exists():
             raise UserError(f"torchrun with {workers} workers failed: {one_line(done.stderr[-2000:], 400)}")
         return json.loads(out.read_text(encoding="utf-8"))
