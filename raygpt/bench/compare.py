@@ -41,7 +41,7 @@ def compare(results: Sequence[Result], names: Sequence[str]) -> str:
             raise UserError(f"{names[0]} and {name} have no measured row in common: there is nothing to compare.")
         lines += [f"{name} over {names[0]}", ""]
         found = differences(base, result, pairs)
-        lines += [f"**{each}**" for each in found] + ([""] if found else [])
+        lines += [f"- **{each}**" for each in found] + ([""] if found else [])
         lines += ["| | tokens/s before | tokens/s | ratio | |", "|---|---|---|---|---|"]
         for old, new in pairs:
             assert old.tokens_per_second is not None and new.tokens_per_second is not None
@@ -81,7 +81,7 @@ def differences(old: Result, new: Result, pairs: Sequence[tuple[Row, Row]]) -> l
     models = [{str(row.settings.get("model")) for row in side} for side in zip(*pairs)]
     if models[0] != models[1]:
         sizes = [sorted({row.settings.get("parameters", 0) for row in side}) for side in zip(*pairs)]
-        found.append(f"Different model: {_numbers(sizes[0])} parameters against {_numbers(sizes[1])}.")
+        found.append(f"Different model: {_numbers(sizes[0])} against {_numbers(sizes[1])} parameters.")
     for row, other in pairs:
         one, two = (
             {k: v for k, v in each.settings.items() if k not in ("model", "parameters")} for each in (row, other)

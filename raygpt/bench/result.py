@@ -146,7 +146,7 @@ def describe(provenance: dict[str, Any]) -> str:
         f"Hardware: {hardware or 'not recorded'}",
         f"versions: {words or 'not recorded'}",
         f"date: {provenance.get('date', 'not recorded')}",
-        *([f"load average before: {load}"] if (load := provenance.get("load_average_before")) is not None else []),
+        *([f"load average: {load}"] if (load := provenance.get("load_average")) is not None else []),
         f"commit: {provenance.get('commit', 'not recorded')}",
         f"command: `{provenance['command']}`" if "command" in provenance else "command: not recorded",
     ]
