@@ -73,10 +73,10 @@ def differences(old: Result, new: Result, pairs: Sequence[tuple[Row, Row]]) -> l
         found.append("Hardware not recorded: these speeds may be of different machines.")
     elif changed := _changed(before, after):
         found.append(f"Different hardware: {changed}.")
-    versions = [each.provenance.get("versions") for each in (old, new)]
-    if not all(versions):
+    one, other = old.provenance.get("versions"), new.provenance.get("versions")
+    if not one or not other:
         found.append("Versions not recorded.")
-    elif changed := _changed(*versions):
+    elif changed := _changed(one, other):
         found.append(f"Different versions: {changed}.")
     models = [{str(row.settings.get("model")) for row in side} for side in zip(*pairs)]
     if models[0] != models[1]:

@@ -146,7 +146,7 @@ def describe(provenance: dict[str, Any]) -> str:
         f"Hardware: {hardware or 'not recorded'}",
         f"versions: {words or 'not recorded'}",
         f"date: {provenance.get('date', 'not recorded')}",
-        *([f"load average: {load}"] if (load := provenance.get("load_average")) is not None else []),
+        *([f"load average: {load}"] if (load := provenance.get("load_average_before")) is not None else []),
         f"commit: {provenance.get('commit', 'not recorded')}",
         f"command: `{provenance['command']}`" if "command" in provenance else "command: not recorded",
     ]
@@ -203,8 +203,11 @@ def _plain(row: Row) -> dict[str, Any]:
 
 
 def _row(tree: dict[str, Any]) -> Row:
-    spreads = {key: Spread(**tree[key]) for key in ("tokens_per_second", "step_seconds") if key in tree}
-    return Row(**{**tree, **spreads})
+    values: dict[str, Any] = dict(tree)
+    for key in ("tokens_per_second", "step_seconds"):
+        if key in tree:
+            values[key] = Spread(**tree[key])
+    return Row(**values)
 
 
 def _flat(row: Row) -> dict[str, Any]:

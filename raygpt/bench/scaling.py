@@ -17,7 +17,7 @@ from typing import Any
 
 import raygpt
 from raygpt.bench.result import Row, Spread, usd_per_billion
-from raygpt.errors import UserError, one_line
+from raygpt.errors import UserError
 
 # (number of workers, arguments of raygpt.bench.step) -> what that module measured
 Launch = Callable[[int, Sequence[str]], dict[str, Any]]
@@ -40,7 +40,7 @@ def under_torchrun(workers: int, words: Sequence[str]) -> dict[str, Any]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode or not out.exists():
-            raise UserError(f"torchrun with {workers} workers failed: {one_line(done.stderr[-2000:], 400)}")
+            raise UserError(f"torchrun with {workers} workers failed: {' '.join(done.stderr[-400:].split())}")
         return json.loads(out.read_text(encoding="utf-8"))
 
 

@@ -65,7 +65,7 @@ def test_figures_follow_from_the_measured_seconds(toy: Path) -> None:
 
 
 def test_each_rung_changes_one_thing() -> None:
-    settings = [rung.setting for rung in ladder(toy_config(), CPU, "aot_eager", 64) if not rung.why_not]
+    settings = [rung.setting for rung in ladder(toy_config(), CPU, "eager", 64) if not rung.why_not]
     for below, above in itertools.pairwise(settings):
         changed = [name for name in vars(below) if getattr(below, name) != getattr(above, name)]
         assert len(changed) == 1, (below, above)
@@ -74,7 +74,7 @@ def test_each_rung_changes_one_thing() -> None:
 
 def test_the_last_rung_is_the_trainers_own_step() -> None:
     config = toy_config()
-    setting = replace(ladder(config, CPU, "aot_eager", 64)[-1].setting, compile=False)
+    setting = replace(ladder(config, CPU, "eager", 64)[-1].setting, compile=False)
     step = make_step(build(config, setting, CPU), setting, 2, CPU)
     ours = [step(ROWS, 6e-4).loss.item() for _ in range(3)]
     theirs = Replica(
@@ -98,7 +98,7 @@ def test_an_embedding_without_padding_has_a_row_per_token() -> None:
     model = registry.of(shape).build(shape, False)
     assert model.wte.weight.shape == (250, 8)  # type: ignore[union-attr]
     padded = GPTConfig(vocab_size=256, seq_len=32, n_layer=1, n_head=1, n_embd=8)
-    (rung,) = [rung for rung in ladder(padded, CPU, "aot_eager", 64) if rung.name == "padded vocabulary"]
+    (rung,) = [rung for rung in ladder(padded, CPU, "eager", 64) if rung.name == "padded vocabulary"]
     assert rung.why_not == "256 is a multiple of 128 already"
 
 
@@ -106,7 +106,7 @@ def test_what_no_time_is_left_for_says_so_and_the_rest_is_kept() -> None:
     kept: list[list[Row]] = []
     settings = LadderSettings(rows=2, repeats=1, steps=2, seconds=0.1, time_limit=0.0, backend="eager")
     rows = measure_ladder(toy_config(), CPU, settings, say=lambda text: None, keep=kept.append)
-    assert rows[0].tokens_per_second is not None and kept[-1] == rows
+    assert rows[0].tokens_per_second is not None and kept[-1] == rows  # one is measured whatever the time
     assert {row.note for row in rows[2:]} == {"left out: the 0 s were over"}
 
 
@@ -115,8 +115,6 @@ def test_a_mistake_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--flash is no option of the ladder" in capsys.readouterr().err
     assert main(["--toy", "--machine=p9.huge"]) == 2
     assert "no price is known of machine type p9.huge" in capsys.readouterr().err
-    assert main(["--preset=fast"]) == 2
-    assert "of another architecture" in capsys.readouterr().err
 
 
 def test_workers_take_turns_and_are_held_to_one_of_their_launcher() -> None:
