@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ def ladder_on_cluster(
     control = make_control()
     mailbox = Mailbox(control)
     task = ray.remote(num_cpus=cpus, num_gpus=1 if use_gpu else 0, max_retries=0)(_ladder)
-    measuring = task.remote(config, settings, list(command), control)
+    measuring = task.remote(config, settings, use_gpu, list(command), control)
 
     def hear() -> None:
         for kind, value in mailbox.take():
@@ -55,9 +54,9 @@ def ladder_on_cluster(
     hear()
 
 
-def _ladder(config: GPTConfig, settings: LadderSettings, command: list[str], control: Any) -> None:
+def _ladder(config: GPTConfig, settings: LadderSettings, use_gpu: bool, command: list[str], control: Any) -> None:
     link = ControlLink(control)
-    device = choose_device(None)
+    device = choose_device("cuda" if use_gpu else "cpu")
     facts = provenance(command, "ray", "numpy", device=device)
     try:
         rows = measure_ladder(
@@ -75,7 +74,7 @@ def _ladder(config: GPTConfig, settings: LadderSettings, command: list[str], con
 def torchrun_launcher(use_gpu: bool, cpus_per_worker: float, stopped: Callable[[], bool]) -> Launch:
     """torchrun within one node of the cluster that has room for all its workers. Raises UserError where none has."""
 
-    def launch(workers: int, words: Sequence[str]) -> dict[str, Any]:
+    def launch(workers: int, words: Sequence[str]) -> dict[str, Any] | None:
         gpus, cpus = workers if use_gpu else 0, workers * cpus_per_worker
         if most_on_a_node(use_gpu, cpus_per_worker) < workers:
             raise UserError(f"no node of the cluster has room for {workers} workers: torchrun is measured on one node.")
@@ -84,7 +83,7 @@ def torchrun_launcher(use_gpu: bool, cpus_per_worker: float, stopped: Callable[[
         while not ray.wait([running], timeout=0.5)[0]:
             if stopped():
                 ray.cancel(running, force=True)
-                time.sleep(0.1)
+                return None
         return ray.get(running)
 
     return launch

@@ -111,9 +111,19 @@ def _draw_ladder(axes: Axes, result: Result, rungs: list[Row]) -> None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     high = max([*speeds, *(row.tokens_per_second.high for row in rungs if row.tokens_per_second)])
-    axes.set(title="Training step, one change at a time", xlabel="tokens per second", xlim=(0, high * 1.38))
+    axes.set(
+        title=f"Training step, one change at a time{_of(result)}", xlabel="tokens per second", xlim=(0, high * 1.38)
+    )
     axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+
+
+def _of(result: Result) -> str:
+    """Size of the model and device, as far as they are known."""
+    size, hardware = result.rows[0].settings.get("parameters"), result.provenance.get("hardware")
+    device = hardware.get("device") if isinstance(hardware, dict) else None
+    words = [f"{human_count(size)} parameters"] if size else []
+    return f" ({', '.join([*words, *([device] if device else [])])})" if words or device else ""
 
 
 def _draw_scaling(axes: Axes, launched: dict[str, list[Row]]) -> None:

@@ -133,7 +133,19 @@ def to_markdown(result: Result) -> str:
     lines = [_cells(title for title, _ in columns), _cells("---" for _ in columns)]
     lines += [_cells(cell(row) for _, cell in columns) for row in result.rows]
     notes = [f"- {row.name}: {row.note}" for row in result.rows if row.note]
+    notes += [f"- **{warning}**"] if (warning := busy(result.provenance)) else []
     return "\n".join([*lines, "", *notes, *([""] if notes else []), describe(result.provenance)]) + "\n"
+
+
+def busy(provenance: dict[str, Any]) -> str:
+    """A warning where the machine had more to do than it has cores when the measurement began, else nothing."""
+    hardware, load = provenance.get("hardware"), provenance.get("load_average_before", 0.0)
+    cores = str(hardware.get("cores", "")).split(" ")[0] if isinstance(hardware, dict) else ""
+    if not cores.isdigit() or load <= int(cores):
+        return ""
+    return (
+        f"The machine was busy with other work (load {load:g} on {cores} cores): it can do more than these speeds say."
+    )
 
 
 def describe(provenance: dict[str, Any]) -> str:

@@ -19,8 +19,8 @@ import raygpt
 from raygpt.bench.result import Row, Spread, usd_per_billion
 from raygpt.errors import UserError
 
-# (number of workers, arguments of raygpt.bench.step) -> what that module measured
-Launch = Callable[[int, Sequence[str]], dict[str, Any]]
+# (number of workers, arguments of raygpt.bench.step) -> what that module measured; None where it was stopped before
+Launch = Callable[[int, Sequence[str]], dict[str, Any] | None]
 SETTINGS = ("precision", "compile", "loss_tokens", "attention", "micro_batch_size", "grad_accum_steps", "strategy")
 
 
@@ -63,6 +63,8 @@ def scaling_rows(
             if stopped():
                 break
             measured = launchers[name](workers, words)
+            if measured is None:
+                break
             found.setdefault((name, workers), []).append(measured)
             say(f"{label(name, workers)}: {measured['tokens_per_second']:,.0f} tok/s")
     rows = []

@@ -165,13 +165,13 @@ def measure_speeds(run: Run, shape: GPTConfig, price: float | None, command: lis
     provenance = facts.get("of the ladder") or _provenance(command, use_gpu)
     if not stopped():
         words = [*worker_words(shape, settings, _device(use_gpu), int(cpus) or 1)]
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             launch = (
                 {"torchrun": torchrun_launcher(use_gpu, cpus, stopped)} if most_on_a_node(use_gpu, cpus) >= most else {}
             )
             if not launch:
                 run.say(f"No node has room for {most} workers: torchrun, which is measured on one node, is left out.")
-            launch["Ray Train"] = ray_launcher(scratch, use_gpu, cpus)
+            launch["Ray Train"] = ray_launcher(scratch, use_gpu, cpus, stopped)
             found += scaling_rows(
                 launch, most, words, wanted.repeats, price_per_hour=price, say=run.say, stopped=stopped
             )
@@ -200,7 +200,7 @@ def _provenance(command: list[str], use_gpu: bool) -> dict[str, Any]:
     from raygpt.bench.step import choose_device
 
     def find() -> dict[str, Any]:
-        return provenance(command, "ray", "numpy", device=choose_device(None))
+        return provenance(command, "ray", "numpy", device=choose_device("cuda" if use_gpu else "cpu"))
 
     return ray.get(ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0)(find).remote())
 
