@@ -68,7 +68,7 @@ def as_provenance(part: dict[str, Any]) -> dict[str, Any]:
     if "machine" in found:
         found["hardware"] = found.pop("machine")
     if isinstance(load := part.get("load_average"), (int, float)):
-        found["load_average_before"] = load
+        found["load_average"] = load
     return found
 
 

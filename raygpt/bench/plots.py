@@ -62,7 +62,7 @@ def draw(
             for axes in list(grid.flat)[len(panels) :]:
                 axes.set_visible(False)
             written.append(folder / "over_time.png")
-            figure.savefig(written[-1])
+            figure.savefig(written[-1], dpi=110)  # below 200 KB
             plt.close(figure)
     return written
 
@@ -192,8 +192,8 @@ def time_panels(
         ("GPU temperature", "°C", of_gpus("temperature_celsius")),
         ("Processor", "% of all cores", of_samples(1, all="cpu_percent", this_run="run_cpu_percent")),
         ("Memory", "GB", of_samples(1e-9, node="memory_bytes", this_run="run_rss_bytes")),
-        ("Network", "MB per second", of_samples(1e-6, received="network_received", sent="network_sent")),
-        ("Disk", "MB per second", of_samples(1e-6, read="disk_read", written="disk_written")),
+        ("Network of the node", "MB per second", of_samples(1e-6, received="network_received", sent="network_sent")),
+        ("Disk of the node", "MB per second", of_samples(1e-6, read="disk_read", written="disk_written")),
     ]
     kept = [(title, unit, {name: xy for name, xy in lines.items() if xy[0]}) for title, unit, lines in panels]
     return [panel for panel in kept if panel[2]]
@@ -258,7 +258,7 @@ def _mark(axes: Axes, title: str, marks: tuple[float, list[float]], seconds: flo
             "start", (began / seconds, 1), xycoords=("data", "axes fraction"), xytext=(-4, -11),
             textcoords="offset points", ha="right", color=FAINT, fontsize=8,
         )  # fmt: skip
-    if title == "Disk" and taken:
+    if title.startswith("Disk") and taken:
         for at in taken:
             axes.axvline(at / seconds, color=FAINT, linestyle=":", linewidth=1, zorder=1)
         axes.annotate(

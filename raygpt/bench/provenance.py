@@ -36,7 +36,7 @@ def provenance(command: Sequence[str], *packages: str, device: torch.device | No
         "command": shlex.join(command),
     }
     if hasattr(os, "getloadavg"):  # beside the cores it says whether the machine was this measurement's own
-        found["load_average_before"] = round(os.getloadavg()[0], 1)
+        found["load_average"] = round(os.getloadavg()[0], 1)
     if (now := commit()) is not None:
         found["commit"] = now
     return found

@@ -208,8 +208,10 @@ def _look_everywhere(eyes: dict[str, Any], driver: int) -> list[dict[str, Any]]:
             host = facts["NodeManagerHostname"]
             name = host if hosts.count(host) == 1 else f"{host}/{number}"
             where = NodeAffinitySchedulingStrategy(node, soft=False)
-            eye = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=where)(_NodeSampler)
-            eyes[node] = eye.remote(name, driver if node == here else None)
+            eye: Any = ray.remote(_NodeSampler)
+            eyes[node] = eye.options(num_cpus=0, max_restarts=0, scheduling_strategy=where).remote(
+                name, driver if node == here else None
+            )
     asked = [eye.look.remote() for eye in eyes.values()]
     ready, _ = ray.wait(asked, num_returns=len(asked), timeout=10)
     found = []

@@ -138,8 +138,8 @@ def to_markdown(result: Result) -> str:
 
 
 def busy(provenance: dict[str, Any]) -> str:
-    """A warning where the machine had more to do than it has cores when the measurement began, else nothing."""
-    hardware, load = provenance.get("hardware"), provenance.get("load_average_before", 0.0)
+    """A warning where the machine had more to do than it has cores when that was written down, else nothing."""
+    hardware, load = provenance.get("hardware"), provenance.get("load_average", 0.0)
     cores = str(hardware.get("cores", "")).split(" ")[0] if isinstance(hardware, dict) else ""
     if not cores.isdigit() or load <= int(cores):
         return ""
@@ -158,7 +158,7 @@ def describe(provenance: dict[str, Any]) -> str:
         f"Hardware: {hardware or 'not recorded'}",
         f"versions: {words or 'not recorded'}",
         f"date: {provenance.get('date', 'not recorded')}",
-        *([f"load average: {load}"] if (load := provenance.get("load_average_before")) is not None else []),
+        *([f"load average: {load}"] if (load := provenance.get("load_average")) is not None else []),
         f"commit: {provenance.get('commit', 'not recorded')}",
         f"command: `{provenance['command']}`" if "command" in provenance else "command: not recorded",
     ]

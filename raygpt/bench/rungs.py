@@ -59,6 +59,8 @@ class Unpadded(GPTConfig):
 class ExplicitAttention(Attention):
     """Attention written out: all (B, H, T, T) scores exist. What flash attention saves (Dao et al., 2022)."""
 
+    visible: Tensor  # (seq_len, seq_len) bool: which token sees which
+
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__(config, layer)
         visible = torch.ones(config.seq_len, config.seq_len, dtype=torch.bool).tril()

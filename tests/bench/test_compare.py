@@ -87,9 +87,9 @@ def test_other_hardware_versions_models_and_settings_are_labelled_in_words() -> 
 
 
 def test_a_result_of_a_busy_machine_says_so() -> None:
-    facts = {"hardware": {"cores": "2 logical cores"}, "load_average_before": 19.3}
+    facts = {"hardware": {"cores": "2 logical cores"}, "load_average": 19.3}
     assert "**The machine was busy with other work (load 19.3 on 2 cores)" in to_markdown(result(**facts))
-    assert "busy" not in to_markdown(result(**{**facts, "load_average_before": 1.9}))
+    assert "busy" not in to_markdown(result(**{**facts, "load_average": 1.9}))
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
