@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if rest and options.case != "step":
             raise UserError(f"{' '.join(rest)} is no option of the ladder: see python -m raygpt.bench --help.")
-        result = measure(options, rest, this_command("raygpt.bench") if arguments is None else list(arguments))
+        result = measure(options, rest, this_command("raygpt.bench", arguments))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

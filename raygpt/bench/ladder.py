@@ -27,7 +27,7 @@ WARMUP_STEPS = 3  # the first one compiles
 LEAST_STEPS = 2
 
 Say = Callable[[str], None]
-Keep = Callable[[list[Row]], None]
+Keep = Callable[[list[Row]], object]
 
 
 @dataclass(frozen=True)
@@ -208,8 +208,8 @@ def _rows(
 
 
 def toy_config() -> GPTConfig:
-    """A model for seconds: two layers of 32, a vocabulary that can be padded."""
-    return GPTConfig(vocab_size=250, seq_len=32, n_layer=2, n_head=2, n_embd=32)
+    """A model for seconds: a layer of 32, a vocabulary that can be padded."""
+    return GPTConfig(vocab_size=250, seq_len=32, n_layer=1, n_head=2, n_embd=32)
 
 
 def shrunk(settings: LadderSettings) -> LadderSettings:

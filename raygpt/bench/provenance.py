@@ -87,6 +87,6 @@ def _git(where: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def this_command(module: str) -> list[str]:
-    """The command line of this process as it would be typed in a checkout."""
-    return ["python", "-m", module, *sys.argv[1:]]
+def this_command(module: str, arguments: Sequence[str] | None = None) -> list[str]:
+    """The command line of a module with this process's arguments, or others, as it is typed in a checkout."""
+    return ["python", "-m", module, *(sys.argv[1:] if arguments is None else arguments)]
