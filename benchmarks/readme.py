@@ -1,14 +1,21 @@
-"""README's table of speeds, made from the result files: `python benchmarks/readme.py` brings it up to date."""
+"""README's tables of speeds, made from the result files: `python benchmarks/readme.py` brings them up to date."""
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from raygpt.bench.result import read, to_markdown
+
 BEGIN, END = "<!-- speed: made by benchmarks/readme.py -->\n", "<!-- end of speed -->\n"
+
+LADDER, LADDER_END = "<!-- ladder: made by benchmarks/readme.py -->\n", "<!-- end of ladder -->\n"
 
 
 def table() -> str:
@@ -74,9 +81,17 @@ def table() -> str:
 
 
 def replace(text: str) -> str:
-    """`text` of the README with the table between its marks renewed."""
-    before, rest = text.split(BEGIN)
-    return before + BEGIN + table() + END + rest.split(END)[1]
+    """`text` of the README with the tables between their marks renewed."""
+    for begin, made, end in ((BEGIN, table(), END), (LADDER, ladder(), LADDER_END)):
+        before, rest = text.split(begin)
+        text = before + begin + made + end + rest.split(end)[1]
+    return text
+
+
+def ladder() -> str:
+    """The ladder that was measured on a CPU, and on GPUs where there are results of them."""
+    files = sorted(HERE.glob("ladder_*.json"))
+    return "\n".join(f"`benchmarks/{path.name}`:\n\n{to_markdown(read(path))}" for path in files)
 
 
 def _ratio(part: dict[str, Any], of: str) -> str:

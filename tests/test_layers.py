@@ -27,6 +27,7 @@ BARE = (
     "model.gpt",
     "model.text",
     "train.ahead",
+    "bench.__main__",
     "bench.step",
     "train.compile_cache",
     "parallel.ddp",

@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     device = choose_device(options.device)
     world = _world(options, device)
     name, reason = choose_precision(options.precision, device)
-    config = _config(options)
+    config = config_of(options)
     if options.memory_limit_gb and device.type == "cuda":
         share = options.memory_limit_gb * 1e9 / torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, share), device)
@@ -100,21 +100,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    warming = _timed(lambda: losses.append(step(rows, 6e-4).loss), WARMUP_STEPS, device)
+    warming = timed(lambda: losses.append(step(rows, 6e-4).loss), WARMUP_STEPS, device)
     warmup_seconds = time.perf_counter() - began
     steps = options.steps
     if options.seconds:
         steps = max(3, min(steps, int(options.seconds / max(min(warming), 1e-6))))
     gc.collect()
     gc.freeze()  # as the loop does
-    seconds = _timed(lambda: losses.append(step(rows, 6e-4).loss), steps, device)
+    seconds = timed(lambda: losses.append(step(rows, 6e-4).loss), steps, device)
     gc.unfreeze()
-    peak_memory = _peak_memory(device)
+    memory = peak_memory(device)
 
     tokens = rows.shape[0] * config.seq_len * world.size
     tokens_per_second = tokens / statistics.median(seconds)
     flops_per_second = tokens_per_second / world.size * config.flops_per_token()  # of one device
-    matmul = _matmul_flops(name, device)
+    matmul = matmul_flops(name, device)
     result: dict[str, Any] = {
         "tokens_per_second": tokens_per_second,
         "step_seconds_median": statistics.median(seconds),
@@ -125,7 +125,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "model_flops_per_second": flops_per_second,
         "matmul_flops_per_second": matmul,
         "mfu_of_measured_matmul": flops_per_second / matmul,
-        "peak_memory_bytes": peak_memory,
+        "peak_memory_bytes": memory,
         "warmup_seconds": warmup_seconds,
         "loss_first": losses[0].item(),
         "loss_last": losses[-1].item(),
@@ -291,14 +291,14 @@ def _planned_memory(
     )
 
 
-def _config(options: argparse.Namespace) -> ModelConfig:
+def config_of(options: argparse.Namespace) -> ModelConfig:
     overrides = {key: getattr(options, key) for key in ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len")}
     chosen = {key: value for key, value in overrides.items() if value is not None}
     family = registry.of_preset(options.preset)
     return family.config({"vocab_size": 50257, **family.presets[options.preset], **chosen})
 
 
-def _timed(call: Callable[[], Any], times: int, device: torch.device) -> list[float]:
+def timed(call: Callable[[], Any], times: int, device: torch.device) -> list[float]:
     """Seconds of each call. On a GPU between events in its own queue, so that the CPU may run ahead as in training."""
     if device.type != "cuda":
         seconds = []
@@ -316,17 +316,17 @@ def _timed(call: Callable[[], Any], times: int, device: torch.device) -> list[fl
     return [before.elapsed_time(after) / 1000 for before, after in itertools.pairwise(marks)]
 
 
-def _matmul_flops(precision: str, device: torch.device) -> float:
+def matmul_flops(precision: str, device: torch.device) -> float:
     """FLOP/s of the best of several products of two square matrices."""
     side, times = (8192, 30) if device.type == "cuda" else (1024, 10)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty(side, side, device=device, dtype=dtype)
-    _timed(lambda: torch.mm(a, b, out=out), 3, device)
-    return 2 * side**3 / min(_timed(lambda: torch.mm(a, b, out=out), times, device))
+    timed(lambda: torch.mm(a, b, out=out), 3, device)
+    return 2 * side**3 / min(timed(lambda: torch.mm(a, b, out=out), times, device))
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Bytes: of the CUDA allocator, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -366,9 +366,7 @@ def _against_transformers(
             loss = theirs(tokens, labels=targets, shift_labels=targets).loss
         loss.backward()
 
-    pairs = [
-        [_timed(call, 1, rows.device)[0] for call in (ours_pass, theirs_pass)] for _ in range(WARMUP_STEPS + steps)
-    ]
+    pairs = [[timed(call, 1, rows.device)[0] for call in (ours_pass, theirs_pass)] for _ in range(WARMUP_STEPS + steps)]
     ours, other = (statistics.median(column) for column in zip(*pairs[WARMUP_STEPS:]))
     return {"forward_backward_seconds": ours, "transformers_seconds": other, "speedup": other / ours}
 

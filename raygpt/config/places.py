@@ -13,12 +13,12 @@ READ = (
     *("model.init_from", "data.train", "data.val", "data.tokenizer", "prepare.sources", "prepare.val_sources"),
     *("task.train", "task.val", "task.test", "teacher.model", "distill.teacher", "distill.real"),
     *("generate.prompts", "generate.decontaminate", "compare.base", "compare.tuned", "compare.models", "compare.real"),
-    *("compare.synthetic", "compare.domain", "compare.general", "compare.terms"),
+    *("compare.synthetic", "compare.domain", "compare.general", "compare.terms", "benchmark.compare"),
     *("eval.hellaswag", "eval.lambada", "eval.wikitext"),
 )
 # {setting: jobs that write there what is to last}; others look there and find out by themselves that nothing is there
 WRITTEN = {
-    "run.storage": ("pretrain", "finetune", "distill", "tune", "generate", "quickstart"),
+    "run.storage": ("pretrain", "finetune", "distill", "tune", "generate", "quickstart", "benchmark"),
     "prepare.output": ("prepare",),
     "export.output": ("export",),
     "compare.output": ("evaluate",),

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from raygpt.config.benchmark import Benchmark
 from raygpt.config.compare import Compare
 from raygpt.config.data import Data
 from raygpt.config.distill import Distill
@@ -44,6 +45,7 @@ class Config(Section):
     export: Export = Field(default_factory=Export, description="`raygpt export`")
     plan: Plan = Field(default_factory=Plan, description="`raygpt plan`: will it fit?")
     compare: Compare = Field(default_factory=Compare, description="`raygpt evaluate --base … --tuned …`")
+    benchmark: Benchmark = Field(default_factory=Benchmark, description="`raygpt benchmark`: speed and resources")
     task: Task = Field(default_factory=Task, description="classification of texts or pairs of texts")
     tune: Tune = Field(default_factory=Tune, description="`raygpt tune`: the search for hyperparameters")
     teacher: Teacher = Field(

@@ -39,7 +39,10 @@ def test_one_command_answers_everything_on_a_bare_machine(tmp_path: Path) -> Non
     assert len(cases) == 10 and all(case["passed"] for case in cases)
     measured = json.loads((out / "bf16-compile-pieces-ddp.json").read_text())
     assert measured["compile"] and measured["process_group"] and measured["loss_tokens"] == 16
+    ladder = json.loads((out / "ladder.json").read_text())
+    assert [row["name"] for row in ladder["rows"]][:3] == ["fp32", "tf32", "bf16"] and ladder["provenance"]["date"]
     text = (out / "summary.md").read_text()
+    assert "| fused loss |" in text
     assert text.strip() in done.stdout
     assert f"| {measured['tokens_per_second']:,.0f} |" in text and "xl-16gb | left out" in text
 

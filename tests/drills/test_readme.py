@@ -74,7 +74,11 @@ def test_the_benchmark_command_runs(tmp_path: Path) -> None:
     import sys
 
     commands = [words for words in of("python") if words[1:3] == ["-m", "raygpt.bench.step"]]
-    assert commands
+    ladders = [words for words in of("python") if words[1:3] == ["-m", "raygpt.bench"]]
+    assert commands and ladders
+    for words in ladders:
+        done = subprocess.run([sys.executable, *words[1:], "--toy"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0 and "| fused loss |" in done.stdout, done.stderr
     for words in commands:
         small = ["--preset=nano", "--seq_len=16", "--micro_batch=2", "--steps=2", "--device=cpu", "--precision=fp32"]
         kept = [word for word in words[1:] if word != "--compile"]
@@ -127,8 +131,8 @@ def test_the_walk_through_runs_from_beginning_to_end(
             arguments.append(f"--data.tokenizer={shared_data / 'gpt2_bpe'}")
         if job == "tune":
             arguments += ["--dry_run", f"--task.train={shared_data / 'mrpc' / 'glue'}"]
-        # tests/drills/test_serving.py, tests/drills/test_distillation.py
-        if job in ("serve", "generate", "distill") or "--compare" in arguments:
+        # tests/drills/test_serving.py, tests/drills/test_distillation.py, tests/drills/test_benchmark.py
+        if job in ("serve", "generate", "distill", "benchmark") or "--compare" in arguments:
             arguments.append("--print_config")
         if job == "cluster":  # tests/drills/test_hosts.py, tests/cluster/
             assert (ROOT / words[-1]).is_file()

@@ -3,8 +3,9 @@
 #
 #     tests/gpu/once.sh
 #
-# first_contact.py, then the training step's speed rung by rung (GPT-2 124M, context 1024), then GPT-2 XL. Needs Python
-# with torch and numpy; XL within 16 GB needs DeepSpeed and is left out, which the summary says, without it.
+# first_contact.py, then the training step's speed as it is trained and rung by rung (GPT-2 124M, context 1024), then
+# GPT-2 XL. Needs Python with torch and numpy; XL within 16 GB needs DeepSpeed and is left out, which the summary says,
+# without it.
 #
 #     OUT                   where one JSON file and one log per part go, and summary.md (benchmarks/gpu)
 #     RAYGPT_ONCE_SECONDS   all of it (440); what does not fit any more is left out, what is done is kept

@@ -18,7 +18,8 @@ SWEEPS = [path for path in EVERY if "\ntune:" in path.read_text()]
 GENERATED = [path for path in EVERY if "\ngenerate:" in path.read_text()]
 TEACHERS = [path for path in EVERY if "\nteacher:" in path.read_text()]
 DISTILLED = [path for path in EVERY if "\ndistill:" in path.read_text()]
-CONFIGS = [path for path in EVERY if path not in {*SWEEPS, *TEACHERS, *DISTILLED}]
+BENCHMARKS = [path for path in EVERY if "\nbenchmark:" in path.read_text()]
+CONFIGS = [path for path in EVERY if path not in {*SWEEPS, *TEACHERS, *DISTILLED, *BENCHMARKS}]
 # name -> (rows per step, steps, peak, warm-up, parameters), worked out from the recipes by hand
 RECIPES = {
     "gpt2-124m-fineweb": (512, 19_073, 6e-4, 715, 124_439_808),
@@ -40,6 +41,19 @@ def test_each_passes_a_dry_run(path: Path, capsys: pytest.CaptureFixture[str]) -
     more = ["--data.train=text.txt"] if path.stem in {"quickstart", *FINETUNING} else []
     assert main([job, "--config", str(path), "--dry_run", *more]) == 0
     assert "Settings are sound" in capsys.readouterr().out
+
+
+def test_the_fine_tuning_benchmark_is_of_gpt2_large_on_openwebtext() -> None:
+    (path,) = BENCHMARKS
+    file, text = str(path), path.read_text()
+    config = load_config("benchmark", file, environ={}, base=find_jobs()["benchmark"].base)
+    assert config.benchmark.case == "finetune" and config.run.name == path.stem
+    assert config.model.init_from == config.model.preset == "gpt2-large" and config.data.tokenizer == "gpt2"
+    prepared = load_config("prepare", file, environ={}).prepare
+    assert prepared.sources == ["Skylion007/openwebtext"] and prepared.output == config.data.train
+    assert config.train.global_batch_tokens == 256 * 1024 and config.train.max_steps == 1000 and config.eval.first
+    for job in ("prepare", "benchmark"):
+        assert f"raygpt {job}" in text and f"--config jobs/configs/{path.name}" in text
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
