@@ -79,20 +79,21 @@ class ForeignModel(LanguageModel):
 
     def logits_at(self, tokens: Tensor, where: Tensor, tree: TreePass | None) -> Tensor:
         """Logits (N, V) after the tokens of (B, T) at `where` (N,); the output matrix sees no others."""
+        net: Any = self.net
         extra = {}
         if tree is not None:
             mask = tree.mask
-            if self.net.config._attn_implementation == "eager":
-                dtype = next(self.net.parameters()).dtype
+            if net.config._attn_implementation == "eager":
+                dtype = next(net.parameters()).dtype
                 mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
             extra = {"attention_mask": mask, "position_ids": tree.positions}
 
         def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (arguments[0].flatten(0, 1)[None, where], *arguments[1:])
 
-        handle = self.net.get_output_embeddings().register_forward_pre_hook(choose)
+        handle = net.get_output_embeddings().register_forward_pre_hook(choose)
         try:
-            logits = self.net(tokens, use_cache=False, **extra).logits
+            logits = net(tokens, use_cache=False, **extra).logits
         finally:
             handle.remove()
         return logits[0] if logits.shape[:2] == (1, len(where)) else logits.flatten(0, 1)[where]

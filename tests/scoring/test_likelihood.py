@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,9 @@ def reference(
             head = question.context[: len(question.context) - blanks]
             before = encode(head)
             aims = encode(question.context + continuation)[len(before) :]
-        before = [*begin, *before] or [backend.token_to_id("<|endoftext|>")]
+        end = backend.token_to_id("<|endoftext|>")
+        assert end is not None
+        before = [*begin, *before] or [end]
         inputs = (before + aims)[-context - 1 : -1]
         with torch.no_grad():
             out = net(torch.tensor([inputs]))
@@ -204,7 +207,12 @@ def test_models_of_transformers_score_what_they_say_themselves(kind: str, words:
     torch.manual_seed(0)
     net: nn.Module
     if kind == "llama":
-        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        shape: dict[str, Any] = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+        }
         net = LlamaForCausalLM(LlamaConfig(vocab_size=words.vocab_size, max_position_embeddings=64, **shape))
     else:  # places its tokens by the mask it is given, and takes none that branches
         net = BloomForCausalLM(BloomConfig(vocab_size=words.vocab_size, hidden_size=32, n_layer=2, n_head=2))
