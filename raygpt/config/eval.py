@@ -29,6 +29,12 @@ class Eval(Section):
         None, description="stop after this many evaluations in a row without a better loss; none: never", ge=1
     )
     min_delta: float = Field(0.0, description="nats per token by which a loss must be better to count as better", ge=0)
+    samples: int = Field(
+        0,
+        description="texts that a training writes at every evaluation, from sample.prompt and as section `sample` has "
+        "it, into samples.jsonl and the report",
+        ge=0,
+    )
     tasks: list[TaskName] = Field(
         [],
         description="what `raygpt evaluate` measures, such as hellaswag,lambada; empty: the tasks whose text is named "

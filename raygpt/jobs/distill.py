@@ -32,7 +32,7 @@ def _text_and_teacher(config: Config) -> Iterator[Problem]:
 DECLARATION = Job(
     "distill",
     "train a student on what a teacher wrote, or on its probabilities",
-    ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan", "distill"),
+    ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "sample", "plan", "distill"),
     reads=("teacher",),
     flags=("dry_run",),
     checks=(_text_and_teacher, strategy, base_tokenizer),

@@ -24,7 +24,7 @@ def _base_and_data(config: Config) -> Iterator[Problem]:
 DECLARATION = Job(
     "finetune",
     "fine-tune a GPT-2 on your own documents",
-    ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan"),
+    ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "sample", "plan"),
     reads=("task", "tune"),
     flags=("dry_run", "print_deepspeed"),
     base=str(Path(__file__).with_name("finetune.yaml")),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 DECLARATION = Job(
     "pretrain",
     "train GPT-2 on token shards",
-    ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "plan"),
+    ("run", "scale", "model", "data", "prepare", "optim", "train", "eval", "track", "sample", "plan"),
     flags=("dry_run", "print_deepspeed"),
     checks=(training_text, strategy, base_tokenizer),
     place=30,

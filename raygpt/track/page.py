@@ -89,6 +89,7 @@ class Page:
     plots: Sequence[dict[str, str]] = ()
     then: Sequence[Table] = ()
     samples: Sequence[tuple[str, str]] = ()
+    written: Sequence[tuple[str, Sequence[str]]] = ()
     summary: Sequence[tuple[str, str, str]] = ()
     config: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
     last_step: int = field(default=0)

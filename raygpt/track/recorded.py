@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raygpt.errors import UserError
 from raygpt.storage import Location, read_text
 from raygpt.track.account import read_history
 from raygpt.track.jsonl import read_metrics
+from raygpt.track.samples import Written, read_samples
 from raygpt.track.spending import Share, paid_for, where_it_went
 
 
@@ -23,6 +24,7 @@ class Recorded:
     config: dict[str, Any] | None
     summary: dict[str, Any] | None
     attempts: list[dict[str, Any]]
+    samples: list[Written] = field(default_factory=list)
 
     @property
     def started(self) -> float | None:
@@ -52,7 +54,7 @@ def read_recorded(run: Location) -> Recorded:
         raise UserError(
             f"{run.uri} holds no run (no metrics.jsonl, config.yaml or summary.json): check run.storage and run.name."
         )
-    return Recorded(run.name, run.uri, records, config, summary, read_history(run))
+    return Recorded(run.name, run.uri, records, config, summary, read_history(run), read_samples(run))
 
 
 def _read_config(run: Location) -> dict[str, Any] | None:

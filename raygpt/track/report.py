@@ -21,6 +21,7 @@ from raygpt.track.plots import keep_plots, make_plots
 from raygpt.track.progress import human_count, human_duration
 from raygpt.track.recorded import Recorded, read_recorded
 from raygpt.track.results import Result, show
+from raygpt.track.samples import Written
 from raygpt.track.spending import ORDER, lost
 from raygpt.track.summary import SUMMARY, summarise
 from raygpt.track.trackers import public_config
@@ -75,12 +76,22 @@ def run_page(run: Recorded, yardsticks: Mapping[str, float], samples: Sequence[s
         axes=axes_of(charts),
         then=environment_table([run]),
         samples=[("", sample) for sample in samples],
+        written=_over_time(run.samples),
         summary=[
             (name, _shown(name, value), SUMMARY.get(name, "")) for name, value in flat(figures, skip=_SHOWN_ABOVE)
         ],
         config=_sections(public_config(run.config or {})),
         last_step=_last_step([run]),
     )
+
+
+def _over_time(written: Sequence[Written]) -> list[tuple[str, tuple[str, ...]]]:
+    """(step, texts) of some evaluations, evenly spaced, the first and the last among them."""
+    chosen = written
+    if len(written) > MOST_SAMPLED_STEPS:
+        last = len(written) - 1
+        chosen = [written[round(i * last / (MOST_SAMPLED_STEPS - 1))] for i in range(MOST_SAMPLED_STEPS)]
+    return [(f"step {one.step:,}", one.texts) for one in chosen]
 
 
 def runs_page(runs: Sequence[Recorded], name: str = "") -> Page:
@@ -219,6 +230,7 @@ def environment_table(runs: Sequence[Recorded]) -> list[Table]:
     return [Table("Environment", ["", *(run.name for run in runs)], rows, keys=(0,))]
 
 
+MOST_SAMPLED_STEPS = 12
 _SHOWN_ABOVE = ("yardsticks", "samples")
 
 

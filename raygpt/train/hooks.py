@@ -21,6 +21,7 @@ from raygpt.parallel.rng import rng_state
 from raygpt.run.control import ControlLink
 from raygpt.storage import Location
 from raygpt.track.record import Record
+from raygpt.track.samples import SampleLog
 from raygpt.track.trackers import Trackers
 from raygpt.train.leaving import node_is_leaving
 from raygpt.train.strategy import Strategy
@@ -64,6 +65,7 @@ class RunHooks:
                 local_dir=Path(tempfile.gettempdir()) / "raygpt" / config.run.name,
             )
             state.wandb_id = self.trackers.wandb_id
+            self.samples = SampleLog(run, state.step)
             self._pass_on_notes()
 
     def log(self, record: Record) -> None:
@@ -72,6 +74,15 @@ class RunHooks:
         self.recorded.set()
         self.link.send("record", record)
         self._pass_on_notes()
+
+    def keep_samples(self, step: int, texts: list[str]) -> None:
+        """Storage that would not take them is no reason to stop: the next ones come with them."""
+        if self.link is None:
+            return
+        try:
+            self.samples.append(step, texts)
+        except UserError as error:
+            self.link.send("note", f"samples were not kept: {error}")
 
     def stop_requested(self) -> bool:
         self.recorded.set()  # asked in the next step: the one before had no record, or it was logged

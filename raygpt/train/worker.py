@@ -48,7 +48,8 @@ from raygpt.train.leaving import Leaving
 from raygpt.train.loop import LoopOptions, train
 from raygpt.train.objective import Objective, extra
 from raygpt.train.plan import TrainPlan
-from raygpt.train.strategy import Recipe, build, device_memory
+from raygpt.train.samples import SampleWriter
+from raygpt.train.strategy import Recipe, Strategy, build, device_memory
 
 # Makes a rank's objective, of a floor that training does not know. Pickled; called on every rank alike, for it may read
 # weights for all of a machine.
@@ -148,6 +149,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
         return result.loss
 
     asked = _hellaswag(assignment, config, EVALUATION_ROWS * micro * plan.order.seq_len)
+    writer = _sample_writer(assignment, config)
     attempt = world.broadcast(new_attempt())
     hooks = RunHooks(assignment.tokenizer_json, config, run, world, strategy, state, link, attempt)
     if link is not None:
@@ -189,7 +191,7 @@ def _train(assignment: Assignment, config: Config, world: World, link: ControlLi
     model.train()
     try:
         beside, figures = extra(objective, "beside"), extra(objective, "figures") or dict
-        answers = partial(asked.ask, model, world, strategy.autocast) if asked is not None else dict
+        answers = partial(_ask, asked, writer, hooks, model, world, strategy, state)
         rest = (options, evaluate, rank_state, beside, figures, answers)
         end = train(strategy.step, stream, plan, state, world, hooks, *rest)
     except BaseException:
@@ -226,6 +228,40 @@ def _hellaswag(assignment: Assignment, config: Config, batch_tokens: int) -> Hel
     tokenizer = Tokenizer.from_json(assignment.tokenizer_json, assignment.tokenizer_name, assignment.eot_id)
     context = registry.model_config(assignment.model).seq_len
     return HellaswagAtHand(assignment.hellaswag, config.eval.protocols[0], tokenizer, context, batch_tokens)
+
+
+def _sample_writer(assignment: Assignment, config: Config) -> SampleWriter | None:
+    """What is written at every evaluation, as the section `sample` has it."""
+    if not config.eval.samples:
+        return None
+    wanted = config.sample
+    return SampleWriter(
+        Tokenizer.from_json(assignment.tokenizer_json, assignment.tokenizer_name, assignment.eot_id),
+        wanted.prompt,
+        config.eval.samples,
+        wanted.max_new_tokens,
+        registry.model_config(assignment.model).seq_len,
+        wanted.temperature,
+        wanted.top_k,
+        wanted.top_p,
+        config.run.seed,
+    )
+
+
+def _ask(
+    asked: HellaswagAtHand | None,
+    writer: SampleWriter | None,
+    hooks: RunHooks,
+    model: torch.nn.Module,
+    world: World,
+    strategy: Strategy,
+    state: RunState,
+) -> dict[str, float]:
+    """What an evaluation tells beside the loss; texts of the model go where they are kept."""
+    told = asked.ask(model, world, strategy.autocast) if asked is not None else {}
+    if writer is not None:
+        hooks.keep_samples(state.step, writer.write(model, world.device, strategy.autocast))
+    return told
 
 
 def _load_compiled(run: Location, world: World, link: ControlLink | None) -> bool:

@@ -15,6 +15,8 @@ from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.parallel.distributed import World
 from raygpt.scoring.hellaswag import PROTOCOLS, judge, questions, read_items
 from raygpt.scoring.likelihood import ModelScorer
+from raygpt.storage import locate
+from raygpt.track.samples import read_samples
 from raygpt.train.hellaswag import HellaswagAtHand
 from raygpt.train.resolve import resolve
 from tests.evaluate.hellaswag_items import write
@@ -68,6 +70,7 @@ def test_training_logs_what_evaluate_says_of_its_checkpoint(
     path = write(tmp_path / "h.jsonl", 30)
     asked = {"eval__hellaswag": path, "eval__limit": "25", "eval__first": "true", "eval__every": "4"}
     asked["train__strategy"] = strategy
+    asked |= {"eval__samples": "1", "sample__temperature": "0", "sample__max_new_tokens": "12"}
     if strategy == "zero3":
         asked["train__deepspeed"] = CUT_ALL
     logged = {}
@@ -93,6 +96,15 @@ def test_training_logs_what_evaluate_says_of_its_checkpoint(
     assert main(["evaluate", *words, "--eval.protocols=build_nanogpt"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["hellaswag"]["build_nanogpt"]["acc_norm"] == logged["2"][8] and found["step"] == 8
+    written = read_samples(locate(tmp_path / "2" / "r"))
+    assert [one.step for one in written] == [0, 4, 8]
+    assert (
+        main(["sample", *words[:2], "--sample.temperature=0", "--sample.num_samples=1", "--sample.max_new_tokens=12"])
+        == 0
+    )
+    assert capsys.readouterr().out.split("--- 1 of 1\n")[1] == written[-1].texts[0] + "\n"
+    page = (tmp_path / "2" / "r" / "report.html").read_text()
+    assert "What it wrote as it learned" in page and "<summary>step 4</summary>" in page
 
 
 def test_items_that_cannot_be_asked_are_refused_before_training(data: str, tmp_path: Path) -> None:
