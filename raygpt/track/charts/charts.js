@@ -217,7 +217,7 @@
     const look = theme(), top = titled ? 30 : 4, row = 26;
     const form = chart.form === "percent" ? (v) => (100 * v).toFixed(1) + "%" : forms[chart.form] || forms.plain;
     const left = Math.min(0.4 * width, 12 + 6.6 * Math.max(...chart.bars.map((b) => b.label.length)));
-    const room = width - left - 56 - 6.4 * Math.max(...chart.bars.map((b) => (b.note || "").length)), most = Math.max(...chart.bars.map((b) => b.high ?? b.value), 1e-12);
+    const room = width - left - 64 - 7.2 * Math.max(...chart.bars.map((b) => (b.note || "").length)), most = Math.max(...chart.bars.map((b) => b.high ?? b.value), 1e-12);
     let inside = titled ? svgText(8, 19, `${chart.title} (${chart.unit})`, look.ink, 'font-weight="bold" font-size="14"') : "";
     chart.bars.forEach((b, i) => {
       const y = top + i * row, w = Math.max(1, (room * b.value) / most), color = look.colors[(b.color || 0) % 8];
