@@ -59,12 +59,12 @@ def stream(source: str, subset: str | None, part: int, parts: int) -> Iterator[d
     yield from _streamed(source, subset).shard(num_shards=parts, index=part)
 
 
-def stream_split(source: str, split: str, setting: str) -> Iterator[dict[str, Any]]:
+def stream_split(source: str, split: str, setting: str, subset: str | None = None) -> Iterator[dict[str, Any]]:
     """Rows of one split, in order. Raises UserError, naming `setting`, for a data set or split that is not there."""
     import datasets
 
     try:
-        rows = datasets.load_dataset(source.removeprefix(PREFIX), split=split, streaming=True)
+        rows = datasets.load_dataset(source.removeprefix(PREFIX), subset, split=split, streaming=True)
     except Exception as error:  # hub, script and format errors share no base class
         raise UserError(
             f"{setting}={source}: its split {split} cannot be opened ({type(error).__name__}: {one_line(error, 300)}): "

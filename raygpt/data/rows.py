@@ -38,13 +38,13 @@ def read_rows(unit: Unit, errors: Errors = "strict") -> Iterator[Row]:
     return enumerate(({"text": text} for text in read_documents(unit, Reading(errors=errors))), start=1)
 
 
-def read_split(uri: str, split: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, columns) of every row of a file or folder, or of that split of a hub's data set.
+def read_split(uri: str, split: str, setting: str, subset: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, columns) of every row of a file or folder, or of that split of a hub's data set (of its `subset`).
 
     Raises UserError, naming `setting`, for what is not there or cannot be read.
     """
     if hub.is_hub_id(uri):
-        rows = enumerate(hub.stream_split(uri, split, setting), start=1)
+        rows = enumerate(hub.stream_split(uri, split, setting, subset), start=1)
         return ((f"{uri}, {split} row {number}", row) for number, row in rows)
     units = expand_sources([uri], setting=setting)
     return ((place(unit, number), row) for unit in units for number, row in read_rows(unit))

@@ -41,8 +41,11 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` with its end-of-text id and a hash that identifies what it does.
 
     Encoding never adds end of text nor any other special token. Instances pickle (Ray tasks keep one per
-    process) and are safe to share between threads.
+    process) and are safe to share between threads. `bos_id` is the beginning-of-text token that a model's own files
+    name, None where they name none or are not known.
     """
+
+    bos_id: int | None = None
 
     def __init__(self, backend: tokenizers.Tokenizer, name: str, eot_id: int) -> None:
         # encode_special_tokens: special-token text inside a document is ordinary text

@@ -242,4 +242,6 @@ def _tokenizer(uri: str) -> Tokenizer:
         raise UserError(
             f"{uri} has no tokenizer that can be read here ({one_line(error)}): put its tokenizer.json beside it."
         ) from error
-    return Tokenizer.from_json(text.encode(), Path(uri.rstrip("/")).name)
+    tokenizer = Tokenizer.from_json(text.encode(), Path(uri.rstrip("/")).name)
+    tokenizer.bos_id = found.bos_token_id
+    return tokenizer

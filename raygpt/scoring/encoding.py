@@ -25,20 +25,20 @@ def beginning(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def before_text(tokenizer: Tokenizer) -> int:
-    """The token that a text's first one is predicted from: what the tokenizer puts before a text, else end of text.
-
-    lm-evaluation-harness takes `bos_token` of a model's files, which most models have as one of the two.
-    """
+    """The token that a text's first one is predicted from, by lm-evaluation-harness's rule: the `bos_token` that a
+    model's files name; where that is not known what the tokenizer puts before a text, else end of text."""
+    if tokenizer.bos_id is not None:
+        return tokenizer.bos_id
     return (*beginning(tokenizer), tokenizer.eot_id)[0]
 
 
 def encode(tokenizer: Tokenizer, question: Question, continuation: str) -> tuple[list[int], list[int]]:
     """(ids of the context, ids of the continuation) as `Joining` has it. Something stands before every continuation:
-    what the tokenizer begins a text with, and where that is nothing, before an empty context, end of text."""
+    what the tokenizer begins a text with, and where that is nothing, before an empty context, `before_text`."""
     head, tail = split(question)
     before = tokenizer.encode(head).tolist()
     if question.joining == "apart":
         after = tokenizer.encode(continuation).tolist()
     else:
         after = tokenizer.encode(head + tail + continuation).tolist()[len(before) :]
-    return [*beginning(tokenizer), *before] or [tokenizer.eot_id], after
+    return [*beginning(tokenizer), *before] or [before_text(tokenizer)], after

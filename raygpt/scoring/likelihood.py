@@ -22,7 +22,7 @@ from raygpt.hardware import to_device
 from raygpt.model import registry
 from raygpt.model.architecture import LanguageModel
 from raygpt.model.tree import Tree, TreePass, grow, layout
-from raygpt.scoring.encoding import beginning, split
+from raygpt.scoring.encoding import before_text, beginning, split
 from raygpt.scoring.losses import batches, evaluating, uncompiled
 from raygpt.scoring.questions import Question, Scored
 
@@ -124,8 +124,8 @@ class ModelScorer:
         if self._markup is not None and tuple(head[: len(begin)]) == begin:
             begin = ()  # the template has put it there
         whole = np.concatenate([np.array(begin, np.int64), head])
-        # a context without tokens is the end of a text: something has to stand before the first token
-        return whole if len(whole) else np.array([self._tokenizer.eot_id], np.int64)
+        # something has to stand before the first token
+        return whole if len(whole) else np.array([before_text(self._tokenizer)], np.int64)
 
     def _chain(self, question: Question, number: int, index: int, before: np.ndarray, aims: np.ndarray) -> _Chain:
         if not len(aims):

@@ -28,19 +28,50 @@ PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 STRIDE = 512  # of Hugging Face's example
 
 
-def read(uri: str) -> tuple[str, str]:
-    """(text, name) of a file of WikiText, such as wiki.test.raw or wiki.test.tokens. Raises UserError."""
-    where = storage.locate(uri)
-    if not storage.is_file(where):
-        raise UserError(f"{uri}: no such file; name WikiText's test file (wiki.test.raw, wiki.test.tokens).")
-    try:
-        text = storage.read_bytes(where).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{uri} is not UTF-8 text ({error.reason}): name WikiText's test file as published.") from error
+HUB_ID, HUB_SUBSET, HUB_SPLIT = "Salesforce/wikitext", "wikitext-2-raw-v1", "test"
+ROWS = (".parquet", ".jsonl", ".jsonl.gz", ".arrow")
+
+
+def read(uri: str, *, setting: str = "eval.wikitext") -> tuple[str, str]:
+    """(text, name) of a file of WikiText, such as wiki.test.raw or wiki.test.tokens, or of the rows of the hub's data
+    set: a line each, as its parquet files have them. Raises UserError."""
+    from raygpt.data.hub import is_hub_id
+
+    hub = is_hub_id(uri)
+    where = None if hub else storage.locate(uri)
+    if hub or uri.endswith(ROWS):
+        text = _joined(uri, setting)
+    elif where is None or not storage.is_file(where):
+        raise UserError(
+            f"{setting}={uri}: no such file; name WikiText's test file (wiki.test.raw, wiki.test.tokens) or {HUB_ID}."
+        )
+    else:
+        try:
+            text = storage.read_bytes(where).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{setting}={uri} is not UTF-8 text ({error.reason}): name WikiText's test file as published."
+            ) from error
     if sum(1 for _ in pages(text)) < 2:
-        raise UserError(f"{uri} has no pages under headings such as ' = Title = ': it is not WikiText as published.")
+        raise UserError(
+            f"{setting}={uri} has no pages under headings such as ' = Title = ': it is not WikiText as published."
+        )
     release = "tokenised, with <unk>" if "<unk>" in text else "raw"
-    return text, f"{where.name} ({release})"
+    name = f"{uri}, {HUB_SUBSET}, {HUB_SPLIT}" if where is None else where.name
+    return text, f"{name} ({release})"
+
+
+def _joined(uri: str, setting: str) -> str:
+    """The file that rows were cut from: they have their newline, and an empty one stood there as a space and one."""
+    from raygpt.data.rows import read_split  # needs pyarrow
+
+    lines = []
+    for place, row in read_split(uri, HUB_SPLIT, setting, HUB_SUBSET):
+        line = row.get("text")
+        if not isinstance(line, str):
+            raise UserError(f"{setting}: {place} has no text: rows of WikiText have one column, text.")
+        lines.append(line if line.endswith("\n") else (line or " ") + "\n")
+    return "".join(lines)
 
 
 def texts(text: str, name: str, protocol: Protocol, limit: int | None = None) -> Texts:

@@ -17,7 +17,7 @@ from torch import nn
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.model.head_loss import IGNORE_INDEX
 from raygpt.parallel.distributed import World
-from raygpt.scoring.encoding import beginning, split
+from raygpt.scoring.encoding import before_text, beginning, split
 from raygpt.scoring.hellaswag import ENDINGS, Item, ProtocolName, judge, questions
 from raygpt.scoring.losses import batches, token_losses
 from raygpt.scoring.questions import Scored
@@ -86,7 +86,7 @@ def _endings(items: Sequence[Item], protocol: ProtocolName, tokenizer: Tokenizer
         cut = 0 if question.joining == "apart" else len(head)
         aims = [next(wholes)[cut:].astype(np.int64) for _ in question.continuations]
         start = np.concatenate([begin, head.astype(np.int64)])
-        start = start if len(start) else np.array([tokenizer.eot_id], np.int64)
+        start = start if len(start) else np.array([before_text(tokenizer)], np.int64)
         rows = tuple(np.concatenate([start, aim])[-context - 1 :] for aim in aims)
         made.append(Endings(item, rows, tuple(map(len, aims))))
     return made

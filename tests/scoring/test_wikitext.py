@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raygpt.data.tokenizer import byte_tokenizer
 from raygpt.errors import UserError
 from raygpt.scoring import wikitext as wikitext_module
+from raygpt.scoring.encoding import before_text, encode
 from raygpt.scoring.perplexity import Perplexity, Texts, figure, measure, table
+from raygpt.scoring.questions import Question
 from raygpt.scoring.rolling import ModelRows, Windows
 from tests.scoring.harness import harness
 from tests.scoring.small import CONTEXT, as_language_model, tiny_gpt, tiny_llama, wikitext_part
@@ -65,6 +69,24 @@ def test_the_example_of_hugging_face_joins_rows_with_their_newlines(tmp_path: Pa
     assert whole.words == (10,) and whole.bytes == (len(text),)
     assert wikitext_module.windows("huggingface", 1024) == Windows("strided", 1024, 512)
     assert wikitext_module.windows("huggingface", 1024, overlap=False) == Windows("strided", 1024, 1024)
+
+
+def test_rows_of_the_data_set_are_the_file_that_they_were_cut_from(wikitext: Path, tmp_path: Path) -> None:
+    text = wikitext.read_text(encoding="utf-8")
+    rows = [line if line.strip() else "" for line in text.splitlines(keepends=True)]  # as the hub's parquet has them
+    pq.write_table(pa.table({"text": rows}), tmp_path / "test-00000.parquet")
+    assert wikitext_module.read(str(tmp_path / "test-00000.parquet"))[0] == text
+    pq.write_table(pa.table({"page": rows}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match=r"eval.wikitext: .*other.parquet, row 1 has no text"):
+        wikitext_module.read(str(tmp_path / "other.parquet"))
+
+
+def test_the_token_before_a_text_is_the_harness_s(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    assert before_text(tokenizer) == EOT
+    tokenizer.bos_id = 7  # what a model's files name
+    assert before_text(tokenizer) == 7
+    assert encode(tokenizer, Question("a", "", ("x",)), "x")[0] == [7]
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
