@@ -43,7 +43,9 @@ class Attempt:
 
     `starts` counts how often workers were started in it: 1 without a loss, 0 before the first. `job` is what
     `raygpt <job>` was. `usd` is what it cost, `paid` what for (`raygpt.track.cost.Bill.paid`), `environment` what it
-    ran on. `processes` tells whose list of processes `pid` stands in: two containers may have one host name.
+    ran on. `processes` tells whose list of processes `pid` stands in: two containers may have one host name. `ticks` is
+    when its process began by the kernel's own count, which a clock that is set does not move, as it does
+    `process_started`.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Attempt:
     paid: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     processes: str = ""
+    ticks: int | None = None
 
     @property
     def is_near(self) -> bool:
@@ -80,9 +83,11 @@ class Attempt:
             try:
                 process = psutil.Process(self.pid)
                 # a zombie has ended: only its parent has not been told yet
-                return process.status() != psutil.STATUS_ZOMBIE and (
-                    abs(process.create_time() - self.process_started) < 1
-                )
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    return False
+                if self.ticks is not None:
+                    return self.ticks == _ticks(self.pid)
+                return abs(process.create_time() - self.process_started) < 1
             except psutil.Error:
                 return False
         return time.time() - self.last_seen < LOST_SECONDS
@@ -95,6 +100,22 @@ def _processes() -> str:
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:  # not Linux
         return ""
+
+
+def _ticks(pid: int) -> int | None:
+    """When the process began, in the kernel's ticks since the boot (proc(5), the 22nd field of stat)."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _holder(held: bytes) -> Attempt | None:
+    """Whose lock it is; None where that cannot be read: it is being written, or somebody else wrote it."""
+    try:
+        return _attempt(json.loads(held))
+    except (ValueError, TypeError, AttributeError):
+        return None
 
 
 def read_attempts(run: Location) -> list[Attempt]:
@@ -199,16 +220,17 @@ class RunLock:
             job=self._job,
             environment=environment(),
             processes=_processes(),
+            ticks=_ticks(os.getpid()),
         )
         tries = 0
         while not self._claim.create(json.dumps(asdict(mine)).encode()):
             held, tries = self._claim.read(), tries + 1
             if tries > CLAIM_TRIES:
                 raise UserError(f"{(self.run / LOCK).uri} can neither be taken nor read: delete it if no run uses it.")
-            if held is None:  # let go of in this moment
+            holder = None if held is None else _holder(held)
+            if held is None or holder is None:  # let go of in this moment, or being written
                 time.sleep(0.1)
                 continue
-            holder = _attempt(json.loads(held))
             if not self._ended_since(holder) and self._lives(holder, held):
                 self._refuse(holder)
             self._claim.remove(held)  # nothing happens where somebody was quicker
@@ -290,8 +312,9 @@ class RunLock:
             held = self._claim.read()
         except (UserError, OSError):
             return  # storage that is away for a moment must not end the run from here
-        holder = _attempt(json.loads(held)) if held else None
-        self.displaced_by = f"process {holder.pid} on {holder.host}" if holder else "somebody who deleted its lock"
+        holder = _holder(held) if held else None
+        somebody = f"somebody who {'overwrote' if held else 'deleted'} its lock"
+        self.displaced_by = f"process {holder.pid} on {holder.host}" if holder else somebody
         self._ended.set()
         if self._on_lost is not None:
             self._on_lost()

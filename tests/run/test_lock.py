@@ -240,6 +240,36 @@ def test_another_containers_pid_is_not_looked_for_among_ours(tmp_path: Path, mon
     lock.release("finished")
 
 
+@pytest.mark.parametrize("torn", ['{"id": "a", "ho', "{}", "[]", "null", ""])
+def test_a_lock_that_cannot_be_read_is_a_sentence_and_displaces_its_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str
+) -> None:
+    monkeypatch.setattr("raygpt.run.lock.CLAIM_TRIES", 2)
+    holder = RunLock(locate(tmp_path / "r"))
+    holder.acquire()
+    (tmp_path / "r" / LOCK).write_text(torn)
+    (tmp_path / "r" / ATTEMPTS).unlink()
+    with pytest.raises(UserError, match="can neither be taken nor read: delete it if no run uses it"):
+        RunLock(locate(tmp_path / "r")).acquire()
+    holder.beat()
+    assert holder.displaced_by in ("somebody who overwrote its lock", "somebody who deleted its lock")
+    holder.release("stopped")
+
+
+def test_a_clock_that_is_set_does_not_make_a_live_run_a_dead_one(tmp_path: Path) -> None:
+    """psutil adds a process's start to the time of the boot, which moves with the clock."""
+    holder = RunLock(locate(tmp_path / "r"))
+    holder.acquire()
+    for name in (LOCK, ATTEMPTS):
+        file = tmp_path / "r" / name
+        started = json.dumps(holder.history()[0]["process_started"])
+        assert started in file.read_text()
+        file.write_text(file.read_text().replace(started, json.dumps(float(started) - 90)))
+    with pytest.raises(UserError, match="is in use by process"):
+        RunLock(locate(tmp_path / "r")).acquire()
+    holder.release("finished")
+
+
 def test_a_holder_that_was_displaced_finds_out_and_leaves_the_lock_alone(tmp_path: Path) -> None:
     told: list[bool] = []
     first = RunLock(locate(tmp_path / "r"), on_lost=lambda: told.append(True))
