@@ -16,7 +16,7 @@ class Cost(Section):
     """which runs are counted, and how"""
 
     runs: list[str] = Field([], description="names in run.storage, run folders, folders of runs (none: run.storage)")
-    format: Literal["text", "markdown"] = Field("text", description="the table for a terminal, or for a README")
+    format: Literal["table", "markdown"] = Field("table", description="the table for a terminal, or for a README")
     price_per_hour: float | None = Field(
         None, ge=0, description="USD per hour of all machines of a run whose records hold no price"
     )
