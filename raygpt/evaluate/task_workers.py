@@ -20,6 +20,7 @@ from raygpt.evaluate.tasks import Record, Task
 Answer = tuple[str, int, int, list[Record], dict[str, Any]]  # task, first item, past the last, records, who answered
 # A stop waits for the part in hand: where nobody else shares the items, a part is what takes about so long.
 PART_SECONDS = 10.0
+CPU_ITEMS = 8  # of a part for a worker of Ray without a GPU: nobody can tell it the time that others took
 FIRST_ITEMS = 2  # of a part whose items' time is not known
 
 
@@ -103,7 +104,11 @@ def _by_ray(
 ) -> Generator[Answer]:
     import ray
 
-    rows = [{"pending": pickle.dumps(one)} for one in pending]
+    rows = []
+    for rest in pending:  # on CPUs in pieces: a stop waits for one
+        while rest.items:
+            one, rest = rest.cut(len(rest.items) if source.use_gpu else CPU_ITEMS)
+            rows.append({"pending": pickle.dumps(one)})
     count = min(workers.count, len(rows))
     data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         RayAnswering,
