@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -92,8 +93,8 @@ class Eval(Section):
         return list(dict.fromkeys(self.tasks)) or named
 
     def problems(self) -> Iterator[Problem]:
-        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
-            yield "endpoint", f"is {self.endpoint!r}: write a base URL such as http://127.0.0.1:8000/v1"
+        if self.endpoint is not None and (wrong := _wrong_url(self.endpoint)):
+            yield "endpoint", wrong
         if self.api_key_env is not None and not self.api_key_env.isidentifier():
             yield "api_key_env", "must be the name of an environment variable: the key itself belongs in no setting"
         elif self.api_key_env is not None and self.api_key is None:
@@ -111,3 +112,21 @@ class Eval(Section):
         if not isinstance(many, list) or not all(isinstance(item, str) for item in many):
             return value
         return [part.strip() for item in many for part in item.split(",") if part.strip()]
+
+
+def _wrong_url(url: str) -> str | None:
+    """What is wrong with an endpoint's URL, which is never repeated where a key may stand in it: names of folders,
+    config.yaml and evaluation.json have it as it is."""
+    try:
+        parts = urlsplit(url)
+        secret = "@" in parts.netloc or bool(parts.query or parts.fragment)
+    except ValueError:
+        return "is no URL: write a base URL such as http://127.0.0.1:8000/v1"
+    if secret or "@" in url or "?" in url:
+        return (
+            "holds a user, a password or a query, and what is in the URL ends up in files and names of folders: leave "
+            "them out, and name the environment variable of a key with eval.api_key_env"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return f"is {url!r}: write a base URL such as http://127.0.0.1:8000/v1"
+    return None

@@ -61,6 +61,16 @@ def check_lasting(config: Config, job: Job) -> None:
         )
 
 
+def check_outlasts(where: str, setting: str) -> None:
+    """UserError for an absolute path, of a folder that a job has chosen by itself, that lies in the job's upload;
+    `setting` names another."""
+    if UPLOAD in where:
+        raise UserError(
+            f"{where} lies in the job's upload, which Ray deletes: set {setting} to an s3:// URI, or to an absolute "
+            "path that all nodes share."
+        )
+
+
 def _lasts(value: str) -> bool:
     return "://" in value or value.startswith(("/", "~"))
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raygpt import storage
 from raygpt.classify.folder import EXPORT, is_classifier
+from raygpt.data.sources import is_path
 from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.scoring.encoding import before_text
@@ -20,31 +21,41 @@ from raygpt.storage import Location
 
 if TYPE_CHECKING:
     from raygpt.evaluate.subject import Subject
+    from raygpt.scoring.endpoint import EndpointScorer
     from raygpt.scoring.rolling import RowLosses
 
 # Padded tokens of a pass, unless eval.batch_tokens says otherwise: 16,384 x 50,257 logits are 3.3 GB in fp32.
 BATCH_TOKENS = {"cuda": 16_384, "cpu": 4_096}
 # What of a Hugging Face folder decides an answer.
-_DECIDES = (
-    "config.json",
-    ".safetensors",
-    ".bin",
+_OF_TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
+    "encoder.json",
     "merges.txt",
+    "vocab.bpe",
+    "vocab.txt",
+    ".model",  # SentencePiece's
+    "added_tokens.json",
+    "special_tokens_map.json",
+    ".jinja",
+    "chat_template.json",
 )
+_DECIDES = ("config.json", ".safetensors", ".bin", *_OF_TOKENIZER)
 
 
 @dataclass(frozen=True)
 class ServedModel:
     """Somebody's server. `model` None: the only one it serves; `api_key_env` names the variable of the key; `context`
-    are the most tokens of a prompt, None: what it says of itself."""
+    are the most tokens of a prompt, None: what it says of itself. `known` and `probes` tell which model it is
+    (`raygpt.evaluate.served`), None and empty until it was asked."""
 
     url: str
     model: str | None
     api_key_env: str | None = None
     context: int | None = None
+    known: str | None = None
+    probes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,13 +81,31 @@ class ModelSource:
         return f"{self.served.model or 'the model'} at {self.served.url}"
 
     def fingerprint(self) -> str:
-        """Hex digest of what decides its answers: weights, tokenizer, precision as set. Reads every byte once."""
+        """Hex digest of what decides its answers: weights, tokenizer, chat template, computing precision. Reads every
+        byte once. A served model has to be known (`raygpt.evaluate.served.connect`)."""
         if self.served is not None:
-            found: Any = [self.served.url, self.served.model]
+            assert self.served.known is not None
+            told = json.dumps([self.served.known, self.served.probes])
         else:
-            found = dict(_digests(self.uri))
-        told = json.dumps([found, self.tokenizer, self.precision], sort_keys=True)
+            found = [dict(_digests(self.uri)), self.tokenizer, _of_tokenizer(self.tokenizer), self.computes_in()]
+            told = json.dumps(found, sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()
+
+    def computes_in(self) -> str:
+        """The precision of its answers; where the GPU is another machine's, that may be what was asked for there."""
+        import torch
+
+        from raygpt.evaluate.subject import Trained, background
+        from raygpt.hardware import choose_precision
+
+        here = torch.cuda.is_available()
+        if not self.use_gpu or (self.use_gpu == "auto" and not here):
+            return "fp32"
+        wanted = self.precision
+        ours = is_path(self.uri) and not self.uri.endswith(".gguf")
+        if wanted == "auto" and ours and (saved := background(self.uri)[1]) is not None:
+            wanted = Trained.of(saved).precision or wanted
+        return choose_precision(wanted, torch.device("cuda"))[0] if here else wanted
 
 
 class OpenModel:
@@ -99,7 +128,7 @@ class OpenModel:
     def scorer(self) -> Scorer:
         """Scores continuations."""
         if self.source.served is not None:
-            return self._served
+            return self.served
         from raygpt.scoring.likelihood import ModelScorer
 
         subject = self.subject
@@ -127,7 +156,7 @@ class OpenModel:
     def rows(self) -> RowLosses:
         """What rows of tokens cost."""
         if self.source.served is not None:
-            return self._served
+            return self.served
         from raygpt.scoring.rolling import ModelRows
 
         subject = self.subject
@@ -139,7 +168,7 @@ class OpenModel:
         """The model's. Raises UserError for a served one whose tokenizer is not named."""
         if self.source.served is None:
             return self.subject.tokenizer
-        if (found := self._named_tokenizer) is None:
+        if (found := self.served_tokenizer) is None:
             raise UserError(
                 "data.tokenizer is not set, and eval.endpoint is asked for long texts, which are cut by tokens: name "
                 "the served model's tokenizer, a folder or an id of Hugging Face."
@@ -161,7 +190,7 @@ class OpenModel:
     def facts(self) -> dict[str, Any]:
         """What an evaluation says of who answered, as far as it is known by now."""
         facts: dict[str, Any] = {"name": self.source.name, "bos": getattr(self.__dict__.get("scorer"), "bos", None)}
-        if "rows" in self.__dict__:
+        if "rows" in self.__dict__ or (self.source.served is not None and self.served_tokenizer is not None):
             facts |= {"bos_id": self.bos_id, "context": self.context, "tokenizer_sha256": self.tokenizer.sha256}
         if "subject" in self.__dict__:
             subject = self.subject
@@ -178,14 +207,16 @@ class OpenModel:
         return {name: value for name, value in facts.items() if value is not None}
 
     @cached_property
-    def _named_tokenizer(self) -> Tokenizer | None:
+    def served_tokenizer(self) -> Tokenizer | None:
+        """What a served model's prompts are made tokens by, None where it is asked by text."""
         from raygpt.data.tokenizer import load_tokenizer
 
-        named = self.source.tokenizer  # gpt2 is what the setting is when nobody set it
-        return None if named in (None, "gpt2", "base") else load_tokenizer(named)
+        named = self.source.tokenizer
+        return None if named is None else load_tokenizer(named)
 
     @cached_property
-    def _served(self) -> Any:
+    def served(self) -> EndpointScorer:
+        """The endpoint, connected. Raises UserError for one that gives no log-probabilities of prompts."""
         from raygpt.scoring.endpoint import EndpointScorer
 
         served = self.source.served
@@ -194,7 +225,7 @@ class OpenModel:
             served.url,
             served.model,
             api_key_env=served.api_key_env,
-            tokenizer=self._named_tokenizer,
+            tokenizer=self.served_tokenizer,
             context=served.context,
         )
 
@@ -225,7 +256,6 @@ def _is_classifier(uri: str) -> bool:
 
 def _digests(uri: str) -> Iterator[tuple[str, str]]:
     """(file, sha256) of a model's files: what a checkpoint's index says, else of every byte."""
-    from raygpt.data.sources import is_path
     from raygpt.model.huggingface import open_folder
     from raygpt.parallel.checkpoint import locate_checkpoint
     from raygpt.parallel.index import read_index
@@ -236,21 +266,29 @@ def _digests(uri: str) -> Iterator[tuple[str, str]]:
     if is_path(uri):
         where = storage.locate(uri)
         if _is_classifier(uri):
-            yield from _files(where / EXPORT)
+            yield from files(where / EXPORT)
         if (saved := locate_checkpoint(uri) if storage.exists(where) else None) is not None:
             for name, facts in read_index(saved).files.items():
                 if not name.startswith(("rank-", "optimizer")):
                     yield name, facts["sha256"]
             return
-        yield from _files(where)
+        yield from files(where)
         return
     with open_folder(uri) as folder:  # an id of the hub: its snapshot in the cache
-        yield from _files(storage.locate(folder))
+        yield from files(storage.locate(folder))
 
 
-def _files(folder: Location) -> Iterator[tuple[str, str]]:
+def _of_tokenizer(named: str | None) -> dict[str, str]:
+    """{file: sha256} of a tokenizer that is a file or folder; a name says itself which it is."""
+    if named is None or not is_path(named) or not storage.exists(where := storage.locate(named)):
+        return {}
+    return {"": storage.sha256(where)} if storage.is_file(where) else dict(files(where, _OF_TOKENIZER))
+
+
+def files(folder: Location, ending: tuple[str, ...] = _DECIDES) -> Iterator[tuple[str, str]]:
+    """(name, sha256) of the files in a folder that decide a model's answers."""
     for entry in storage.list_folder(folder):
-        if entry.is_file and entry.base_name.endswith(_DECIDES):
+        if entry.is_file and entry.base_name.endswith(ending):
             yield entry.base_name, storage.sha256(storage.child(folder, entry))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,18 +11,41 @@ from typing import Any, ClassVar
 import numpy as np
 
 from raygpt import storage
-from raygpt.evaluate.answering import OpenModel
+from raygpt.classify.folder import ARCHITECTURE, EXPORT
+from raygpt.errors import UserError
+from raygpt.evaluate.answering import OpenModel, files
 from raygpt.evaluate.classification import guess, scores_of
 from raygpt.evaluate.tasks import Choices, Record
+from raygpt.storage import Location
 
 MISSING = "there is no classifier there: run `raygpt finetune` on the task first, or name its folder (model.init_from)."
 
 
+def find_classifier(places: Sequence[str]) -> tuple[str, str]:
+    """(folder, digest of what decides its answers) of the first classifier in a place, or in its export/. Raises
+    UserError where there is none."""
+    for where in (inside for place in map(storage.locate, places) for inside in (place / EXPORT, place)):
+        if _is_classifier(where):
+            told = json.dumps([where.uri, dict(files(where))], sort_keys=True)
+            return where.uri, hashlib.sha256(told.encode()).hexdigest()
+    raise UserError(MISSING)
+
+
+def _is_classifier(where: Location) -> bool:
+    try:
+        values = json.loads(storage.read_text(where / "config.json"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return isinstance(values, dict) and ARCHITECTURE in (values.get("architectures") or [])
+
+
 @dataclass(frozen=True)
 class ClassificationTask(Choices):
-    """The classifier of the first of `places` that has one, on the labelled file `uri`: one item, the whole of it."""
+    """The classifier in the folder `place` on the labelled file `uri`: one item, the whole of it. It need not be the
+    model that the other tasks ask: `model_sha256` tells it."""
 
-    places: tuple[str, ...]
+    place: str
+    model_sha256: str
     uri: str
     text_columns: tuple[str, ...] = ()
     label_column: str | None = None
@@ -38,7 +63,7 @@ class ClassificationTask(Choices):
 
     def answer(self, model: OpenModel, items: Sequence[dict[str, Any]]) -> list[Record]:
         found = guess(
-            [storage.locate(place) for place in self.places],
+            [storage.locate(self.place)],
             self.uri,
             text_columns=self.text_columns,
             label_column=self.label_column,

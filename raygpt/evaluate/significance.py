@@ -17,6 +17,7 @@ import numpy as np
 from raygpt.evaluate.bootstrap import Interval, ratio_intervals
 
 LEVEL = 0.05
+FEWEST = 5  # texts of which a bootstrap says anything: of fewer it draws the same few samples again
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Pair:
 
     @property
     def significant(self) -> bool:
-        """At 5 %: by the exact test of answers, else by the interval."""
-        return self.difference.significant if self.p is None else self.p < LEVEL
+        """At 5 %: by the exact test of answers, else by the interval, which fewer than FEWEST items do not give."""
+        if self.p is not None:
+            return self.p < LEVEL
+        return self.items >= FEWEST and self.difference.significant
 
     def to_dict(self) -> dict[str, Any]:
         facts = asdict(self) | {"significant": self.significant}

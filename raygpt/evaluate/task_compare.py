@@ -14,7 +14,7 @@ from typing import Any
 
 from raygpt.errors import UserError
 from raygpt.evaluate.references import references
-from raygpt.evaluate.significance import Pair, pair_answers, pair_losses
+from raygpt.evaluate.significance import FEWEST, Pair, pair_answers, pair_losses
 from raygpt.evaluate.task_run import Measured, plain
 from raygpt.evaluate.task_table import PERCENT, aligned, published, rows, shown
 from raygpt.storage import Location, write_text
@@ -34,6 +34,8 @@ class Compared:
 
     def sentence(self) -> str:
         change, unit = self.pair.difference, 100 if self.metric.rsplit(" ", 1)[-1] in PERCENT else 1
+        if self.pair.p is None and self.pair.items < FEWEST:
+            return f"{unit * change.value:+.4f}: {self.pair.items} texts are too few to say whether they differ"
         ends = f"[{unit * change.low:+.{2 if unit > 1 else 4}f}, {unit * change.high:+.{2 if unit > 1 else 4}f}]"
         by = "" if self.pair.p is None else f", McNemar p={self.pair.p:.2g}"
         verdict = "differ" if self.pair.significant else "no difference shown"
@@ -83,7 +85,8 @@ def lines(measured: Sequence[Measured], compared: Sequence[Compared]) -> list[st
     """The table, the pairs below it, and what others published by the same protocols."""
     names = [each.model["name"] for each in measured]
     cells = [["task", "protocol", "n", "shots", "BOS", "metric", *names, ""]]
-    alike = len({each.model.get("tokenizer_sha256") for each in measured}) == 1
+    vocabularies = {each.model.get("tokenizer_sha256") for each in measured}
+    alike, left_out = len(vocabularies) == 1 and None not in vocabularies, False
     by_model = [{(row.task, row.protocol): row for row in rows(each.figures["tasks"])} for each in measured]
     for key, row in by_model[0].items():
         others = [mine[key] for mine in by_model]
@@ -91,14 +94,15 @@ def lines(measured: Sequence[Measured], compared: Sequence[Compared]) -> list[st
         how = "; ".join(dict.fromkeys(each.how for each in others))
         for metric in row.figures:
             if not alike and metric in ("ppl/token", "loss"):
+                left_out = True
                 continue
             values = [shown(metric, *each.figures[metric]) if metric in each.figures else "-" for each in others]
             cells.append([row.task, row.protocol, *row.counts[:2], bos, metric, *values, how])
     made = aligned(cells)
-    if not alike:
-        made.append(
-            "Vocabularies differ: figures per token do not compare and are left out; those per byte and word do."
-        )
+    if left_out:
+        why = "Not every model's vocabulary is known" if None in vocabularies else "Vocabularies differ"
+        made.append(f"{why}: figures per token do not compare and are left out; those per byte and word do.")
+    made += _measured_on(measured)
     if compared:
         made += ["", "Paired by item, the second less the first, 95 % interval (accuracies in points):"]
         told = [[f"{each.second} - {each.first}", each.task, each.metric, each.sentence()] for each in compared]
@@ -106,6 +110,19 @@ def lines(measured: Sequence[Measured], compared: Sequence[Compared]) -> list[st
     if below := list(_published(measured)):
         made += ["", *below]
     return made
+
+
+def _measured_on(measured: Sequence[Measured]) -> list[str]:
+    """Device and precision of each model, in one line where they are one."""
+    places = [
+        " and ".join(f"{place.get('device', '?')}, {place.get('precision', '?')}" for place in on)
+        or "unknown to raygpt"
+        for on in (each.figures["environment"]["devices"] for each in measured)
+    ]
+    if len(set(places)) == 1:
+        return [f"All on: {places[0]}."]
+    each = "; ".join(f"{one.model['name']} on {place}" for one, place in zip(measured, places))
+    return [f"Not measured alike, which may be a part of a small difference: {each}."]
 
 
 def _published(measured: Sequence[Measured]) -> Iterator[str]:

@@ -1,16 +1,18 @@
 """Answers on their way, kept part by part: what is there is never asked again, whatever ended the run.
 
-    parts/hellaswag-1a2b3c4d5e6f/about.json   model, settings and items that these are answers to
-    parts/hellaswag-1a2b3c4d5e6f/00007.jsonl  who answered, then the records of items 7 n to 8 n, n by the task
+    parts/hellaswag-1a2b3c4d5e6f/about.json           model, settings and items that these are answers to
+    parts/hellaswag-1a2b3c4d5e6f/000096-000128.jsonl  who answered, then the records of items 96 to 127
 
 The name is a digest of all that decides an answer: model (every byte of its weights), task settings, items. Another
-model or another setting is another folder beside it. A part is there whole or not at all.
+model or another setting is another folder beside it. A part is there whole or not at all; how many items it has is
+whatever was answered at once, at most the task's `part_items`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,65 +21,75 @@ from raygpt.evaluate.tasks import Record, Task, digest
 from raygpt.storage import Location
 
 FOLDER, ABOUT = "parts", "about.json"
-VERSION = 1  # of what a task records, and of the arithmetic behind it
+VERSION = 2  # of what a task records, and of the arithmetic behind it
+
+_PART = re.compile(r"(\d{6,})-(\d{6,})\.jsonl")
 
 
 class Parts:
     """The parts of one task's answers by one model, below a run's folder."""
 
     def __init__(self, run: Location, task: Task, model: str, items: Sequence[Any]) -> None:
-        """`model` is its fingerprint."""
+        """`model` is its fingerprint; a task that asks another has that one's."""
         self.task, self.items = task, items
         self.digest = digest(items)
         self.about = {
             "version": VERSION,
             "task": task.name,
             "settings": task.settings(),
-            "model": model,
+            "model": getattr(task, "model_sha256", model),
             "items": self.digest,
-            "part_items": task.part_items,
         }
         told = json.dumps(self.about, sort_keys=True)
         self.key = hashlib.sha256(told.encode()).hexdigest()[:12]
         self.folder = run / FOLDER / f"{task.name}-{self.key}"
-        self.count = -(-len(items) // task.part_items)
-        self.done: set[int] = set()
+        self.done: list[range] = []
 
-    def look(self) -> set[int]:
-        """The parts that are there."""
-        names = {entry.base_name for entry in storage.list_folder(self.folder)}
-        self.done = {part for part in range(self.count) if _name(part) in names}
-        return self.done
-
-    def of(self, part: int) -> Sequence[Any]:
-        """The items of a part."""
-        size = self.task.part_items
-        return self.items[part * size : (part + 1) * size]
+    def look(self) -> None:
+        """Find the parts that are there."""
+        found = (_PART.fullmatch(entry.base_name) for entry in storage.list_folder(self.folder))
+        self.done = sorted((range(int(name[1]), int(name[2])) for name in found if name), key=lambda part: part.start)
 
     @property
     def answered(self) -> int:
         """Items that are answered."""
-        return sum(len(self.of(part)) for part in self.done)
+        return sum(map(len, self.done))
 
-    def write(self, part: int, records: Sequence[Record], facts: Mapping[str, Any]) -> None:
-        """Keep the records of a part; `facts` are of who answered."""
+    def missing(self) -> list[range]:
+        """The items that are not answered, in runs of `part_items` at most."""
+        there = {item for part in self.done for item in part}
+        found: list[range] = []
+        for item in range(len(self.items)):
+            if item in there:
+                continue
+            last = found[-1] if found else range(0)
+            if last.stop == item and 0 < len(last) < self.task.part_items:
+                found[-1] = range(last.start, item + 1)
+            else:
+                found.append(range(item, item + 1))
+        return found
+
+    def write(self, part: range, records: Sequence[Record], facts: Mapping[str, Any], seconds: float) -> None:
+        """Keep the records of a part; `facts` are of who answered, `seconds` what it took of the run's time."""
         if not self.done:
             storage.write_text(self.folder / ABOUT, json.dumps(self.about, indent=2) + "\n")
-        lines = [json.dumps({"answered_by": facts}), *(json.dumps(record, ensure_ascii=False) for record in records)]
-        storage.write_text(self.folder / _name(part), "\n".join(lines) + "\n")
-        self.done.add(part)
+        head = json.dumps({"answered_by": facts, "seconds": round(seconds, 3)})
+        lines = [head, *(json.dumps(record, ensure_ascii=False) for record in records)]
+        storage.write_text(self.folder / f"{part.start:06d}-{part.stop:06d}.jsonl", "\n".join(lines) + "\n")
+        self.done = sorted([*self.done, part], key=lambda one: one.start)
 
-    def read(self) -> tuple[list[Record], list[dict[str, Any]]]:
-        """(records of all items in their order, what is known of who answered, each once). Every part is there."""
+    def read(self) -> tuple[list[Record], list[dict[str, Any]], float]:
+        """(records of all items in their order, what is known of who answered, each once, seconds that all took). Every
+        part is there."""
         records: list[Record] = []
         answered: list[dict[str, Any]] = []
-        for part in range(self.count):
-            first, *lines = storage.read_text(self.folder / _name(part)).splitlines()
-            if (facts := json.loads(first)["answered_by"]) not in answered:
+        seconds = 0.0
+        for part in self.done:
+            text = storage.read_text(self.folder / f"{part.start:06d}-{part.stop:06d}.jsonl")
+            first, *lines = text.splitlines()
+            head = json.loads(first)
+            if (facts := head["answered_by"]) not in answered:
                 answered.append(facts)
+            seconds += head["seconds"]
             records += map(json.loads, lines)
-        return records, answered
-
-
-def _name(part: int) -> str:
-    return f"{part:05d}.jsonl"
+        return records, answered, seconds

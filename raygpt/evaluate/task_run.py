@@ -13,13 +13,14 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import raygpt
 from raygpt import storage
 from raygpt.evaluate.answering import ModelSource
+from raygpt.evaluate.served import recognise
 from raygpt.evaluate.task_parts import Parts
 from raygpt.evaluate.task_workers import Pending, Workers, answers
 from raygpt.evaluate.tasks import Record, Task
@@ -50,6 +51,10 @@ def evaluate_tasks(
 ) -> Outcome:
     """The work of the run: the tasks `asked` with their items. What was measured is added to `found` when every item is
     answered."""
+    if workers.connect is not None:  # first: what the workers compute in decides whose answers are theirs
+        source = replace(source, use_gpu=workers.connect())
+    if source.served is not None:
+        source = recognise(source, run.folder)
     fingerprint = source.fingerprint()
     tasks = [task for task, _ in asked]
     every = {task.name: Parts(run.folder, task, fingerprint, items) for task, items in asked}
@@ -59,16 +64,16 @@ def evaluate_tasks(
         parts.look()
         kept = f", {parts.answered:,} of them answered before" if parts.done else ""
         run.say(f"{name}: {len(parts.items):,} item{'s' * (len(parts.items) != 1)}{kept}")
-        pending += [Pending(name, part, parts.of(part)) for part in range(parts.count) if part not in parts.done]
-    seconds = _ask(run, source, tasks, every, pending, workers) if pending else 0.0
+        pending += [Pending(name, part.start, parts.items[part.start : part.stop]) for part in parts.missing()]
+    if pending:
+        _ask(run, source, tasks, every, pending, workers)
     run.check_held()
-    left = sum(parts.count - len(parts.done) for parts in every.values())
-    if left:
-        done, total = (sum(counts) for counts in zip(*((p.answered, len(p.items)) for p in every.values())))
+    done, total = (sum(counts) for counts in zip(*((p.answered, len(p.items)) for p in every.values())))
+    if done < total:
         return Outcome(
             STOPPED, closing=f"after {done:,} of {total:,} items; their answers are kept in {run.folder.uri}."
         )
-    measured = _gather(run, source, fingerprint, tasks, every, seconds)
+    measured = _gather(run, source, fingerprint, tasks, every)
     found.append(measured)
     summary = {name: measured.figures["tasks"][name] for name in every} | {"wall_seconds": run.lock.wall_seconds}
     if (cost := run.cost_usd()) is not None:
@@ -83,19 +88,21 @@ def _ask(
     every: dict[str, Parts],
     pending: Sequence[Pending],
     workers: Workers,
-) -> float:
-    """Have the pending parts answered until all are or a stop is asked for; returns the seconds it took."""
+) -> None:
+    """Have the pending parts answered until all are or a stop is asked for."""
     began, asked = time.monotonic(), sum(len(one.items) for one in pending)
+    last = began
     meter, done = Meter("evaluate", run.stream), 0
     try:
         with closing(answers(source, tasks, pending, workers)) as coming:
             if run.stop.requested:
-                return 0.0
-            for name, part, records, facts in coming:
+                return
+            for name, start, stop, records, facts in coming:
                 run.check_held()
-                every[name].write(part, records, facts)
-                done += len(every[name].of(part))
-                passed = time.monotonic() - began
+                now = time.monotonic()
+                every[name].write(range(start, stop), records, facts, now - last)
+                done += stop - start
+                passed, last = now - began, now
                 figures = [
                     name,
                     f"{human_count(done / passed)} items/s",
@@ -108,7 +115,6 @@ def _ask(
                     break
     finally:
         meter.close()
-    return time.monotonic() - began
 
 
 def _gather(
@@ -117,14 +123,16 @@ def _gather(
     fingerprint: str,
     tasks: Sequence[Task],
     every: dict[str, Parts],
-    seconds: float,
 ) -> Measured:
-    """Put the answers together, write the per-item files and evaluation.json."""
+    """Put the answers together, write the per-item files and evaluation.json, in which the figures of the same model's
+    other tasks stay."""
     records: dict[str, list[Record]] = {}
     model: dict[str, Any] = {}
     places: list[dict[str, Any]] = []
+    seconds: dict[str, float] = {}
     for name, parts in every.items():
-        records[name], answered = parts.read()
+        records[name], answered, took = parts.read()
+        seconds[name] = round(took, 3)
         lines = (json.dumps(record, ensure_ascii=False) for record in records[name])
         storage.write_text(run.folder / f"{name}.jsonl", "\n".join(lines) + "\n")
         for facts in answered:
@@ -147,16 +155,42 @@ def _gather(
             "raygpt": raygpt.__version__,
             "python": platform.python_version(),
             "torch": _version("torch"),
-            "seconds": round(seconds, 3),
+            "seconds": round(sum(seconds.values()), 3),
+            "task_seconds": seconds,
             "wall_seconds": run.lock.wall_seconds,
         },
         "cost_usd": run.cost_usd(),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     figures = plain(figures)
-    storage.write_text(run.folder / FIGURES, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    _write(run.folder, figures)
     digests = {name: parts.digest for name, parts in every.items()}
     return Measured(run.folder, model, {task.name: task for task in tasks}, digests, records, figures)
+
+
+def _write(folder: Location, figures: dict[str, Any]) -> None:
+    """evaluation.json of these figures and of those that are there of the same model; answers of another model's tasks
+    go, their parts stay."""
+    try:
+        before = json.loads(storage.read_text(folder / FIGURES))
+    except (FileNotFoundError, ValueError):
+        before = {}
+    if before.get("schema") == SCHEMA:
+        others = [name for name in before["tasks"] if name not in figures["tasks"]]
+        if before["model"]["fingerprint"] == figures["model"]["fingerprint"]:
+            now, then = figures["environment"], before["environment"]
+            took = {name: then["task_seconds"][name] for name in others} | now["task_seconds"]
+            environment = now | {"seconds": round(sum(took.values()), 3), "task_seconds": took}
+            environment["devices"] = now["devices"] + [one for one in then["devices"] if one not in now["devices"]]
+            figures = figures | {
+                "model": before["model"] | figures["model"],
+                "tasks": {name: before["tasks"][name] for name in others} | figures["tasks"],
+                "environment": environment,
+            }
+        else:
+            for name in others:
+                storage.delete(folder / f"{name}.jsonl")
+    storage.write_text(folder / FIGURES, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
 
 
 def _of(task: Task, every: dict[str, Parts]) -> dict[str, Any]:

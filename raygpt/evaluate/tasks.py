@@ -23,7 +23,7 @@ Record = dict[str, Any]
 
 
 class Task(Protocol):
-    """`part_items` are answered by one worker at a time, and kept or lost together."""
+    """`part_items` are the most that one worker answers at a time, and are kept or lost together."""
 
     name: ClassVar[str]
     part_items: ClassVar[int]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -12,8 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from raygpt import storage
+from raygpt.data.corpus import held_out_units
 from raygpt.data.shards import load_manifest
-from raygpt.data.sources import is_path
+from raygpt.data.sources import is_path, raw_sources
 from raygpt.evaluate.answering import OpenModel
 from raygpt.evaluate.held_out import (
     evaluate_held_out,
@@ -21,7 +24,6 @@ from raygpt.evaluate.held_out import (
     open_held_out,
     rows_of,
     shard_folder,
-    validation_uri,
 )
 from raygpt.evaluate.tasks import Record
 from raygpt.scoring import wikitext
@@ -173,11 +175,9 @@ def _encoded(uri: str, limit: int | None, model: OpenModel) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LossTask:
-    """Loss on held-out data as `raygpt evaluate` alone measures it: one item, the whole of it. `val` and `train` are
-    as in the settings; None: what the model's own run held out."""
+    """Loss on the held-out data `val` as `raygpt evaluate` alone measures it: one item, the whole of it."""
 
-    val: str | None
-    train: str | None
+    val: str
     seq_len: int | None = None
     batches: int | None = None
     global_batch_tokens: int = 0
@@ -187,17 +187,16 @@ class LossTask:
     part_items: ClassVar[int] = 1
 
     def settings(self) -> dict[str, Any]:
-        kept = {key: value for key, value in asdict(self).items() if key not in ("batch_rows", "val", "train")}
+        kept = {key: value for key, value in asdict(self).items() if key not in ("batch_rows", "val")}
         kept["reading"].pop("cache_bytes", None)
         return kept
 
     def read(self) -> list[dict[str, Any]]:
-        named = self.val or self.train
-        return [{"id": "0", "data": named, "sha256": _of_data(named) if named else None}]
+        return [{"id": "0", "data": self.val, "sha256": _of_data(self.val, self.reading.get("subset"))}]
 
     def answer(self, model: OpenModel, items: Sequence[dict[str, Any]]) -> list[Record]:
         subject = model.subject
-        held_out = open_held_out(validation_uri(self.val, self.train, subject), subject.tokenizer, **self.reading)
+        held_out = open_held_out(self.val, subject.tokenizer, **self.reading)
         seq_len = rows_of(self.seq_len, subject)
         rows = most_rows(self.batches, self.global_batch_tokens, seq_len, subject)
         result = evaluate_held_out(subject, held_out, seq_len, batch_rows=self.batch_rows, max_rows=rows)
@@ -228,10 +227,15 @@ class LossTask:
         return {}
 
 
-def _of_data(uri: str) -> str:
-    """Tells what lies there now: a shard folder's fingerprint, a file's digest, else its name."""
+def _of_data(uri: str, subset: str | None) -> str:
+    """Tells what lies there now: a shard folder's fingerprint, a file's digest, of folders and globs each file's size
+    and time of change. What a data set of the hub holds by now is not known: it is another one every time."""
     if (folder := shard_folder(uri)) is not None:
         return load_manifest(folder).fingerprint
     if is_path(uri) and storage.is_file(storage.locate(uri)):
         return storage.sha256(storage.locate(uri))
-    return hashlib.sha256(uri.encode()).hexdigest()
+    units = held_out_units(raw_sources(uri), subset, "data.val")
+    if any(unit.kind == "hub" for unit in units):
+        return f"unknown {uuid.uuid4().hex}"
+    told = [(unit.uri, unit.part, unit.parts, unit.stamp) for unit in units]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()

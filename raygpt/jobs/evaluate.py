@@ -32,7 +32,7 @@ def _both_sides(config: Config) -> Iterator[Problem]:
     if bool(config.compare.base) != bool(config.compare.tuned):
         given, other = ("base", "tuned") if config.compare.base else ("tuned", "base")
         yield f"compare.{other}", f"is not set but compare.{given} is: a comparison needs both"
-    if len(config.compare.models) == 1:
+    if len(config.compare.models) == 1 and config.eval.endpoint is None:
         yield "compare.models", "names one model: name the one that it is held against first"
     if config.compare.models and config.compare.base:
         yield "compare.base", "is set beside compare.models: name that model first there"

@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 from raygpt import storage
 from raygpt.config import Config
 from raygpt.config.job import Call
+from raygpt.config.places import check_outlasts
 from raygpt.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,21 +29,26 @@ EVALUATION = "evaluation"  # its folder in a model's run
 
 def run_tasks(config: Config, call: Call) -> int:
     """Measure eval.tasks; with compare.models of each of them, side by side."""
-    sources = chosen_sources(config)
+    sources = [(_connected(source), folder) for source, folder in chosen_sources(config)]
     several = len(sources) > 1
     found: list[Measured] = []
     asked: dict[str, tuple[Task, list[Any]]] = {}
     for source, folder in sources:
         for task in chosen_tasks(config, source):
-            if task.name not in asked:
+            if task.name not in asked or asked[task.name][0] != task:  # each its own classifier or held-out text
                 asked[task.name] = task, task.read()
-            elif task.name == "classification":  # each its own classifier, the file is the same
-                asked[task.name] = task, asked[task.name][1]
         outcome = measure_tasks(config, call, source, folder, list(asked.values()), found)
         if outcome.exit_status or len(found) < 1 or found[-1].folder.uri != folder.uri:
             print(json.dumps({"outcome": outcome.outcome, "evaluation": folder.uri}), flush=True)
             return outcome.exit_status
     return _compared(config, found) if several else _alone(found[0])
+
+
+def _connected(source: ModelSource) -> ModelSource:
+    """A served model as it is now; whether it can be asked at all is told before any folder is made."""
+    from raygpt.evaluate.served import connect
+
+    return source if source.served is None else connect(source)
 
 
 def measure_tasks(
@@ -89,7 +96,6 @@ def chosen_sources(config: Config) -> list[tuple[ModelSource, Location]]:
 
     wanted = config.eval
     options: dict[str, Any] = {
-        "tokenizer": config.data.tokenizer,
         "use_gpu": config.scale.use_gpu,
         "precision": config.train.precision,
         "batch_tokens": wanted.batch_tokens,
@@ -99,18 +105,18 @@ def chosen_sources(config: Config) -> list[tuple[ModelSource, Location]]:
     for name in config.compare.models:
         uri = model_uri("base", name, config.run.storage)
         check_run(uri, "models")
-        found.append(find_source(uri, **options))
+        found.append(find_source(uri, tokenizer=config.data.tokenizer, **options))
     if wanted.endpoint is not None:
         served = ServedModel(wanted.endpoint.rstrip("/"), wanted.model, wanted.api_key_env, config.data.seq_len)
         name = (wanted.model or wanted.endpoint.split("://")[1].split("/")[0]).rsplit("/", 1)[-1].replace(":", "-")
-        found.append(ModelSource("", name, served=served, **options))
+        found.append(ModelSource("", name, tokenizer=_named_tokenizer(config), served=served, **options))
     if not found:
         run = run_location(config)
         if set(wanted.chosen_tasks) == {"classification"}:
             uri = run.uri if config.model.init_from == "random" else config.model.init_from
         else:
             uri = subject_uri(config.model.init_from, run)
-        found.append(find_source(uri, **options))
+        found.append(find_source(uri, tokenizer=config.data.tokenizer, **options))
     if len({source.shown for source in found}) < len(found):
         raise UserError("compare.models names one model twice: name each once.")
     names = [source.name for source in found]
@@ -118,7 +124,16 @@ def chosen_sources(config: Config) -> list[tuple[ModelSource, Location]]:
         replace(source, name=f"{source.name}-{n}") if names.count(source.name) > 1 else source
         for n, source in enumerate(found, start=1)
     ]
-    return [(source, _folder(config, source, len(told) > 1)) for source in told]
+    placed = [(source, _folder(config, source, len(told) > 1)) for source in told]
+    for _, folder in placed:
+        check_outlasts(folder.path, "eval.output")
+    return placed
+
+
+def _named_tokenizer(config: Config) -> str | None:
+    """data.tokenizer where somebody set it: what it is by itself is nobody's word for a served model."""
+    named = config.data.tokenizer
+    return named if "tokenizer" in config.data.model_fields_set and named != "base" else None
 
 
 def _folder(config: Config, source: ModelSource, several: bool) -> Location:
@@ -134,7 +149,7 @@ def _folder(config: Config, source: ModelSource, several: bool) -> Location:
 def chosen_tasks(config: Config, source: ModelSource) -> list[Task]:
     """eval.tasks as plain descriptions. Raises UserError for one whose text is not named."""
     make: dict[str, Callable[[Config], Task]] = {
-        "loss": _loss,
+        "loss": partial(_loss, source=source),
         "wikitext": _wikitext,
         "lambada": _lambada,
         "hellaswag": _hellaswag,
@@ -143,19 +158,34 @@ def chosen_tasks(config: Config, source: ModelSource) -> list[Task]:
     return [make[name](config) for name in config.eval.chosen_tasks]
 
 
-def _loss(config: Config) -> Task:
+def _loss(config: Config, source: ModelSource) -> Task:
     from raygpt.evaluate.text_tasks import LossTask
 
     micro = config.train.micro_batch_size
     return LossTask(
-        config.data.val,
-        config.data.train,
+        _validation_uri(config, source),
         config.data.seq_len,
         config.eval.batches,
         config.train.global_batch_tokens,
         micro if isinstance(micro, int) else None,
         held_out_options(config),
     )
+
+
+def _validation_uri(config: Config, source: ModelSource) -> str:
+    """data.val as set, or what the model's own run held out, told without its weights."""
+    from raygpt.evaluate.foreign import is_foreign
+    from raygpt.evaluate.held_out import validation_uri
+    from raygpt.evaluate.subject import Subject, Trained, background
+    from raygpt.parallel.weights import open_weights
+
+    if config.data.val is not None:
+        return config.data.val
+    state = None if is_foreign(source.uri) else open_weights(source.uri).state
+    saved = background(source.uri)[1] if state is not None else None
+    trained = None if saved is None else Trained.of(saved)
+    known = SimpleNamespace(trained=trained, state=state, mixed=trained is not None and trained.real is not None)
+    return validation_uri(None, config.data.train, cast(Subject, known))
 
 
 def held_out_options(config: Config) -> dict[str, Any]:
@@ -195,18 +225,19 @@ def _hellaswag(config: Config) -> Task:
 
 def _classification(config: Config, source: ModelSource) -> Task:
     from raygpt.evaluate.classification import labelled_file
-    from raygpt.evaluate.classification_task import ClassificationTask
+    from raygpt.evaluate.classification_task import ClassificationTask, find_classifier
     from raygpt.run.frame import run_location
 
     task = config.task
+    data = labelled_file(task.test, task.train, task.val)
     places = [source.uri]
     if source.run is not None:  # its checkpoint is a language model's, the classifier is the run's
         places.append(source.run)
     elif not config.compare.models:
         places.append(run_location(config).uri)
     return ClassificationTask(
-        tuple(place for place in places if place),
-        labelled_file(task.test, task.train, task.val),
+        *find_classifier([place for place in places if place]),
+        data,
         tuple(task.text_columns),
         task.label_column,
         config.tune.resamples,

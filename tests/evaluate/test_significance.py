@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from raygpt.evaluate.significance import mcnemar, pair_answers, pair_losses
+from raygpt.evaluate.task_compare import Compared
 
 
 def test_mcnemar_counts_the_outcomes_of_fair_coins() -> None:
@@ -61,3 +62,11 @@ def test_losses_are_paired_per_byte() -> None:
     assert pair.difference.value == pytest.approx(-0.01 * hard.sum() / size.sum())
     assert pair.significant and pair.p is None and "p" not in pair.to_dict()
     assert not pair_losses(hard[:1], hard[:1] * 0.9, size[:1], resamples=100).significant
+
+
+def test_two_texts_are_no_verdict() -> None:
+    worse = pair_losses(np.array([1.0, 2.0]), np.array([3.0, 4.1]), np.array([2.0, 3.0]), resamples=100)
+    assert worse.difference.low > 0 and not worse.significant
+    assert "2 texts are too few to say" in Compared("wikitext", "lm_eval bits_per_byte", "a", "b", worse).sentence()
+    five = pair_losses(np.arange(1.0, 6), np.arange(2.0, 7), np.ones(5), resamples=100)
+    assert five.significant and "differ" in Compared("wikitext", "x", "a", "b", five).sentence()

@@ -77,7 +77,7 @@ def test_batches_and_shares_of_workers_change_no_answer(tiny: FinishedRun, items
             crew = task_workers.Answering(source, [task])
             for start in reversed(range(rank * 16, len(asked), workers * 16)):
                 part = task_workers.Pending("hellaswag", start, asked[start : start + 16])
-                _, _, found, facts = crew.answer(part)
+                *_, found, facts = crew.answer(part)
                 records[start : start + 16] = [found[at : at + 3] for at in range(0, len(found), 3)]  # type: ignore[assignment]
             assert facts["name"] == "tiny"
         answers[tokens, workers] = records
@@ -116,10 +116,10 @@ def test_a_rerun_asks_what_is_missing_and_another_model_or_setting_everything(
     words = [*tiny.options, "--tasks=hellaswag", f"--eval.hellaswag={items}", "--eval.protocols=lm_eval"]
     with pytest.raises(MemoryError):
         main(["evaluate", *words])
-    assert sorted(map(int, asked)) == list(range(64))  # two parts of 32
+    assert sorted(map(int, asked)) == list(range(32))  # two parts, of 2 items and 30: the first says how long they take
     broken[0] = 100
     found, printed = evaluate(capsys, *words)
-    assert "150 items, 64 of them answered before" in printed
+    assert "150 items, 32 of them answered before" in printed
     assert set(asked.values()) == {1} and len(asked) == 150
     again, printed = evaluate(capsys, *words)
     assert again["hellaswag"] == found["hellaswag"] and set(asked.values()) == {1}
@@ -144,19 +144,19 @@ def test_a_stop_keeps_what_is_done(
     answer = task_workers.Answering.answer
 
     def stopping(self: Any, pending: Any) -> Any:
-        if pending.part == 1:
+        if pending.start == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return answer(self, pending)
 
     monkeypatch.setattr(task_workers.Answering, "answer", stopping)
     words = [*tiny.options, "--tasks=hellaswag", f"--eval.hellaswag={items}"]
     told, printed = evaluate(capsys, *words, status=130)
-    assert told["outcome"] == "stopped" and "Stopped after 64 of 150 items; their answers are kept in" in printed
+    assert told["outcome"] == "stopped" and "Stopped after 32 of 150 items; their answers are kept in" in printed
     assert f"To go on: raygpt evaluate {tiny.options[0]}" in printed
     assert not (tiny.folder / "evaluation" / "evaluation.json").exists()
     monkeypatch.undo()
     _, printed = evaluate(capsys, *words)
-    assert "150 items, 64 of them answered before" in printed
+    assert "150 items, 32 of them answered before" in printed
 
 
 def test_workers_of_ray_answer_as_one_process(
