@@ -60,7 +60,9 @@ def paid_for(attempts: Iterable[Mapping[str, Any]], usd_per_hour: float | None =
     found = []
     for attempt in attempts:
         begin, end = float(attempt["started"]), float(attempt["last_seen"])
-        entries = [entry for entry in attempt.get("paid") or [] if isinstance(entry, Mapping) and _is_time(entry.get("from"))]
+        entries = [
+            entry for entry in attempt.get("paid") or [] if isinstance(entry, Mapping) and _is_time(entry.get("from"))
+        ]
         priced = any(entry.get("usd_per_hour") is not None for entry in entries)
         if entries and (priced or usd_per_hour is None):
             found += [_paid(entry, end) for entry in entries]
