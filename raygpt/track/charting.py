@@ -108,6 +108,7 @@ def shares_chart(shares: Sequence[Share]) -> dict[str, Any] | None:
         "title": "Where the time went",
         "unit": "share of the time",
         "form": "percent",
+        "wide": True,  # on paper as well there is room for dollars then
         "bars": bars,
     }
 

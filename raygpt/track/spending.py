@@ -94,7 +94,8 @@ def shared_usd(paid: Iterable[Paid]) -> float | None:
     priced = [each for each in paid if each.usd_per_hour is not None]
     if not priced:
         return None
-    total, reached = 0.0, {None: -math.inf}
+    total = 0.0
+    reached: dict[str, float] = {}
     for each in sorted(priced, key=lambda each: each.begin):
         since = -math.inf if each.node is None else reached.get(each.node, -math.inf)
         total += each.usd(since, math.inf)

@@ -232,7 +232,7 @@
     let inside = titled ? svgText(8, 19, `${chart.title} (${chart.unit})`, look.ink, 'font-weight="bold" font-size="14"') : "";
     chart.bars.forEach((b, i) => {
       const y = top + i * row, w = Math.max(1, (room * b.value) / most), color = look.colors[(b.color || 0) % 8];
-      const long = left / 6.6, name = b.label.length > long ? b.label.slice(0, long - 2) + "…" : b.label;
+      const long = Math.floor((left - 8) / 6.6), name = b.label.length > long ? b.label.slice(0, long - 2) + "…" : b.label;
       inside += svgText(left - 8, y + 16, name, look.ink, 'text-anchor="end"');
       inside += `<rect x="${left}" y="${y + 4}" width="${w}" height="16" rx="2" fill="${color}"><title>${escape(b.label)}: ${escape(form(b.value) + (b.note ? `, ${b.note}` : ""))}</title></rect>`;
       let end = w;
