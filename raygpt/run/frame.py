@@ -187,7 +187,7 @@ def _bill(price: Price, lock: RunLock, asked: float | None) -> Bill:
     earlier = [(attempt.usd, attempt.seconds) for attempt in lock.earlier]
     metered = price == "auto"
     since = asked or lock.started if metered else lock.started
-    idle = waited_beyond_idle([(attempt.started, attempt.paid) for attempt in lock.earlier])
+    idle = waited_beyond_idle([(attempt.started, attempt.last_seen, attempt.paid) for attempt in lock.earlier])
     waited = left_waiting(lock.earlier)
     bill = Bill(price, since=since, earlier=earlier, nodes=nodes.nodes, waited=waited, unbudgeted=idle)
     lock.spent, lock.paid = bill.attempt_usd, bill.paid

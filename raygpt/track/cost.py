@@ -198,14 +198,17 @@ def beyond_idle(price: float | None, begin: float, end: float, since: float) -> 
     return max(0.0, min(since - IDLE_SECONDS, end) - begin) * (price or 0.0) / 3600
 
 
-def waited_beyond_idle(attempts: Sequence[tuple[float, Sequence[Mapping[str, Any]]]]) -> float:
-    """The same of earlier attempts, (started, what it paid for) of each."""
+def waited_beyond_idle(attempts: Sequence[tuple[float, float, Sequence[Mapping[str, Any]]]]) -> float:
+    """The same of earlier attempts, (started, last seen, what it paid for) of each. What is paid for from the moment at
+    which an attempt was last seen had waited since then."""
+    left = {last_seen for _, last_seen, _ in attempts}
     return sum(
         beyond_idle(
             entry.get("usd_per_hour"), entry["from"], math.inf if entry.get("to") is None else entry["to"], started
         )
-        for started, paid in attempts
+        for started, _, paid in attempts
         for entry in paid
+        if entry["from"] in left
     )
 
 

@@ -124,7 +124,7 @@ def test_a_budget_counts_a_quarter_of_an_hour_of_waiting_after_a_failure() -> No
     day later. Whole: all the time between. The budget: 900 s of each wait."""
     day = 86_400.0
     paid = [{"node": "a", "usd_per_hour": 36, "from": T0 + 100, "to": None}]
-    idle = waited_beyond_idle([(T0, []), (T0 + 10_100, paid)])
+    idle = waited_beyond_idle([(T0, T0 + 100, []), (T0 + 10_100, T0 + 10_200, paid)])
     assert idle == pytest.approx((10_000 - 900) / 100)
     clock, begin = Clock(), T0 + day
     clock.now = begin + 50

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +101,8 @@ def test_plots_of_figures_that_were_never_finite_are_left_out(tmp_path: Path) ->
     assert make_plots([{"step": 1, "train_loss": math.nan, "lr": 0.1}], tmp_path) == [tmp_path / "learning_rate.png"]
 
 
-def test_a_long_run_is_drawn_in_seconds(tmp_path: Path) -> None:
-    began = time.process_time()
-    make_plots(run(30_000), tmp_path)
-    assert time.process_time() - began < 8  # 2 s; 15 s as long as all points were smoothed
+def test_of_a_long_run_no_more_is_drawn_than_a_picture_shows(tmp_path: Path, drawn: dict[str, list]) -> None:
+    """Smoothing takes the square of it: 100,000 records took 73 s of a core."""
+    make_plots(run(5_000), tmp_path)
+    lengths = [len(values) for arguments in drawn["plot"] for values in arguments if isinstance(values, list)]
+    assert 1_000 < max(lengths) <= 2_000

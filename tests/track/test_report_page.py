@@ -122,6 +122,16 @@ def test_a_page_is_looked_at(tmp_path: Path) -> None:
         browser.find_element("css selector", "button[data-axis='tokens']").click()
         browser.execute_script("document.querySelector('button[data-from]').click()")
         assert browser.find_element("css selector", loss).text == "step"
+
+        # a run that knows nothing but steps: there are no buttons to choose an axis with
+        metrics = tmp_path / "costly" / "metrics.jsonl"
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+        kept = [{name: value for name, value in row.items() if name not in ("tokens", "time")} for row in rows]
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        assert main(["report", "swept", "costly", f"--run.storage={tmp_path}", f"--output={target}"]) == 0
+        browser.get(target.as_uri())
+        browser.execute_script("document.querySelector('button[data-from]').click()")
+        assert browser.find_element("id", "whole").is_displayed()
         assert errors(browser) == []
 
 
