@@ -208,7 +208,7 @@ def waited_beyond_idle(attempts: Sequence[tuple[float, float, Sequence[Mapping[s
         )
         for started, _, paid in attempts
         for entry in paid
-        if entry["from"] in left
+        if entry.get("from") in left
     )
 
 
