@@ -7,6 +7,7 @@ from pydantic import Field
 from raygpt.config import Config
 from raygpt.config.job import Call, Job
 from raygpt.config.section import Section
+from raygpt.errors import UserError
 from raygpt.storage import Location
 
 
@@ -15,7 +16,7 @@ class Report(Section):
 
     runs: list[str] = Field(
         [],
-        description="names in run.storage, run folders, JSON files of results (none: the run run.storage/run.name)",
+        description="names in run.storage, folders of runs or results, their JSON files (none: run.storage/run.name)",
     )
     output: str | None = Field(
         None, description="where the page goes (none: the run's own folder; of several report.html in run.storage)"
@@ -36,7 +37,7 @@ DECLARATION = Job(
 def run(config: Config, call: Call) -> int:
     from raygpt import storage
     from raygpt.run.frame import run_location
-    from raygpt.run.listing import find_runs
+    from raygpt.track.account import INSIDE
     from raygpt.track.recorded import read_recorded
     from raygpt.track.report import write_page, write_report
     from raygpt.track.results import find_results
@@ -46,11 +47,14 @@ def run(config: Config, call: Call) -> int:
     results, runs = [], []
     for place in places:
         found = find_results(place)
+        # the run itself, though it has not begun, where nothing else is named
+        is_run = not storage.is_file(place) and (not found or storage.exists(place / "metrics.jsonl"))
+        runs += [place] if is_run else []
         results += found
-        if not storage.is_file(place) and (not found or storage.exists(place / "metrics.jsonl")):
-            runs += [place] if not wanted.runs else find_runs([place.uri], config.run.storage)
-    if wanted.output is None and len(runs) == 1 and not results:
-        page = write_report(runs[0])
+        if not storage.is_file(place):
+            results += find_results(place / INSIDE)
+    if wanted.output is None and len(runs) == 1 and len(places) == 1:
+        page = write_report(runs[0], results=results)
     else:
         page = write_page([read_recorded(each) for each in runs], results, _target(wanted.output, config.run.storage))
     print(f"Report: {page.uri}")
@@ -58,14 +62,39 @@ def run(config: Config, call: Call) -> int:
 
 
 def _places(names: list[str], home: str) -> list[Location]:
-    """What is meant: a name in `home` where nothing of that name lies here, else a path or URI."""
-    from raygpt import storage
+    """Runs, results and their files that are meant by names in `home`, paths or URIs, folders of them opened."""
+    from raygpt.run.listing import find_runs, is_run, locate_named
+    from raygpt.track.account import INSIDE
+    from raygpt.track.results import find_results
+
+    def known(where: Location) -> bool:
+        return is_run(where) or bool(find_results(where))
 
     found = []
     for name in names:
-        where, at_home = storage.locate(name), storage.locate(home) / name
-        found.append(at_home if "/" not in name and not storage.exists(where) else where)
-    return list({place.uri: place for place in found}.values())
+        where = locate_named(name, home, known)
+        if known(where):
+            found.append(where)
+            continue
+        inside = [each for each in _folders(where) if find_results(each) and not is_run(each)]
+        try:
+            found += find_runs([where.uri], home)
+        except UserError:
+            if not inside:
+                raise
+        found += inside
+    # what lies in a run comes with it
+    unique = {place.uri: place for place in found}
+    return [place for place in unique.values() if not (place.name == INSIDE and place.parent.uri in unique)]
+
+
+def _folders(where: Location) -> list[Location]:
+    import pyarrow.fs as pafs
+
+    from raygpt import storage
+
+    entries = storage.list_folder(where)
+    return [storage.child(where, entry) for entry in entries if entry.type == pafs.FileType.Directory]
 
 
 def _target(output: str | None, home: str) -> Location:

@@ -26,7 +26,7 @@ from raygpt.errors import UserError
 from raygpt.run.lock import Attempt, RunLock
 from raygpt.run.stop import BUDGET, DISPLACED, Budget, Signals, StopToken
 from raygpt.storage import Location
-from raygpt.track.cost import Bill, Price, check_budget, unpriced
+from raygpt.track.cost import Bill, Price, check_budget, unpriced, waited_beyond_idle
 
 FINISHED, EARLY, STOPPED, SPENT, COMPLETE, FAILED = "finished", "early", "stopped", "budget", "complete", "failed"
 CONFIG, SUMMARY = "config.yaml", "summary.json"
@@ -187,7 +187,9 @@ def _bill(price: Price, lock: RunLock, asked: float | None) -> Bill:
     earlier = [(attempt.usd, attempt.seconds) for attempt in lock.earlier]
     metered = price == "auto"
     since = asked or lock.started if metered else lock.started
-    bill = Bill(price, since=since, earlier=earlier, nodes=nodes.nodes, waited=left_waiting(lock.earlier))
+    idle = waited_beyond_idle([(attempt.started, attempt.last_seen, attempt.paid) for attempt in lock.earlier])
+    waited = left_waiting(lock.earlier)
+    bill = Bill(price, since=since, earlier=earlier, nodes=nodes.nodes, waited=waited, unbudgeted=idle)
     lock.spent, lock.paid = bill.attempt_usd, bill.paid
     return bill
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from raygpt.errors import UserError, one_line
 from raygpt.run.frame import COMPLETE, CONFIG, EARLY, FAILED, FINISHED, SPENT, STOPPED, SUMMARY
 from raygpt.run.lock import ATTEMPTS, Attempt, parse_attempts
 from raygpt.storage import Location
+from raygpt.track.account import INSIDE
 
 READERS = 32  # at a time: on S3 a read is 20 to 50 ms of waiting
 TAIL_BYTES = 16_384  # of metrics.jsonl: some 50 records
@@ -52,19 +53,32 @@ class RunInfo:
 
 def find_runs(names: Sequence[str], home: str) -> list[Location]:
     """Run folders that are meant by names in `home`, paths or URIs of runs, and folders of runs, each once and in that
-    order; without names all of `home`. Raises UserError where there is none."""
+    order, each with the run of `raygpt evaluate` that lies in it; without names all of `home`. Raises UserError where
+    there is none. The trials of a sweep are no runs of their own."""
     found: dict[str, Location] = {}
     for name in names or [home]:
         for run in _runs_at(name, home):
             found.setdefault(run.uri, run)
-    return list(found.values())
+    with ThreadPoolExecutor(READERS) as pool:
+        inside = pool.map(_run_inside, found.values())
+    return list({each.uri: each for run, inner in zip(found.values(), inside) for each in (run, *inner)}.values())
+
+
+def _run_inside(run: Location) -> list[Location]:
+    inner = run / INSIDE
+    return [inner] if storage.exists(inner / ATTEMPTS) else []
+
+
+def locate_named(name: str, home: str, known: Callable[[Location], bool]) -> Location:
+    """Where a name points: to what lies here if that is `known`, else into `home` if it has one of that name."""
+    where = storage.locate(name)
+    at_home = storage.locate(home) / name if "/" not in name else where
+    return at_home if at_home.uri != where.uri and not known(where) and storage.exists(at_home) else where
 
 
 def _runs_at(name: str, home: str) -> list[Location]:
-    where = storage.locate(name)
-    if "/" not in name and not _is_run(where) and storage.exists(storage.locate(home) / name):
-        where = storage.locate(home) / name
-    if _is_run(where):
+    where = locate_named(name, home, is_run)
+    if is_run(where):
         return [where]
     if not storage.exists(where):
         raise UserError(f"there is no run {name}: neither in {home} nor as a folder.")
@@ -74,7 +88,7 @@ def _runs_at(name: str, home: str) -> list[Location]:
     return [where / run for run in inside]
 
 
-def _is_run(where: Location) -> bool:
+def is_run(where: Location) -> bool:
     return any(storage.exists(where / name) for name in (ATTEMPTS, CONFIG, "metrics.jsonl"))
 
 

@@ -111,6 +111,6 @@ class Budget:
     def _watch(self) -> None:
         assert self._max_usd is not None
         while not self._ended.wait(BUDGET_LOOK_SECONDS):
-            if (self._bill.usd() or 0.0) >= self._max_usd:
+            if (self._bill.budget_usd() or 0.0) >= self._max_usd:
                 self._token.request(BUDGET)
                 return

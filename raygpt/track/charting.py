@@ -6,22 +6,39 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raygpt.track.curves import AXES, CHARTS, CONSTANT_SAYS_NOTHING, MOST_OF_PAGE, MOST_POINTS, Chart, curve, marks
+from raygpt.track.curves import (
+    AXES,
+    CHARTS,
+    CONSTANT_SAYS_NOTHING,
+    MOST_OF_PAGE,
+    MOST_POINTS,
+    NAMES,
+    Chart,
+    curve,
+    marks,
+)
 from raygpt.track.recorded import Recorded
 from raygpt.track.spending import LOST, Share
 
+FEWEST_POINTS = 12  # of a curve, however many there are
 LABELS = {"step": "steps", "tokens": "tokens", "hours": "time"}
 
 
 def run_charts(runs: Sequence[Recorded], yardsticks: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
     """A chart for each of CHARTS that some run has something to say about. `yardsticks` (name -> nats per token) are
     lines in the loss of a single run."""
-    limit = max(100, min(MOST_POINTS, MOST_OF_PAGE // (12 * max(1, len(runs)))))
+    curves = sum(_count_of_curves(run) for run in runs)
+    limit = max(FEWEST_POINTS, min(MOST_POINTS, MOST_OF_PAGE // max(1, curves)))
     found = [_chart(chart, runs, limit, yardsticks or {}) for chart in CHARTS]
     kept = [chart for chart in found if chart is not None]
     if kept:
         kept[0]["wide"] = True
     return kept
+
+
+def _count_of_curves(run: Recorded) -> int:
+    names = {name for row in run.records for name in row}
+    return sum(NAMES.get(metric, metric) in names for chart in CHARTS for metric, _, _ in chart.metrics)
 
 
 def axes_of(charts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -91,6 +108,7 @@ def shares_chart(shares: Sequence[Share]) -> dict[str, Any] | None:
         "title": "Where the time went",
         "unit": "share of the time",
         "form": "percent",
+        "wide": True,  # on paper as well there is room for dollars then
         "bars": bars,
     }
 

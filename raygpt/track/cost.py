@@ -6,6 +6,7 @@ its own machine type (`raygpt.prices`), from when it came until it went: the sum
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from raygpt.errors import UserError
 
 Price = float | Literal["auto"] | None
 LOOK_SECONDS = 10.0
+IDLE_SECONDS = 900.0  # an autoscaler has taken a machine that nothing runs on away by then (10 minutes in cluster/)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Bill:
     lists the nodes, dead ones as long as they are remembered, or is None while nobody can tell: then those known go on
     counting. A node counts from its own start, though not from before `since`: a cluster that was there already has
     been paid for by others. `waited` is {node: from when on it counts instead}, in seconds since 1970 UTC: the nodes
-    that stayed up for this run between a failure and this start. Safe between threads.
+    that stayed up for this run between a failure and this start. `unbudgeted` are dollars of earlier attempts that
+    `budget_usd` leaves out. Safe between threads.
     """
 
     def __init__(
@@ -91,11 +94,13 @@ class Bill:
         earlier: Sequence[tuple[float | None, float]] = (),
         nodes: Callable[[], Sequence[Node] | None] = lambda: None,
         waited: Mapping[str, float] | None = None,
+        unbudgeted: float = 0.0,
         clock: Callable[[], float] = lambda: time.time(),
     ) -> None:
         self.price, self.since, self.earlier = price, since, tuple(earlier)
         self.metered = price == "auto"
         self._nodes, self._clock, self._waited = nodes, clock, dict(waited or {})
+        self._unbudgeted = unbudgeted
         self._stays: dict[str, _Stay] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -138,6 +143,19 @@ class Bill:
         before = sum((rate or 0.0) * seconds / 3600 if usd is None else usd for usd, seconds in self.earlier)
         return (mine or 0.0) + before
 
+    def budget_usd(self) -> float | None:
+        """Those that track.max_cost_usd counts. Of machines that waited for this run after a failure it counts no more
+        than IDLE_SECONDS: what still stands after that somebody else keeps, and a run that goes on days later on a
+        shared cluster must not end at its start. In `usd` they are whole."""
+        if (whole := self.usd()) is None:
+            return None
+        with self._lock:
+            entries = [
+                (stay.price, stay.begin, math.inf if stay.ended is None else stay.ended)
+                for stay in self._stays.values()
+            ]
+        return whole - self._unbudgeted - sum(beyond_idle(*entry, self.since) for entry in entries)
+
     def attempt_usd(self) -> float | None:
         """Those of this attempt alone."""
         now = self._clock()
@@ -172,6 +190,26 @@ class Bill:
     def _watch(self) -> None:
         while not self._ended.wait(LOOK_SECONDS):
             self.look()
+
+
+def beyond_idle(price: float | None, begin: float, end: float, since: float) -> float:
+    """US dollars of a machine that an attempt paid for from `begin` on although it took the run at `since`, beyond
+    IDLE_SECONDS of waiting."""
+    return max(0.0, min(since - IDLE_SECONDS, end) - begin) * (price or 0.0) / 3600
+
+
+def waited_beyond_idle(attempts: Sequence[tuple[float, float, Sequence[Mapping[str, Any]]]]) -> float:
+    """The same of earlier attempts, (started, last seen, what it paid for) of each. What is paid for from the moment at
+    which an attempt was last seen had waited since then."""
+    left = {last_seen for _, last_seen, _ in attempts}
+    return sum(
+        beyond_idle(
+            entry.get("usd_per_hour"), entry["from"], math.inf if entry.get("to") is None else entry["to"], started
+        )
+        for started, _, paid in attempts
+        for entry in paid
+        if entry.get("from") in left
+    )
 
 
 def check_budget(price: Price, max_usd: float | None, nodes: Callable[[], Sequence[Node] | None]) -> None:

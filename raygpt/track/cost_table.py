@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Any
 
 from raygpt import prices
 from raygpt.errors import UserError
-from raygpt.track.account import KINDS, Account, machine_name, prices_used
+from raygpt.track.account import KINDS, Account, lost_of, machine_name, prices_used, total_of
 from raygpt.track.progress import human_count
 
 HEADINGS = ("run", "what", "tokens", "hours", "machines", "$", "tokens per $", "$ lost", "$ teacher", "$/month stored")
@@ -35,9 +36,11 @@ def figures(accounts: Sequence[Account], usd_per_gb_month: float) -> dict[str, A
     runs = [_facts(account, usd_per_gb_month) for account in accounts]
     total = {
         name: round(sum(run.get(name, 0.0) for run in runs), 4)
-        for name in ("usd", "machine_usd", "teacher_usd", "lost_usd", "stored_usd_per_month", "hours")
+        for name in ("teacher_usd", "stored_usd_per_month", "hours")
         if any(name in run for run in runs)
     }
+    of_machines = {"usd": _whole_usd(accounts), "machine_usd": total_of(accounts), "lost_usd": lost_of(accounts)}
+    total = {name: round(usd, 4) for name, usd in of_machines.items() if usd is not None} | total
     unpriced = [run["run"] for run in runs if "usd" not in run]
     return {"runs": runs, "total": total, **({"without_price": unpriced} if unpriced else {})}
 
@@ -100,22 +103,27 @@ def _row(account: Account, usd_per_gb_month: float) -> tuple[str, ...]:
 
 
 def _sum(name: str, accounts: Sequence[Account], usd_per_gb_month: float) -> tuple[str, ...]:
-    def total(values: Sequence[float | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return sum(known) if known else None
-
     return (
         name,
         f"{len(accounts)} run{'s' * (len(accounts) != 1)}",
         "",
         _hours(sum(account.hours for account in accounts)),
         "",
-        _usd(total([account.whole_usd for account in accounts])),
+        _usd(_whole_usd(accounts)),
         "",
-        _usd(total([_lost_usd(account) for account in accounts])),
-        _usd(total([account.teacher_usd for account in accounts])),
+        _usd(lost_of(accounts)),
+        _usd(_sum_of(account.teacher_usd for account in accounts)),
         _usd(sum(account.stored_bytes for account in accounts) / GB * usd_per_gb_month),
     )
+
+
+def _whole_usd(accounts: Sequence[Account]) -> float | None:
+    return _sum_of([total_of(accounts), *(account.teacher_usd for account in accounts)])
+
+
+def _sum_of(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
 
 
 def _hours(hours: float) -> str:
@@ -163,11 +171,33 @@ def _notes(accounts: Sequence[Account], usd_per_gb_month: float, markdown: bool)
     notes.append(f"stored: ${usd_per_gb_month:g} per GiB and month (cost.usd_per_gb_month), for what is there now")
     if any(account.lost is not None for account in accounts):
         notes.append("lost: steps that failures threw away, and the time until the run went on from its checkpoint")
-    unpriced = [account.name for account in accounts if account.usd is None]
+    if shared := _shared(accounts):
+        notes.append(
+            f"{shared} machine{'s were' if shared > 1 else ' was'} in several runs at a time: each of these counts it "
+            "whole, sums count it once"
+        )
+    notes += [
+        f"{account.name}: {account.problem}, and its cost is not known whole" for account in accounts if account.problem
+    ]
+    unpriced = [account.name for account in accounts if account.usd is None and not account.problem]
     if unpriced:
         named = ", ".join(unpriced[:3]) + (f" and {len(unpriced) - 3} more" if len(unpriced) > 3 else "")
         notes.append(f"no price is known of the machines of {named}: --price_per_hour counts them at one")
     return [f"- {note}" if markdown else note for note in notes]
+
+
+def _shared(accounts: Sequence[Account]) -> int:
+    """How many nodes several of the runs had at the same time."""
+    stays: dict[str, list[tuple[float, float, int]]] = {}
+    for number, account in enumerate(accounts):
+        for paid in account.paid:
+            if paid.node is not None:
+                stays.setdefault(paid.node, []).append((paid.begin, paid.end, number))
+    return sum(any(_overlap(*pair) for pair in combinations(each, 2)) for each in stays.values())
+
+
+def _overlap(one: tuple[float, float, int], other: tuple[float, float, int]) -> bool:
+    return one[2] != other[2] and min(one[1], other[1]) > max(one[0], other[0])
 
 
 def _source(machine: str | None, read: str) -> str:

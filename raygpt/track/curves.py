@@ -14,6 +14,8 @@ MOST_POINTS = 2_000  # of a curve
 MOST_OF_PAGE = 55_000  # of all curves together: under 2 MB of text
 AXES = ("step", "tokens", "hours")
 GIB = 2**30
+# metrics that are worked out of a figure of the records with another name
+NAMES = {"data_wait": "data_wait_seconds", "teacher": "teacher_seconds", "memory": "gpu_memory_bytes"}
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,10 @@ def curve(records: Sequence[Mapping[str, Any]], metric: str, started: float | No
 
 def _value(row: Mapping[str, Any], metric: str) -> float | None:
     if metric in ("data_wait", "teacher"):
-        part = row.get("data_wait_seconds" if metric == "data_wait" else "teacher_seconds")
+        part = row.get(NAMES[metric])
         return None if part is None or not row.get("step_seconds") else part / row["step_seconds"]
     if metric == "memory":
-        return row["gpu_memory_bytes"] / GIB if "gpu_memory_bytes" in row else None
+        return row[NAMES[metric]] / GIB if NAMES[metric] in row else None
     value = row.get(metric)
     return float(value) if isinstance(value, int | float) else None
 

@@ -21,10 +21,11 @@ SKIPPED = 0.02  # share of steps whose gradients were not finite
 MOST_SPIKES = 3  # named one by one
 
 
-def loss_findings(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """In no order."""
-    checks = (_not_numbers, _loss_spikes, _gradient_spikes, _overfitting, _plateau, _skipped)
-    return [finding for check in checks for finding in check(records)]
+def loss_findings(records: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """In no order. `records` may be some of the `whole`."""
+    some, all_of_it = (_loss_spikes, _gradient_spikes, _overfitting, _plateau), (_not_numbers, _skipped)
+    found = [finding for check in some for finding in check(records)]
+    return found + [finding for check in all_of_it for finding in check(whole)]
 
 
 def _not_numbers(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
@@ -99,7 +100,10 @@ def _overfitting(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
         return []
     step, last = val[best][0], val[-1][0]
     then = [value for at, value in train if at <= step][-NEAR:]
-    now = [value for at, value in train if at > step][-NEAR:]
+    since = [value for at, value in train if at > step]
+    if not then and len(since) >= 2 * NEAR:  # the best was before the first record, as in fine-tuning
+        then = since[:NEAR]
+    now = since[-NEAR:]
     text = (
         f"Validation loss was best at step {step:,} ({val[best][1]:.4f}) and rose to {val[-1][1]:.4f} by step {last:,}"
     )
@@ -108,8 +112,10 @@ def _overfitting(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
             f", while training loss went on falling ({median(then):.3f} to {median(now):.3f}): the model learns the "
             "training text by heart. Take the best checkpoint; eval.patience would have stopped there."
         )
-    else:
+    elif then and now:
         text += ", and training loss did not fall either: the learning rate is too high for this part of the run."
+    else:
+        text += ". Take the best checkpoint."
     return [Finding("validation diverges", LOOK, text, step, last)]
 
 

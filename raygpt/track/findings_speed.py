@@ -25,12 +25,12 @@ ENOUGH = 8  # timed records without which nothing is said about speed
 MOST_GAPS = 3  # named one by one
 
 
-def speed_findings(records: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """In no order."""
+def speed_findings(records: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """In no order. `records` may be some of the `whole`."""
     spans = _spans(records)
     steady = [span for span in spans if span.warm]
     jumps = _jumps(steady)
-    return [*jumps, *([] if jumps else _sag(steady)), *_waiting(steady), *_saves(records, spans), *_gaps(records)]
+    return [*jumps, *([] if jumps else _sag(steady)), *_waiting(steady), *_saves(whole, spans), *_gaps(whole)]
 
 
 @dataclass(frozen=True)

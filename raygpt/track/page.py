@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -100,8 +101,9 @@ def render(page: Page) -> str:
     import jinja2
 
     style, template, uplot, script = _parts()
-    # < as an escape: no text of a run can end the script element
-    data = json.dumps({"charts": page.charts, "last_step": page.last_step}, allow_nan=False).replace("<", "\\u003c")
+    charts, xs = _with_shared_x(finite(page.charts))
+    data = json.dumps({"charts": charts, "xs": xs, "last_step": page.last_step}, allow_nan=False)
+    data = data.replace("<", "\\u003c")  # as an escape: no text of a run can end the script element
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         page=page,
@@ -114,6 +116,37 @@ def render(page: Page) -> str:
         version=raygpt.__version__,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def finite(tree: Any) -> Any:
+    """The same lists and dicts with None for what is no finite number: JSON has no word for it."""
+    if isinstance(tree, Mapping):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _with_shared_x(charts: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Any]]:
+    """(charts, xs): for each axis of a series the number of its values in xs. Curves of a run that is not thinned out
+    have the same ones in every chart."""
+    xs: list[Any] = []
+    places: dict[tuple[float, ...], int] = {}
+
+    def place(values: Sequence[float]) -> int:
+        key = tuple(values)
+        if key not in places:
+            places[key] = len(xs)
+            xs.append(values)
+        return places[key]
+
+    shared = []
+    for chart in charts:
+        if "series" in chart:
+            series = [{**each, "x": {axis: place(x) for axis, x in each["x"].items()}} for each in chart["series"]]
+            chart = {**chart, "series": series}
+        shared.append(chart)
+    return shared, xs
 
 
 @cache

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from raygpt.storage import Location, write_bytes
+from raygpt.track.curves import MOST_POINTS, thinned
 from raygpt.track.progress import human_count
 from raygpt.track.record import Record
 
@@ -130,7 +131,7 @@ def _draw_learning_rate(axes: Axes, records: Sequence[Record]) -> bool:
     points = _points(records, "lr")
     if not points[0]:
         return False
-    axes.plot(*points, color=OTHER, linewidth=1.8, marker="o" if len(points[0]) < 3 else None)
+    axes.plot(*_thinned(points), color=OTHER, linewidth=1.8, marker="o" if len(points[0]) < 3 else None)
     axes.set(title="Learning rate", ylabel="learning rate", ylim=(0, max(*points[1], 1e-12) * 1.08))
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
     return True
@@ -176,7 +177,7 @@ def _tick(value: float) -> str:
 
 def _line(axes: Axes, points: Points, color: str, label: str | None) -> None:
     """The points as a line; faint under their running mean where there are many."""
-    steps, values = points
+    steps, values = _thinned(points)
     if len(steps) < SMOOTH_FROM:
         axes.plot(steps, values, color=color, linewidth=1.6, marker="o" if len(steps) < 3 else None, label=label)
         return
@@ -189,6 +190,13 @@ def _line(axes: Axes, points: Points, color: str, label: str | None) -> None:
         smooth.append(fmean(near[len(near) // 4 : len(near) - len(near) // 4]))
     axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
     axes.plot(steps, smooth, color=color, linewidth=1.8, label=label)
+
+
+def _thinned(points: Points) -> Points:
+    """MOST_POINTS of them at most: more than a picture shows, and smoothing takes the square of their number."""
+    steps, values = points
+    kept = thinned(values, MOST_POINTS)
+    return [steps[at] for at in kept], [values[at] for at in kept]
 
 
 def _finish(axes: Axes, records: Sequence[Record], ticks: int) -> None:

@@ -36,13 +36,17 @@ PLOT_CAPTIONS = {
 
 
 def write_report(
-    run: Location, *, yardsticks: Mapping[str, float] | None = None, samples: Sequence[str] | None = None
+    run: Location,
+    *,
+    yardsticks: Mapping[str, float] | None = None,
+    samples: Sequence[str] | None = None,
+    results: Sequence[Result] = (),
 ) -> Location:
     """Write report.html and plots/*.png of the run at `run` from its config.yaml, metrics.jsonl and summary.json.
 
     `yardsticks` (name -> nats per token) stand beside the validation loss, `samples` are texts the model
-    wrote; without them those that summary.json holds under these names are shown. A run that is not
-    finished is reported as far as it came. Returns the page's location; raises UserError where there is no
+    wrote; without them those that summary.json holds under these names are shown. `results` come first. A run that
+    is not finished is reported as far as it came. Returns the page's location; raises UserError where there is no
     run.
     """
     found = read_recorded(run)
@@ -50,6 +54,7 @@ def write_report(
     yardsticks = figures.get("yardsticks", {}) if yardsticks is None else yardsticks
     page = run_page(found, yardsticks, figures.get("samples", []) if samples is None else samples)
     page.plots = _plots(run, found.records, yardsticks)
+    _add(page, results)
     target = run / "report.html"
     write_text(target, render(page))
     return target
@@ -133,14 +138,18 @@ def write_page(found: Sequence[Recorded], results: Sequence[Result], target: Loc
     """One page of runs and of what is no training run, at `target`, an .html file."""
     page = runs_page(found) if len(found) != 1 else run_page(found[0], *_kept_beside(found[0]))
     if results:
-        tables, charts = show(results)
         names = list(dict.fromkeys([*(run.name for run in found), *(result.name for result in results)]))
         where = list(dict.fromkeys([*(run.uri for run in found), *(result.uri for result in results)]))
         page.name, page.where = " · ".join(names), ", ".join(where)
-        page.first, page.charts = [*(page.first if found else ()), *tables], [*charts, *page.charts]
         page.made_from = "the files of these results"
+        _add(page, results)
     write_text(target, render(page))
     return target
+
+
+def _add(page: Page, results: Sequence[Result]) -> None:
+    tables, charts = show(results)
+    page.first, page.charts = [*page.first, *tables], [*charts, *page.charts]
 
 
 def _kept_beside(run: Recorded) -> tuple[Mapping[str, float], Sequence[str]]:

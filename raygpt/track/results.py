@@ -16,6 +16,7 @@ from raygpt.errors import UserError
 from raygpt.storage import Location
 from raygpt.track.charting import bar_chart
 from raygpt.track.differences import plain
+from raygpt.track.finding import is_number
 from raygpt.track.page import Table
 from raygpt.track.progress import human_count, human_duration
 
@@ -58,12 +59,14 @@ def find_results(where: Location) -> list[Result]:
             raise UserError(f"{where.uri} is no result of raygpt: name a run, or the JSON file of a benchmark.")
         return [Result(where.name.removesuffix(".json"), where.uri, kind, tree)]
     found = []
+    # the result that lies in a run's own folder bears the run's name
+    name = where.parent.name if where.name == EVALUATION else where.name
     for file, kind in FILES.items():
         if storage.exists(where / file):
-            found.append(Result(where.name, where.uri, kind, _load(where / file)))
+            found.append(Result(name, where.uri, kind, _load(where / file)))
     for file in BENCHMARK_FILES:
         if storage.exists(where / file) and _kind(tree := _load(where / file)) == BENCHMARK:
-            found.append(Result(where.name, where.uri, BENCHMARK, tree))
+            found.append(Result(name, where.uri, BENCHMARK, tree))
     return found
 
 
@@ -103,7 +106,7 @@ def _extend(tables: list[Table], charts: list[dict[str, Any]], made: tuple[list[
 
 def _sweep(result: Result) -> tuple[list[Table], list[dict[str, Any]]]:
     trials = [trial for trial in result.tree if isinstance(trial, dict)]
-    scored = [trial for trial in trials if trial.get("score") is not None]
+    scored = [trial for trial in trials if is_number(trial.get("score"))]
     if not scored:
         return [Table(f"Sweep {result.name}", note=f"{len(trials)} trials, none of which has a score.")], []
     metric = scored[0]["metric"]
@@ -121,7 +124,7 @@ def _sweep(result: Result) -> tuple[list[Table], list[dict[str, Any]]]:
     table = Table(f"Sweep {result.name}", headings, rows, note, numbers=(1, 3), keys=(0,), colors=colors)
     series = []
     for number, trial in enumerate(scored):
-        points = [(row["epoch"], row[metric]) for row in trial["history"] if isinstance(row.get(metric), int | float)]
+        points = [(row["epoch"], row[metric]) for row in trial["history"] if is_number(row.get(metric))]
         if points:
             x, y = [list(part) for part in zip(*points)]
             shown = number < MOST_TRIALS
@@ -180,7 +183,7 @@ def _figures(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, flo
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _figures(value, f"{path}{name} ")
-        elif name in FIGURES and isinstance(value, int | float) and not isinstance(value, bool):
+        elif name in FIGURES and is_number(value) and not isinstance(value, bool):
             low = high = None
             interval, error = tree.get(f"{name}_interval"), tree.get(f"{name}_stderr")
             if isinstance(interval, Sequence) and len(interval) == 2:
@@ -215,10 +218,10 @@ def _benchmark(result: Result) -> tuple[list[Table], list[dict[str, Any]]]:
         speed = row.get("tokens_per_second")
         cells = [row["name"], "–", "–"]
         if speed:
-            first = first or speed["median"]
+            first = first or speed["median"]  # 0: nothing is a multiple of it
             cells[1:] = [
                 f"{human_count(speed['median'])} ({human_count(speed['low'])} to {human_count(speed['high'])})",
-                f"{speed['median'] / first:.2f}",
+                f"{speed['median'] / first:.2f}" if first else "–",
             ]
             bars.append({"label": row["name"], "value": speed["median"], "low": speed["low"], "high": speed["high"]})
         for _, name, form in known:

@@ -9,8 +9,9 @@ have left no record, so that their time, the stand-still after them and the star
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 STEPS, WAIT, SAVES, PAUSES = "training steps", "waiting for data", "checkpoints", "evaluation and pauses"
@@ -18,12 +19,14 @@ START, STOPS, LOST, END = "first start", "starts after stops", "lost to failures
 WORK = "work"  # of a job that keeps no records of steps
 ORDER = (STEPS, WORK, WAIT, SAVES, PAUSES, START, STOPS, LOST, END)
 FAILURES = (None, "failed")  # outcomes of attempts: killed or lost, and failed
+TRAININGS = ("pretrain", "finetune", "distill", "quickstart")  # jobs whose work is steps
+SILENT_SECONDS = 120.0  # a driver that has said nothing for so long is gone: it speaks every 10 s
 
 
 @dataclass(frozen=True)
 class Paid:
     """A machine, or all of them together (`machine` None), at one price for a while. Times are seconds since 1970 UTC;
-    `usd_per_hour` is None where no price is known."""
+    `usd_per_hour` is None where no price is known, `node` where it is not one machine of a cluster."""
 
     begin: float
     end: float
@@ -31,6 +34,7 @@ class Paid:
     machine: str | None = None
     market: str = ""
     read: str = ""
+    node: str | None = None
 
     @property
     def hours(self) -> float:
@@ -56,7 +60,9 @@ def paid_for(attempts: Iterable[Mapping[str, Any]], usd_per_hour: float | None =
     found = []
     for attempt in attempts:
         begin, end = float(attempt["started"]), float(attempt["last_seen"])
-        entries = attempt.get("paid") or []
+        entries = [
+            entry for entry in attempt.get("paid") or [] if isinstance(entry, Mapping) and _is_time(entry.get("from"))
+        ]
         priced = any(entry.get("usd_per_hour") is not None for entry in entries)
         if entries and (priced or usd_per_hour is None):
             found += [_paid(entry, end) for entry in entries]
@@ -71,7 +77,8 @@ def paid_for(attempts: Iterable[Mapping[str, Any]], usd_per_hour: float | None =
 def _paid(entry: Mapping[str, Any], end: float) -> Paid:
     until = end if entry.get("to") is None else float(entry["to"])
     market, read = entry.get("market") or "", entry.get("read") or ""
-    return Paid(float(entry["from"]), until, entry.get("usd_per_hour"), entry.get("machine"), market, read)
+    price, node = entry.get("usd_per_hour"), entry.get("node")
+    return Paid(float(entry["from"]), until, price, entry.get("machine"), market, read, node)
 
 
 def total_usd(paid: Sequence[Paid], since: float = float("-inf"), until: float = float("inf")) -> float | None:
@@ -79,6 +86,38 @@ def total_usd(paid: Sequence[Paid], since: float = float("-inf"), until: float =
     if not any(each.usd_per_hour is not None for each in paid):
         return None
     return sum(each.usd(since, until) for each in paid)
+
+
+def shared_usd(paid: Iterable[Paid]) -> float | None:
+    """US dollars of what several runs paid for together: a node that two of them had at the same time cost its price
+    once. None where no price is known of anything."""
+    priced = [each for each in paid if each.usd_per_hour is not None]
+    if not priced:
+        return None
+    total = 0.0
+    reached: dict[str, float] = {}
+    for each in sorted(priced, key=lambda each: each.begin):
+        since = -math.inf if each.node is None else reached.get(each.node, -math.inf)
+        total += each.usd(since, math.inf)
+        if each.node is not None:
+            reached[each.node] = max(since, each.end)
+    return total
+
+
+def without(paid: Iterable[Paid], stretches: Sequence[tuple[float, float]]) -> list[Paid]:
+    """The pieces of it that lie in none of the stretches (begin, end)."""
+    found = []
+    for each in paid:
+        at = each.begin
+        for since, until in sorted(stretches):
+            if since >= each.end:
+                break
+            if since > at:
+                found.append(replace(each, begin=at, end=since))
+            at = max(at, until)
+        if at < each.end:
+            found.append(replace(each, begin=at))
+    return found
 
 
 def seconds_covered(paid: Iterable[Paid], since: float = float("-inf"), until: float = float("inf")) -> float:
@@ -92,22 +131,49 @@ def seconds_covered(paid: Iterable[Paid], since: float = float("-inf"), until: f
 
 
 def where_it_went(
-    attempts: Sequence[Mapping[str, Any]], records: Sequence[Mapping[str, Any]], paid: Sequence[Paid]
+    attempts: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]],
+    paid: Sequence[Paid],
+    now: float | None = None,
 ) -> list[Share]:
     """Shares of all that was paid for, in the order of ORDER, those of zero seconds left out. They add up to the whole:
     nothing is counted twice or left over. `records` are those of metrics.jsonl; without any that were timed the whole
-    is WORK and what failures left standing still."""
-    if not paid:
-        return []
+    is WORK and what failures left standing still. `now` (seconds since 1970 UTC) tells whether a last start without an
+    outcome still runs; without it it does."""
     priced = total_usd(paid) is not None
     found = {name: [0.0, 0.0] for name in ORDER}
+    for name, since, until, part in _parts(attempts, records, paid, now):
+        found[name][0] += part * seconds_covered(paid, since, until)
+        found[name][1] += part * (total_usd(paid, since, until) or 0.0)
+    return [Share(name, seconds, usd if priced else None) for name, (seconds, usd) in found.items() if seconds > 0]
+
+
+def lost_stretches(
+    attempts: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]],
+    paid: Sequence[Paid],
+    now: float | None = None,
+) -> list[tuple[float, float]]:
+    """(begin, end) of what failures took, as `where_it_went` counts it."""
+    return [(since, until) for name, since, until, _ in _parts(attempts, records, paid, now) if name == LOST]
+
+
+def _parts(
+    attempts: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]],
+    paid: Sequence[Paid],
+    now: float | None,
+) -> list[tuple[str, float, float, float]]:
+    """(name, begin, end, share of that stretch), which make up all that was paid for."""
+    if not paid:
+        return []
+    found: list[tuple[str, float, float, float]] = []
 
     def add(name: str, since: float, until: float, seconds: float | None = None, of: float | None = None) -> None:
         """[since, until] is `name`'s, or of its seconds so many `of` so many."""
-        part = 1.0 if seconds is None or not of else seconds / of
-        found[name][0] += part * seconds_covered(paid, since, until)
-        found[name][1] += part * (total_usd(paid, since, until) or 0.0)
+        found.append((name, since, until, 1.0 if seconds is None or not of else seconds / of))
 
+    failed = _has_failed(attempts, now)
     begin, end = min(each.begin for each in paid), max(each.end for each in paid)
     rows = [row for row in records if isinstance(row.get("time"), (int, float)) and begin <= row["time"] <= end]
     before, step = begin, 0
@@ -123,10 +189,21 @@ def where_it_went(
                 add(name, time - busy, time, seconds, work + saved)
         before, step = max(before, time), row["step"] if "step_seconds" in row else step
     if rows:
-        _name_pause(add, attempts, before, end, last=True)
+        _name_pause(add, attempts, before, end, last=True, failed=failed)
+    elif failed and attempts[-1].get("job") in TRAININGS:
+        add(LOST, begin, end)  # not a step of it is left
     else:
         _name_pause(add, attempts, begin, end, work=True)
-    return [Share(name, seconds, usd if priced else None) for name, (seconds, usd) in found.items() if seconds > 0]
+    return found
+
+
+def _has_failed(attempts: Sequence[Mapping[str, Any]], now: float | None) -> bool:
+    """Whether the last start failed or was killed, and nothing has gone on from it."""
+    if not attempts:
+        return False
+    last = attempts[-1]
+    killed = last.get("outcome") is None and now is not None and now - last["last_seen"] > SILENT_SECONDS
+    return last.get("outcome") == "failed" or killed
 
 
 def lost(shares: Iterable[Share]) -> Share | None:
@@ -144,6 +221,7 @@ def _name_pause(
     restarted: bool = False,
     last: bool = False,
     work: bool = False,
+    failed: bool = False,
 ) -> None:
     """Name the stretch before a record's own steps, or after the last record."""
     ended = [(one, other) for one, other in itertools.pairwise(attempts) if since < other["started"] <= until]
@@ -164,7 +242,10 @@ def _name_pause(
         by_wish = ended and not any(one.get("outcome") in FAILURES for one, _ in ended)
         add(STOPS if by_wish else LOST, since, until)
     elif last:
-        failed = bool(attempts) and attempts[-1].get("outcome") == "failed"
         add(LOST if failed else END, since, until)
     else:
         add(PAUSES, since, until)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

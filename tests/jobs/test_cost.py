@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,74 @@ def test_no_run_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "there is no run nothing" in capsys.readouterr().err
     assert main(["cost", f"--run.storage={tmp_path}"]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_an_evaluation_inside_a_run_is_a_row_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paid = [{"machine": None, "usd_per_hour": 12.0, "from": T0, "to": None}]
+    run = write(tmp_path / "runs" / "model", [attempt(0, 600, "finished", paid)], [record(300, 10, 20.0)])
+    before = read_account(locate(run)).stored_bytes
+    write(run / "evaluation", [attempt(0, 300, "finished", paid, job="evaluate")], [])
+    (run / "evaluation" / "items.bin").write_bytes(bytes(1000))
+    write(run / "runs" / "trial", [attempt(0, 300, "finished", paid)], [])  # of a sweep: in its cost already
+    assert main(["cost", "model", f"--run.storage={run.parent}"]) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(each["run"], each["usd"]) for each in figures["runs"]] == [("model", 2.0), ("model/evaluation", 1.0)]
+    inner, trial = figures["runs"][1]["stored_bytes"], sum(f.stat().st_size for f in (run / "runs").rglob("*.*"))
+    assert inner > 1000 and figures["runs"][0]["stored_bytes"] == before + trial
+    assert main(["cost", str(run.parent), str(run / "evaluation"), f"--run.storage={run.parent}"]) == 0
+    assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["runs"]) == 2, "each once"
+
+
+def test_a_node_of_two_runs_at_once_costs_its_price_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """$10 an hour for an hour. The first run is killed after 15 minutes and goes on at 45; the second has the same node
+    from 30 minutes on: 15 of the 30 minutes that the first one lost were of use to somebody."""
+    home = tmp_path / "runs"
+    first = [
+        attempt(0, 900, None, [node("n", "big", 10, 0, None)]),
+        attempt(2700, 3600, "finished", [node("n", "big", 10, 900, None)]),
+    ]
+    write(home / "first", first, [record(900, 10, 90.0), record(3600, 20, 90.0, restarts=1)])
+    second = [attempt(1800, 3600, "finished", [node("n", "big", 10, 1800, None)])]
+    write(home / "second", second, [record(3600, 10, 180.0)])
+    assert main(["cost", f"--run.storage={home}"]) == 0
+    out = capsys.readouterr().out
+    figures = json.loads(out.splitlines()[-1])
+    assert [each["usd"] for each in figures["runs"]] == [10.0, 5.0] and figures["total"]["usd"] == 10.0
+    assert figures["runs"][0]["lost_usd"] == 5.0 and figures["total"]["lost_usd"] == 2.5
+    assert "1 machine was in several runs at a time" in out
+
+
+@pytest.mark.parametrize(
+    ("outcome", "records", "lost"), [("failed", 0, 600), (None, 0, 600), (None, 1, 300), ("stopped", 1, 0)]
+)
+def test_a_failure_that_nothing_went_on_from_is_lost(
+    tmp_path: Path, outcome: str | None, records: int, lost: float
+) -> None:
+    history = [attempt(0, 600, outcome, [node("n", "big", 36, 0, None)])]
+    account = read_account(locate(write(tmp_path / "r", history, [record(300, 10, 30.0)][:records])))
+    assert (account.lost.seconds if account.lost else 0) == pytest.approx(lost)
+    assert account.lost is None or account.lost.usd == pytest.approx(lost / 100)
+
+
+def test_what_still_runs_has_lost_nothing(tmp_path: Path) -> None:
+    begin = time.time() - T0 - 600
+    history = [attempt(begin, begin + 590, None, [node("n", "big", 36, begin, None)])]
+    account = read_account(locate(write(tmp_path / "r", history, [record(begin + 300, 10, 30.0)])))
+    assert account.lost is None
+
+
+def test_folders_of_old_or_foreign_making(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "runs"
+    torn = write(home / "torn", [], [record(50, 5, 8.0)])
+    (torn / "attempts.json").write_text('[{"started": 1')
+    odd = write(home / "odd", [attempt(0, 100, "finished", [], started=None)], [record(50, 5, 8.0)])
+    (odd / "config.yaml").write_text("track: none\nmodel: 3\n")
+    old = attempt(0, 3600, "finished", [])
+    del old["paid"]
+    write(home / "old", [old], [record(3600, 5, 8.0, cost_usd=3.0)], {"steps": 5, "cost_usd": 3.5})
+    assert main(["cost", f"--run.storage={home}"]) == 0
+    out = capsys.readouterr().out
+    figures = {each["run"]: each for each in json.loads(out.splitlines()[-1])["runs"]}
+    assert figures["old"]["usd"] == 3.5 and "usd" not in figures["torn"] and "usd" not in figures["odd"]
+    assert "torn: attempts.json is no JSON" in out and "odd: 1 of 1 starts in attempts.json have no times" in out
+    assert "no price is known of the machines of" not in out

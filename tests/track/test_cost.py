@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raygpt.errors import UserError
-from raygpt.track.cost import Bill, Node, check_budget, unpriced
+from raygpt.track.cost import Bill, Node, check_budget, unpriced, waited_beyond_idle
 
 T0 = 1_700_000_000.0
 
@@ -117,3 +117,27 @@ def test_nodes_that_do_not_count_beside_others_are_named() -> None:
     text = unpriced([Node("a", "big"), Node("b", None, address="10.0.0.2"), Node("c", None, ended=T0)])
     assert text == ("Cost counts 1 of 2 nodes: no price is known of 10.0.0.2 (no raygpt.io/instance-type).")
     assert unpriced([Node("a", None)]) is None and unpriced([Node("a", "big")]) is None
+
+
+def test_a_budget_counts_a_quarter_of_an_hour_of_waiting_after_a_failure() -> None:
+    """big costs 1 cent a second. A first start for 100 s, killed; a second 10,000 s later for 100 s, killed; this one a
+    day later. Whole: all the time between. The budget: 900 s of each wait."""
+    day = 86_400.0
+    paid = [{"node": "a", "usd_per_hour": 36, "from": T0 + 100, "to": None}]
+    idle = waited_beyond_idle([(T0, T0 + 100, []), (T0 + 10_100, T0 + 10_200, paid)])
+    assert idle == pytest.approx((10_000 - 900) / 100)
+    clock, begin = Clock(), T0 + day
+    clock.now = begin + 50
+    bill = Bill(
+        "auto",
+        since=begin,
+        earlier=[(1.0, 100.0), (101.0, 100.0)],
+        nodes=lambda: [Node("a", "big", started=T0 - 50)],
+        waited={"a": T0 + 10_200},
+        unbudgeted=idle,
+        clock=clock,
+    )
+    bill.look()
+    assert bill.usd() == pytest.approx(1 + 101 + (day - 10_200 + 50) / 100)
+    assert bill.budget_usd() == pytest.approx(1 + 1 + 9 + 9 + 0.5)
+    assert Bill(None).budget_usd() is None and Bill(36.0, since=begin, clock=clock).budget_usd() == pytest.approx(0.5)

@@ -184,3 +184,28 @@ def test_figures_that_are_no_number_and_steps_that_are_skipped() -> None:
 def test_a_run_that_has_hardly_begun_says_nothing() -> None:
     assert findings([]) == [] and findings(clean()[:3]) == []
     assert findings([{"step": 0, "val_loss": 5.0}, {"step": 10}]) == []
+
+
+def test_a_run_of_many_records_keeps_what_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that is thinned out restarts, evaluations, saves and losses that are none are still seen."""
+    rows = clean(3000, log_every=1)
+    rows[301]["restarts"] = 1
+    for row in rows[301:]:
+        row["time"] += 900
+    rows[412]["train_loss"] = math.nan
+    rows[499]["checkpoint_stall_seconds"] = 40.0
+    monkeypatch.setattr("raygpt.track.findings.MOST_RECORDS", 1000)
+    assert sorted(named(findings(rows))) == ["not a number", "slow save"]
+
+
+def test_fine_tuning_whose_first_evaluation_is_the_best() -> None:
+    rows = [{"step": 0, "val_loss": 2.0}, *clean()]
+    for row in rows[1:]:
+        if "val_loss" in row:
+            row["val_loss"] = 2.1 + row["step"] / 1000
+    told = only(findings(rows), "validation diverges").text
+    assert "while training loss went on falling" in told
+    few = [{"step": 0, "val_loss": 2.0}] + [
+        {"step": 10 * n, "val_loss": 2 + n / 10, "train_loss": 3.0} for n in (1, 2, 3)
+    ]
+    assert only(findings(few), "validation diverges").text.endswith("by step 30. Take the best checkpoint.")

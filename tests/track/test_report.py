@@ -2,16 +2,22 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from raygpt.cli import main
 from raygpt.errors import UserError
 from raygpt.storage import locate
+from raygpt.track.charting import run_charts
 from raygpt.track.jsonl import MetricsLog
+from raygpt.track.page import Page as Document
+from raygpt.track.page import render
 from raygpt.track.record import make_record
+from raygpt.track.recorded import Recorded
 from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
 
@@ -151,3 +157,59 @@ def test_a_broken_configuration_names_its_file(run: Path) -> None:
     (run / "config.yaml").write_text("a: [1")
     with pytest.raises(UserError, match=r"words/config\.yaml cannot be read"):
         write_report(locate(run))
+
+
+def put_run(folder: Path, steps: int = 20, **summary: object) -> Path:
+    folder.mkdir(parents=True)
+    rows = [
+        {"step": step, "tokens": 1000 * step, "train_loss": 3 + 1 / step, "step_seconds": 0.5, "time": 1.78e9 + step}
+        for step in range(1, steps + 1)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.yaml").write_text("track: odd\n")
+    (folder / "attempts.json").write_text('[{"started": null, "last_seen": 3, "environment": 3}]')
+    (folder / "summary.json").write_text(json.dumps({"steps": steps, **summary}))
+    return folder
+
+
+def test_a_folder_of_runs_brings_its_sweeps_and_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Old ones as well: figures without a value, settings and a history that are something else."""
+    home = tmp_path / "runs"
+    scored = {"model": "m", "tasks": {"hellaswag": {"items": 9, "lm_eval": {"acc": 0.25}}}}
+    run = put_run(home / "model", val_loss=None, cost_usd="?", samples=None)
+    trial = {"id": "t1", "params": {}, "status": "finished", "metric": "loss", "score": 2.5}
+    for folder, file, tree in (
+        (run / "evaluation", "evaluation.json", scored),
+        (home / "evaluation-gpt2", "evaluation.json", {**scored, "model": "gpt2"}),
+        (home / "swept", "sweep.json", [{**trial, "history": [{"epoch": 1, "loss": 2.5}]}]),
+        (home / "measured", "benchmark.json", {"case": "ladder", "rows": [{"name": "fp32"}]}),
+    ):
+        folder.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(tree))
+    assert main(["report", str(home), f"--run.storage={tmp_path}"]) == 0
+    page = Page((tmp_path / "report.html").read_text())
+    for words in ("Sweep swept", "Benchmark measured: ladder", "gpt2", "hellaswag lm_eval acc", "m"):
+        assert words in page.text
+    # one run, by a name that is an empty folder here: its page stays in its folder, its evaluation on it
+    (tmp_path / "here" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["report", "model", f"--run.storage={home}"]) == 0
+    assert "hellaswag lm_eval acc" in Page((run / "report.html").read_text()).text
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / "empty"), f"--run.storage={home}"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_page_of_very_many_runs_stays_small(tmp_path: Path) -> None:
+    names = ("train_loss", "tokens_per_second", "mfu", "data_wait_seconds", "lr", "grad_norm", "cost_usd")
+    names += ("kd_loss", "ce_loss", "teacher_seconds", "gpu_memory_bytes", "hellaswag_acc_norm", "val_loss")
+    rows = [
+        {"step": step, "tokens": 500_000 * step, "time": 1.78e9 + 1.37 * step, "step_seconds": 1.37}
+        | {name: math.sin(step * number) + 2.34567 for number, name in enumerate(names)}
+        for step in range(1, 301)
+    ]
+    runs = [Recorded(f"run-{number}", "", rows, {}, {"steps": 300}, []) for number in range(120)]
+    assert len(render(Document(name="x", where="", made_from="", charts=run_charts(runs)))) < 3e6
+    assert len({len(each["y"]) for chart in run_charts(runs[:1]) for each in chart["series"]} - {300}) == 0

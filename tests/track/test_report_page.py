@@ -104,6 +104,68 @@ def test_a_page_is_looked_at(tmp_path: Path) -> None:
         browser.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride", {"width": 380, "height": 800, "deviceScaleFactor": 1, "mobile": True}
         )
+        until(lambda: browser.execute_script("return document.documentElement.scrollWidth") <= 380)  # drawn anew
+        assert errors(browser) == []
+
+        # a sweep, whose axis is its own, beside a run, on a phone: "show" goes to the steps
+        browser.get(sweep_and_run(tmp_path).as_uri())
         assert browser.execute_script("return document.documentElement.scrollWidth") <= 380
-        said = [line["message"] for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
-        assert said == []
+        (pressed,) = browser.find_elements("css selector", "#axis button[aria-pressed='true']")
+        loss = "figure[data-chart='1'] .u-legend .u-label"
+        assert (pressed.get_attribute("data-axis"), browser.find_element("css selector", loss).text) == ("step", "step")
+        bars = browser.find_element("css selector", "figure svg[aria-label='Where the time went']")
+        widths = [float(bar.get_attribute("width")) for bar in bars.find_elements("css selector", "rect[rx]")]
+        assert max(widths) >= 40
+        assert re.search(r"evaluation and \w*…", bars.text)  # it would not fit
+        title = bars.find_element("css selector", "title").get_attribute("innerHTML")
+        assert re.search(r"%, [0-9hms ]+, \$[0-9.]+$", title)
+        browser.find_element("css selector", "button[data-axis='tokens']").click()
+        browser.execute_script("document.querySelector('button[data-from]').click()")
+        assert browser.find_element("css selector", loss).text == "step"
+
+        # a run that knows nothing but steps: there are no buttons to choose an axis with
+        metrics = tmp_path / "costly" / "metrics.jsonl"
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+        kept = [{name: value for name, value in row.items() if name not in ("tokens", "time")} for row in rows]
+        metrics.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        assert main(["report", "swept", "costly", f"--run.storage={tmp_path}", f"--output={target}"]) == 0
+        browser.get(target.as_uri())
+        browser.execute_script("document.querySelector('button[data-from]').click()")
+        assert browser.find_element("id", "whole").is_displayed()
+        assert errors(browser) == []
+
+
+def errors(browser: Any) -> list[str]:
+    return [line["message"] for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+
+
+def sweep_and_run(folder: Path) -> Path:
+    """A page of a sweep and of a run that cost something and was killed once."""
+    run = write_run(folder / "costly", seed=3)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    begin, killed, end = rows[0]["time"] - 60, rows[398]["time"] + 20, rows[-1]["time"] + 930
+    for row in rows[399:]:
+        row["time"] += 900
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = {"machine": "p4d.24xlarge", "market": "on-demand", "usd_per_hour": 21.96, "node": "n", "to": None}
+    attempts = [
+        {"started": begin, "last_seen": killed, "outcome": None, "paid": [{**about, "from": begin}]},
+        {"started": killed + 800, "last_seen": end, "outcome": "finished", "paid": [{**about, "from": killed}]},
+    ]
+    (run / "attempts.json").write_text(json.dumps(attempts))
+    (folder / "swept").mkdir()
+    trials = [
+        {
+            "id": f"t{n}",
+            "params": {"optim.lr": n / 100},
+            "status": "finished",
+            "metric": "val_loss",
+            "score": 3 + n / 10,
+        }
+        | {"history": [{"epoch": epoch, "val_loss": 3 + n / 10 + 1 / epoch} for epoch in range(1, 6)]}
+        for n in range(4)
+    ]
+    (folder / "swept" / "sweep.json").write_text(json.dumps(trials))
+    target = folder / "mixed.html"
+    assert main(["report", "swept", "costly", f"--run.storage={folder}", f"--output={target}"]) == 0
+    return target

@@ -114,3 +114,19 @@ def test_a_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is damaged"):
         find_results(locate(tmp_path))
     assert find_results(locate(tmp_path / "nowhere")) == []
+
+
+def test_figures_that_are_no_number_and_a_speed_of_nothing(tmp_path: Path) -> None:
+    history = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": float("nan")}]
+    trial = {"id": "a", "params": {}, "status": "finished", "metric": "loss", "history": history, "score": 2.0}
+    put(tmp_path / "s", "sweep.json", [trial, {**trial, "id": "b", "score": float("nan")}])
+    speed = {"median": 0.0, "low": 0.0, "high": float("inf"), "repeats": 1}
+    rows = [{"name": "none", "tokens_per_second": speed}]
+    put(tmp_path / "s", "benchmark.json", {"case": "x", "rows": rows})
+    results = find_results(locate(tmp_path / "s"))
+    tables, charts = show(results)
+    assert charts[0]["series"][0]["y"] == [2.0] and tables[1].rows[0][2] == "–"
+    write_page([], results, locate(tmp_path / "page.html"))
+    text = (tmp_path / "page.html").read_text()
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert data["charts"][1]["bars"][0]["high"] is None

@@ -4,7 +4,16 @@
   const root = document.documentElement;
   const AXES = { step: "step", tokens: "tokens", hours: "hours since the start", epoch: "epoch" };
   const shown = []; // one per chart: {chart, box, plot (uPlot), draw}
-  let axis = (data.charts.find((chart) => chart.axes) || { axes: ["step"] }).axes[0];
+  for (const chart of data.charts) {
+    for (const s of chart.series || []) {
+      const known = s.y.map((v) => v !== null); // null: it was no number
+      for (const on in s.x) s.x[on] = data.xs[s.x[on]].filter((_, i) => known[i]);
+      s.y = s.y.filter((_, i) => known[i]);
+    }
+    if (chart.bars) chart.bars = chart.bars.filter((b) => b.value !== null);
+  }
+  const drawnOver = data.charts.flatMap((chart) => chart.axes || []);
+  let axis = drawnOver.includes("step") ? "step" : drawnOver[0] || "step"; // as the buttons have it
   let zoom = null; // [min, max] of the x axis, null: all of it
   let syncing = false;
 
@@ -217,20 +226,22 @@
     const look = theme(), top = titled ? 30 : 4, row = 26;
     const form = chart.form === "percent" ? (v) => (100 * v).toFixed(1) + "%" : forms[chart.form] || forms.plain;
     const left = Math.min(0.4 * width, 12 + 6.6 * Math.max(...chart.bars.map((b) => b.label.length)));
-    const room = width - left - 64 - 7.2 * Math.max(...chart.bars.map((b) => (b.note || "").length)), most = Math.max(...chart.bars.map((b) => b.high ?? b.value), 1e-12);
+    // a note that leaves bars no room is said where the pointer stands
+    const beside = width - left - 64, notes = 7.2 * Math.max(...chart.bars.map((b) => (b.note || "").length)), noted = beside - notes >= 40;
+    const room = Math.max(40, noted ? beside - notes : beside), most = Math.max(...chart.bars.map((b) => b.high ?? b.value), 1e-12);
     let inside = titled ? svgText(8, 19, `${chart.title} (${chart.unit})`, look.ink, 'font-weight="bold" font-size="14"') : "";
     chart.bars.forEach((b, i) => {
       const y = top + i * row, w = Math.max(1, (room * b.value) / most), color = look.colors[(b.color || 0) % 8];
-      const long = left / 6.6, name = b.label.length > long ? b.label.slice(0, long - 2) + "…" : b.label;
+      const long = Math.floor((left - 8) / 6.6), name = b.label.length > long ? b.label.slice(0, long - 2) + "…" : b.label;
       inside += svgText(left - 8, y + 16, name, look.ink, 'text-anchor="end"');
-      inside += `<rect x="${left}" y="${y + 4}" width="${w}" height="16" rx="2" fill="${color}"><title>${escape(b.label)}: ${escape(form(b.value))}</title></rect>`;
+      inside += `<rect x="${left}" y="${y + 4}" width="${w}" height="16" rx="2" fill="${color}"><title>${escape(b.label)}: ${escape(form(b.value) + (b.note ? `, ${b.note}` : ""))}</title></rect>`;
       let end = w;
       if (b.low != null && b.high != null) {
         const [l, h] = [b.low, b.high].map((v) => left + (room * v) / most);
         inside += `<path d="M${l} ${y + 12}H${h}M${l} ${y + 8}v8M${h} ${y + 8}v8" stroke="${look.ink}" fill="none"/>`;
         end = Math.max(end, h - left);
       }
-      inside += svgText(left + end + 6, y + 16, form(b.value) + (b.note ? `  ${b.note}` : ""), look.soft);
+      inside += svgText(left + end + 6, y + 16, form(b.value) + (b.note && noted ? `  ${b.note}` : ""), look.soft);
     });
     return svgOf(width, top + chart.bars.length * row + 6, inside, look, chart.title);
   };
@@ -315,19 +326,19 @@
     width = innerWidth;
     drawAll();
   });
-  for (const button of document.querySelectorAll("#axis button"))
-    button.onclick = () => {
-      axis = button.dataset.axis;
-      for (const other of document.querySelectorAll("#axis button")) other.setAttribute("aria-pressed", other === button);
-      zoom = null;
-      document.getElementById("whole").hidden = true;
-      drawAll();
-    };
+  const setAxis = (name) => {
+    axis = name;
+    for (const button of document.querySelectorAll("#axis button")) button.setAttribute("aria-pressed", button.dataset.axis === name);
+    zoom = null;
+    document.getElementById("whole").hidden = true;
+    drawAll();
+  };
+  for (const button of document.querySelectorAll("#axis button")) button.onclick = () => setAxis(button.dataset.axis);
   const whole = document.getElementById("whole");
   if (whole) whole.onclick = () => setZoom(null);
   for (const button of document.querySelectorAll("button[data-from]"))
     button.onclick = () => {
-      if (axis !== "step") document.querySelector('#axis button[data-axis="step"]').click();
+      if (axis !== "step") setAxis("step");
       const from = +button.dataset.from, to = +button.dataset.to, room = Math.max(1, to - from, 0.02 * data.last_step);
       setZoom([Math.max(0, from - room), to + room]);
       document.getElementById("charts").scrollIntoView({ behavior: "smooth" });
