@@ -36,7 +36,7 @@ def provenance(command: Sequence[str], *packages: str, device: torch.device | No
         "hardware": hardware(device or torch.device("cpu")),
         "versions": versions,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([*settings_words(os.environ), *command]),
+        "command": shlex.join(command),
     }
     if hasattr(os, "getloadavg"):  # beside the cores it says whether the machine was this measurement's own
         found["load_average"] = round(os.getloadavg()[0], 1)

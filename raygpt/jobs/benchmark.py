@@ -5,7 +5,6 @@ With --compare: results side by side. `python -m raygpt.bench` measures the ladd
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from raygpt.model.gpt import GPTConfig
     from raygpt.run.frame import Outcome, Run
     from raygpt.storage import Location
-    from raygpt.train.resolve import Resolved
 
 
 def _fine_tuning(config: Config) -> Iterator[Problem]:
@@ -62,6 +60,8 @@ def run(config: Config, call: Call) -> int:
     config = named_by_case(config)
     check_folder(config)
     if config.benchmark.case == "finetune":
+        from raygpt.jobs.benchmark_finetune import finetune
+
         return finetune(config, call)
     return speeds(config, call)
 
@@ -138,7 +138,7 @@ def speeds(config: Config, call: Call) -> int:
     shape = measured_model(config)
     return run_job(
         config,
-        lambda run: measure_speeds(run, shape, shlex.split(call.command)),
+        lambda run: measure_speeds(run, shape, whole_command(call)),
         again=call.command,
         stopping="keeping what has been measured",
     ).exit_status
@@ -149,11 +149,18 @@ def _check_supported(config: Config) -> None:
     train = config.train
     if train.strategy != "ddp":
         raise UserError(
-            f"train.strategy={train.strategy} is not measured by benchmark.case={config.benchmark.case}: set it to ddp, "
+            f"train.strategy={train.strategy} is not measured by benchmark.case={config.benchmark.case}: set ddp, "
             "or benchmark.case=finetune; python -m raygpt.bench --case step --strategy measures it on one process."
         )
     if config.model.lora_rank:
         raise UserError("model.lora_rank is not measured rung by rung: set it to 0, or benchmark.case=finetune.")
+
+
+def whole_command(call: Call) -> list[str]:
+    """The command with the settings that come from this process's environment, as a result records it."""
+    from raygpt.bench.provenance import settings_words
+
+    return [*settings_words(os.environ), *shlex.split(call.command)]
 
 
 def show_finished(folder: Location) -> None:
@@ -264,7 +271,7 @@ def measure_speeds(run: Run, shape: GPTConfig, command: list[str]) -> Outcome:
         ladder_on_cluster(
             shape, settings, use_gpu=use_gpu, cpus=cpus, command=command, say=run.say, keep=keep, stopped=stopped
         )
-    provenance = facts.get("of the ladder") or _provenance(command, use_gpu) | planned
+    provenance = facts.get("of the ladder") or provenance_of(command, use_gpu) | planned
     if not stopped():
         words = step_words(config, shape, settings, use_gpu)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -317,7 +324,7 @@ def _device(use_gpu: bool) -> Any:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def _provenance(command: list[str], use_gpu: bool) -> dict[str, Any]:
+def provenance_of(command: list[str], use_gpu: bool) -> dict[str, Any]:
     """Of a node with a worker's devices."""
     import ray
 
@@ -328,147 +335,6 @@ def _provenance(command: list[str], use_gpu: bool) -> dict[str, Any]:
         return provenance(command, "ray", "numpy", device=choose_device("cuda" if use_gpu else "cpu"))
 
     return ray.get(ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0)(find).remote())
-
-
-def finetune(config: Config, call: Call) -> int:
-    """The case finetune: a run of the trainer as any other, looked at from all sides while it goes on."""
-    from raygpt.bench.resources import sample_cluster
-    from raygpt.capacity.from_config import check_fit
-    from raygpt.cluster import phases
-    from raygpt.cluster.connect import connect, training_need
-    from raygpt.data.stdlib_corpus import place_corpus
-    from raygpt.jobs.prepare import with_prepared_data
-    from raygpt.jobs.pretrain import check_places
-    from raygpt.run.frame import SPENT, STOPPED, SUMMARY, run_location, saved_config
-    from raygpt.train.resolve import resolve
-    from raygpt.train.trainer import run_training
-
-    launch = phases.Launch.of_this_process()
-    check_places(config)
-    text = config.data.train or "documentation and sources of Python's standard library"
-    if config.data.train is None:
-        corpus = place_corpus(config.run.storage)
-        print(f"Text: documentation and sources of this Python's standard library, {corpus}", flush=True)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"train": corpus, "val": None})})
-    print(connect(config.scale, training_need(config.scale), mark=launch.mark), flush=True)
-    config = with_prepared_data(config)
-    job = resolve(config)
-    ended = job.done_steps >= job.plan.total_steps or (job.stopped_early and config.eval.patience is not None)
-    if ended and storage.exists(job.run / RESULT):
-        if changed := changed_settings(config):
-            raise UserError(
-                f"{job.run.uri} is finished, and was run with other settings ({', '.join(changed)}): set them back to "
-                "see its result, or give the new one a run.name of its own."
-            )
-        show_finished(job.run)
-        return 0
-    if ended:  # killed between the run's end and its result, which is of the run as it was
-        return _finish(config.__class__.model_validate(saved_config(job.run)), job, text, call)
-    plan = check_fit(config, job.model, job.run)
-    launch.mark(phases.DATA)
-    with sample_cluster(run_location(config), config.benchmark.sample_seconds, os.getpid()):
-        outcome = run_training(config, job, call.command, planned_rows=plan.micro_batch_size, launch=launch)
-    if outcome.exit_status or not storage.exists(job.run / SUMMARY):
-        return outcome.exit_status
-    if outcome.outcome in (STOPPED, SPENT):  # the budget's stop has status 0: the result is that of the whole run
-        return outcome.exit_status
-    return _finish(config, job, text, call)
-
-
-def _finish(config: Config, job: Resolved, text: str, call: Call) -> int:
-    result = finetuning_result(config, job, text, shlex.split(call.command))
-    show_result(result, job.run, lambda text: print(text, flush=True))
-    print(f"Result: {(job.run / RESULT).uri}", flush=True)
-    return 0
-
-
-def finetuning_result(config: Config, job: Resolved, text: str, command: list[str]) -> Result:
-    """One row of a finished run on `text`, from its records, its summary and its resource samples."""
-    import json
-
-    from raygpt.bench.plots import evaluation_names
-    from raygpt.bench.resources import read_resources, summary
-    from raygpt.bench.result import Result, Row, Spread
-    from raygpt.cluster.connect import wants_gpu
-    from raygpt.parallel import checkpoint
-    from raygpt.run.frame import SUMMARY
-    from raygpt.run.lock import read_attempts
-    from raygpt.track.jsonl import read_metrics
-
-    records, samples = read_metrics(job.run / "metrics.jsonl"), read_resources(job.run)
-    figures = json.loads(storage.read_text(job.run / SUMMARY))
-    timed = [row for row in records if "tokens_per_second" in row]
-    steady = [row["tokens_per_second"] for row in timed[1:] if "restarts" not in row] or [timed[0]["tokens_per_second"]]
-    speed, tokens_per_step = Spread.of(steady), job.plan.tokens_per_step
-    tasks, evaluated = evaluation_names(records), [row for row in records if "val_loss" in row]
-    seen = summary(samples)
-    memory = max((row["gpu_memory_bytes"] for row in records if "gpu_memory_bytes" in row), default=None)
-    started = [each.environment for each in read_attempts(job.run) if "precision" in each.environment]
-    kept = checkpoint.complete_checkpoints(job.run)
-    workers = records[-1].get("world_size", config.scale.worker_range[1])
-    dollars, priced = _cost(config, figures, workers, wants_gpu(config.scale))
-    after = _evaluation(evaluated[-1], job, tasks) if evaluated else None
-    before = _evaluation(evaluated[0], job, tasks) if evaluated and evaluated[0]["step"] == 0 else None
-    own = {"before": before, "after": after, "resources": seen, "priced": priced}
-    more = ("wall_seconds", "effective_time_ratio", "restarts", "launch_seconds", "cost_usd", "train_loss", "steps")
-    return Result(
-        "finetune",
-        [
-            Row(
-                f"fine-tuning of {config.model.init_from}"
-                if config.model.init_from != "random"
-                else "from random weights",
-                {
-                    "model": job.model.to_dict(),
-                    "parameters": job.model.num_parameters(),
-                    "init_from": config.model.init_from,
-                    "data": text,
-                    "data_fingerprint": job.train.fingerprint,
-                    # as the workers resolved it: "bf16 (why)"
-                    "precision": started[-1]["precision"].split(" ")[0] if started else config.train.precision,
-                    "micro_batch_size": checkpoint.read_state(kept[0]).micro_batch_size if kept else None,
-                    "strategy": config.train.strategy,
-                    "compile": config.train.compile,
-                    "global_batch_tokens": config.train.global_batch_tokens,
-                    "seq_len": job.plan.order.seq_len,
-                    "steps": job.plan.total_steps,
-                    "world_size": workers,
-                },
-                tokens_per_second=speed,
-                step_seconds=speed.per(tokens_per_step),
-                mfu=figures.get("mfu"),
-                memory_bytes=memory or int(seen.get("run_rss_bytes", {}).get("max", 0)) or None,
-                data_wait_fraction=figures.get("data_wait_fraction"),
-                usd_per_billion_tokens=None if dollars is None else dollars / figures["tokens"] * 1e9,
-                loss=figures.get("val_loss"),
-                figures={name: value for name, value in own.items() if value is not None}
-                | {name: figures[name] for name in more if name in figures},
-            )
-        ],
-        _provenance(command, wants_gpu(config.scale)),
-    )
-
-
-def _cost(config: Config, figures: dict[str, Any], workers: int, use_gpu: bool) -> tuple[float | None, str | None]:
-    """(US dollars of the whole run, what they are the price of): at benchmark.machine's price, else the run's bill."""
-    if config.benchmark.machine is not None:
-        price = pricing_of(config, use_gpu)
-        if price is not None:
-            hours = figures["wall_seconds"] / 3600
-            return price.per_hour(workers) * hours, f"{price.describe(workers)}, {hours:.4g} hours, the whole run"
-        return None, None
-    if "cost_usd" in figures:
-        return figures["cost_usd"], f"the whole run's bill, track.price_per_hour={config.track.price_per_hour}"
-    return None, None
-
-
-def _evaluation(record: dict[str, Any], job: Resolved, tasks: list[str]) -> dict[str, float]:
-    """What an evaluation of the run found, all over the same `val_tokens` tokens."""
-    loss = record["val_loss"]
-    found = {"step": record["step"], "loss": loss, "perplexity": math.exp(loss), "val_tokens": job.val_tokens}
-    if job.val.bytes:
-        found["bits_per_byte"] = loss / math.log(2) * job.val.tokens / job.val.bytes
-    return found | {name: record[name] for name in tasks if name in record}
 
 
 def write_result(result: Result, folder: Location) -> None:
