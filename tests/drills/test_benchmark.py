@@ -51,7 +51,7 @@ def test_a_fine_tuning_is_measured_from_all_sides(
 
 
 def test_workers_of_ray_train_and_torchrun_stand_beside_each_other(ray_cluster: None, tmp_path: Path) -> None:
-    settings = ["--benchmark.case=step", "--benchmark.repeats=1", "--benchmark.steps=2", "--train.micro_batch_size=2"]
+    settings = ["--benchmark.case=step", "--benchmark.repeats=1", "--benchmark.steps=3", "--train.micro_batch_size=2"]
     settings += ["--model.vocab_size=250", "--data.seq_len=32", "--scale.num_workers=2", "--track.price_per_hour=3.6"]
     printed = raygpt("benchmark", f"--run.storage={tmp_path}", "--run.name=steps", *TINY, *settings)
     rows = {row.name: row for row in read(tmp_path / "steps" / "benchmark.json").rows}
