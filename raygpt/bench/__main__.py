@@ -106,6 +106,7 @@ def measure(options: argparse.Namespace, rest: list[str], command: list[str]) ->
     if options.case == "step":
         words = _step_words(options, rest)
         if options.workers:
+            facts["planned_repeats"] = 1 if options.toy else options.repeats
             if device.type == "cpu":
                 words += [f"--threads={threads}"]
             return keep(workers(words, _price(options, device, threads)), whole=True)
