@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -26,28 +27,42 @@ hardware, versions, date and command where it recorded them, and says so where i
 """
 PROVENANCE = ("command", "date", "machine", "hardware", "versions", "commit")
 NOT_FIGURES = {*PROVENANCE, "benchmark", "load_average"}
-SCRIPTS = {"raygpt.bench": "raygpt/bench/__main__.py", "raygpt benchmark": "raygpt/jobs/benchmark.py"}
+NO_REPEATS = ("interval", "load average", "by tenths")  # lists of such names: their parts are no repeats of one figure
+SCRIPTS = {
+    "raygpt.bench.step": "raygpt/bench/step.py",
+    "raygpt.bench": "raygpt/bench/__main__.py",
+    "raygpt benchmark": "raygpt/jobs/benchmark.py",
+}
 
 
 def page() -> str:
     """The whole page."""
-    files = sorted(HERE.glob("*.json"))
-    contents = [f"- [{path.name}](#{path.name.replace('.', '')})" for path in files]
-    return HEAD + "\n".join(contents) + "\n\n" + "\n".join(section(path) for path in files)
+    contents = [f"- [{name_of(path)}](#{re.sub('[./]', '', name_of(path))})" for path in files()]
+    return HEAD + "\n".join(contents) + "\n\n" + "\n".join(section(path) for path in files())
+
+
+def files() -> list[Path]:
+    """All result files: those of this folder, then those that tests/gpu/once.sh brought from a GPU."""
+    return [*sorted(HERE.glob("*.json")), *sorted((HERE / "gpu").glob("*.json"))]
+
+
+def name_of(path: Path) -> str:
+    """ladder_cpu.json, gpu/ladder.json."""
+    return str(path.relative_to(HERE)) if path.is_relative_to(HERE) else path.name
 
 
 def section(path: Path) -> str:
     """One result file."""
     text = path.read_text(encoding="utf-8")
     tree = json.loads(text)
-    lines = [f"## {path.name}", ""]
+    lines = [f"## {name_of(path)}", ""]
     if is_result(tree):
         result = from_json(text, path.name)
         lines += [what(path, result.provenance.get("command")), "", to_markdown(result).rstrip()]
-        for plot in sorted(HERE.glob(f"{path.stem}*.png")):
-            lines += ["", f"![{plot.stem}]({plot.name})"]
+        for plot in sorted(path.parent.glob(f"{path.stem}*.png")):
+            lines += ["", f"![{plot.stem}]({name_of(plot)})"]
         return "\n".join([*lines, ""])
-    parts = parts_of(tree)
+    parts = parts_of(tree if isinstance(tree, dict) else {"parts": tree})
     command = next((part["command"] for part in parts.values() if "command" in part), None)
     lines += [what(path, command), ""]
     for name, part in parts.items():
@@ -96,13 +111,15 @@ def tables(part: dict[str, Any]) -> list[str]:
         if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
             lists.append((name, value))
         else:
-            single.append(f"| {name} | {shown(value)} |")
+            single.append(f"| {name} | {told(name, value)} |")
     lines = ["| figure | value |", "|---|---|", *single, ""] if single else []
     for name, records in lists:
         rows = [dict(flat(record)) for record in records]
         columns = list(dict.fromkeys(column for row in rows for column in row))
         lines += [f"{name}:", "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(shown(row.get(column, "")) for column in columns) + " |" for row in rows] + [""]
+        lines += ["| " + " | ".join(told(column, row.get(column, "")) for column in columns) + " |" for row in rows] + [
+            ""
+        ]
     return lines
 
 
@@ -114,6 +131,14 @@ def flat(tree: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{words}, ")
         else:
             yield words, value
+
+
+def told(name: str, value: Any) -> str:
+    """The figure of that name; a list that holds no repeats part by part."""
+    if isinstance(value, list) and name.endswith(NO_REPEATS):
+        between = "–" if name.endswith("interval") else ", "
+        return between.join(shown(each) for each in value)
+    return shown(value)
 
 
 def shown(value: Any) -> str:

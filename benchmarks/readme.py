@@ -15,6 +15,7 @@ from raygpt.bench.result import read, to_markdown
 
 BEGIN, END = "<!-- speed: made by benchmarks/readme.py -->\n", "<!-- end of speed -->\n"
 
+OTHERS, OTHERS_END = "<!-- others: made by benchmarks/readme.py -->\n", "<!-- end of others -->\n"
 LADDER, LADDER_END = "<!-- ladder: made by benchmarks/readme.py -->\n", "<!-- end of ladder -->\n"
 
 
@@ -73,16 +74,50 @@ def table() -> str:
             "prepare",
         ),
     ]
-    lines = ["| what | measured | file |", "|---|---|---|"]
-    return (
-        "\n".join([*lines, *(f"| {what} | {figure} | `benchmarks/{file}.json` |" for what, figure, file in rows)])
-        + "\n"
+    return _table("what", [(what, figure, f"{file}.json") for what, figure, file in rows])
+
+
+def others() -> str:
+    """What memory and quality were measured, in Markdown."""
+    memory, shakespeare = (_load(name) for name in ("memory", "shakespeare"))
+    limited = {row["stage"]: row for row in memory["rows"] if row["preset"] == "gpt2-xl" and row["limited"]}
+    stages = [limited[stage] for stage in ("load", "save", "export")]
+    peaks = ", ".join(f"{row['peak'] / 1e9:.2f}" for row in stages)
+    shares = ", ".join(f"{100 * row['peak'] / row['planned']:.0f}" for row in stages)
+    (trained,) = [row for row in memory["rows"] if (row["stage"], row["preset"]) == ("train", "gpt2-medium")]
+    theirs = shakespeare["reference"]
+    return _table(
+        "what else",
+        [
+            (
+                f"GPT-2 XL below {memory['limit_bytes'] / 1e9:.0f} GB: loading, one rank's save, export",
+                f"{peaks} GB; {shares} % of the plan",
+                "memory.md",
+            ),
+            (
+                "two steps of GPT-2 Medium, everything offloaded, beside the plan",
+                f"{trained['peak'] / 1e9:.2f} GB, planned {trained['planned'] / 1e9:.2f}",
+                "memory.md",
+            ),
+            (
+                "shakespeare-bytes: validation loss, first step to last",
+                f"{shakespeare['val_loss']:.4f} (nanoGPT's weights: {theirs['val_loss']:.3f}), "
+                f"{shakespeare['seconds_first_to_last_step']:.0f} s ({theirs['seconds']:.0f} s)",
+                "shakespeare.json",
+            ),
+        ],
     )
+
+
+def _table(title: str, rows: list[tuple[str, str, str]]) -> str:
+    lines = [f"| {title} | measured | file |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {what} | {figure} | `benchmarks/{file}` |" for what, figure, file in rows)]) + "\n"
 
 
 def replace(text: str) -> str:
     """`text` of the README with the tables between their marks renewed."""
-    for begin, made, end in ((BEGIN, table(), END), (LADDER, ladder(), LADDER_END)):
+    parts = ((BEGIN, table(), END), (OTHERS, others(), OTHERS_END), (LADDER, ladder(), LADDER_END))
+    for begin, made, end in parts:
         before, rest = text.split(begin)
         text = before + begin + made + end + rest.split(end)[1]
     return text
@@ -90,8 +125,8 @@ def replace(text: str) -> str:
 
 def ladder() -> str:
     """The ladder that was measured on a CPU, and on GPUs where there are results of them."""
-    files = sorted(HERE.glob("ladder_*.json"))
-    return "\n".join(f"`benchmarks/{path.name}`:\n\n{to_markdown(read(path))}" for path in files)
+    files = [*sorted(HERE.glob("ladder_*.json")), *sorted((HERE / "gpu").glob("ladder*.json"))]
+    return "\n".join(f"`{path.relative_to(HERE.parent)}`:\n\n{to_markdown(read(path))}" for path in files)
 
 
 def _ratio(part: dict[str, Any], of: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raygpt.bench.result import Result, Row, Spread, spread_text
+from raygpt.bench.result import Result, Row, Spread, spread_text, warnings
 from raygpt.errors import UserError
 
 HARDWARE = ("device", "gpus", "cpu", "cores", "threads", "memory")
@@ -40,7 +40,9 @@ def compare(results: Sequence[Result], names: Sequence[str]) -> str:
         if not pairs:
             raise UserError(f"{names[0]} and {name} have no measured row in common: there is nothing to compare.")
         lines += [f"{name} over {names[0]}", ""]
-        found = differences(base, result, pairs)
+        sides = ((base, names[0]), (result, name))
+        found = [f"{which}: {text}" for side, which in sides for text in warnings(side.provenance)]
+        found += differences(base, result, pairs)
         lines += [f"- **{each}**" for each in found] + ([""] if found else [])
         lines += ["| | tokens/s before | tokens/s | ratio | |", "|---|---|---|---|---|"]
         for old, new in pairs:

@@ -8,12 +8,15 @@ itself and its peak can be told.
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 
+from raygpt.bench.pricing import Pricing
 from raygpt.bench.result import Row, Spread, usd_per_billion
 from raygpt.bench.rungs import LR, Rung, build, ladder, make_step
 from raygpt.bench.step import matmul_flops, peak_memory, sdpa_backend, timed
@@ -24,7 +27,7 @@ from raygpt.train.precision import Precision
 from raygpt.train.step import TrainStep
 
 WARMUP_STEPS = 3  # the first one compiles
-LEAST_STEPS = 2
+LEAST_STEPS = 3  # the median of two is their mean, which one slow step moves
 
 Say = Callable[[str], None]
 Keep = Callable[[list[Row]], object]
@@ -32,9 +35,10 @@ Keep = Callable[[list[Row]], object]
 
 @dataclass(frozen=True)
 class LadderSettings:
-    """`rows` of config.seq_len tokens make a step. A rung is measured in `repeats` blocks of at most `steps` steps, of
-    fewer where a block would take longer than `seconds`. `time_limit` seconds for all of it: rungs beyond are left out,
-    and say so. `price_per_hour` in US dollars."""
+    """`rows` of config.seq_len tokens make a step. Every rung is measured in `repeats` blocks of the same number of
+    steps: `steps`, or as many fewer (at least LEAST_STEPS) as the slowest rung (on a GPU: the first) does in `seconds`.
+    `time_limit` seconds for all of it: rungs beyond are left out, and say so. `price` is for a worker as large as the
+    one that measures."""
 
     rows: int = 8
     repeats: int = 5
@@ -42,7 +46,7 @@ class LadderSettings:
     seconds: float = 10.0
     time_limit: float | None = None
     backend: str = "inductor"
-    price_per_hour: float | None = None
+    price: Pricing | None = None
 
 
 @dataclass
@@ -51,11 +55,12 @@ class _Measured:
 
     rung: Rung
     step: TrainStep
-    steps: int
+    step_seconds: float  # the fastest after the first
     warmup_seconds: float
     first_loss: float
+    steps: int = 0  # of a block
     blocks: list[float] = field(default_factory=list)  # median seconds per step of each
-    loss: float = float("nan")
+    last_loss: float = float("nan")
     memory: int | None = None
 
 
@@ -69,6 +74,7 @@ def measure_ladder(
     began = time.monotonic()
     peaks: dict[str, float] = {}
     done: dict[str, _Measured] = {}
+    steps = 0
     notes: dict[str, str] = {rung.name: f"not applicable: {rung.why_not}" for rung in rungs if rung.why_not}
 
     def all_rows() -> list[Row]:
@@ -84,8 +90,9 @@ def measure_ladder(
         try:
             ready = _prepare(config, rung, rows, device, settings)
             if device.type == "cuda":
+                steps = steps or _steps(ready.step_seconds, settings)
                 for _ in range(settings.repeats):
-                    _block(ready, rows, device)
+                    _block(ready, rows, device, steps)
                 ready.memory = peak_memory(device)
                 del ready.step
         except torch.cuda.OutOfMemoryError:
@@ -108,10 +115,11 @@ def measure_ladder(
     if not done:
         raise UserError(f"no rung of the ladder could be measured ({'; '.join(notes.values())}).")
     if device.type != "cuda":
+        steps = _steps(max(ready.step_seconds for ready in done.values()), settings)
         for number in range(settings.repeats):
             order = list(done.values()) if number % 2 == 0 else list(done.values())[::-1]
             for ready in order:
-                _block(ready, rows, device)
+                _block(ready, rows, device, steps)
             say(f"repeat {number + 1} of {settings.repeats}")
             if keep is not None:
                 keep(all_rows())
@@ -128,11 +136,14 @@ def _prepare(
     step = make_step(model, rung.setting, settings.rows, device, settings.backend)
     first = step(rows, LR).loss.item()
     warm = timed(lambda: step(rows, LR), WARMUP_STEPS - 1, device)
-    steps = max(LEAST_STEPS, min(settings.steps, int(settings.seconds / max(min(warm), 1e-6))))
-    return _Measured(rung, step, steps, time.perf_counter() - began, first)
+    return _Measured(rung, step, min(warm), time.perf_counter() - began, first)
 
 
-def _block(ready: _Measured, rows: torch.Tensor, device: torch.device) -> None:
+def _steps(step_seconds: float, settings: LadderSettings) -> int:
+    return max(LEAST_STEPS, min(settings.steps, int(settings.seconds / max(step_seconds, 1e-6))))
+
+
+def _block(ready: _Measured, rows: torch.Tensor, device: torch.device, steps: int) -> None:
     Precision(ready.rung.setting.precision, device)  # tf32 or not is a switch of the process
     last: list[torch.Tensor] = []
 
@@ -142,11 +153,12 @@ def _block(ready: _Measured, rows: torch.Tensor, device: torch.device) -> None:
     gc.collect()
     gc.disable()
     try:
-        seconds = timed(one, ready.steps, device)
+        seconds = timed(one, steps, device)
     finally:
         gc.enable()
-    ready.blocks.append(sorted(seconds)[len(seconds) // 2])
-    ready.loss = last[0].item()
+    ready.steps = steps
+    ready.blocks.append(statistics.median(seconds))
+    ready.last_loss = last[0].item()
 
 
 def _rows(
@@ -161,6 +173,7 @@ def _rows(
     tokens = settings.rows * config.seq_len
     found: list[Row] = []
     first = before = None
+    rate = settings.price.per_hour(1) if settings.price is not None else None
     spec = gpu_spec(device)
     for rung in rungs:
         shared = {
@@ -179,12 +192,14 @@ def _rows(
         speed = seconds.per(tokens)
         flops = speed.median * config.flops_per_token()
         peak = spec.peak(rung.setting.precision) if spec else None
-        figures = {
+        figures: dict[str, Any] = {
             "warmup_seconds": ready.warmup_seconds,
-            "first_loss": ready.first_loss,
+            "last_loss": ready.last_loss,
             "matmul_flops_per_second": peaks[rung.setting.precision],
             "blocks_of_steps": ready.steps,
         }
+        if settings.price is not None:
+            figures["priced"] = settings.price.describe(1)
         if rung.setting.attention == "sdpa":
             shared["kernel"] = sdpa_backend(config, rung.setting.precision, device)
         if before is not None and first is not None:
@@ -199,8 +214,8 @@ def _rows(
                 mfu=flops / peak if peak else None,
                 mfu_of_matmul=flops / peaks[rung.setting.precision],
                 memory_bytes=ready.memory,
-                usd_per_billion_tokens=usd_per_billion(settings.price_per_hour, speed.median),
-                loss=ready.loss,
+                usd_per_billion_tokens=usd_per_billion(rate, speed.median),
+                loss=ready.first_loss,
                 figures=figures,
             )
         )
@@ -214,4 +229,4 @@ def toy_config() -> GPTConfig:
 
 def shrunk(settings: LadderSettings) -> LadderSettings:
     """Settings for seconds, with a compiler's backend that generates no code."""
-    return replace(settings, rows=2, repeats=2, steps=2, seconds=0.2, backend="eager")
+    return replace(settings, rows=2, repeats=2, steps=3, seconds=0.2, backend="eager")

@@ -7,11 +7,13 @@ from typing import Any
 
 import ray
 
+from raygpt.bench import pricing
 from raygpt.bench.ladder import LadderSettings, measure_ladder
 from raygpt.bench.provenance import provenance
 from raygpt.bench.result import Row
 from raygpt.bench.scaling import Launch, under_torchrun
 from raygpt.bench.step import choose_device
+from raygpt.cluster import nodes
 from raygpt.errors import UserError
 from raygpt.model.gpt import GPTConfig
 from raygpt.run.control import ControlLink, Mailbox, make_control
@@ -98,3 +100,11 @@ def most_on_a_node(use_gpu: bool, cpus_per_worker: float) -> int:
             fit = int(has.get("CPU", 0) / cpus_per_worker + 1e-6)
             found = max(found, min(fit, int(has.get("GPU", 0))) if use_gpu else fit)
     return found
+
+
+def pricing_of_cluster(use_gpu: bool, cpus_per_worker: float) -> pricing.Pricing | None:
+    """A worker's share of the connected cluster at its nodes' own prices, as track.price_per_hour=auto has them."""
+    prices = {node.id: node.price for node in nodes.nodes() or () if node.ended is None}
+    what, uses = ("GPU", 1.0) if use_gpu else ("CPU", cpus_per_worker)
+    has = [(prices.get(node["NodeID"]), node["Resources"].get(what, 0.0)) for node in ray.nodes() if node["Alive"]]
+    return pricing.of_nodes(has, uses, "GPUs" if use_gpu else "cores")

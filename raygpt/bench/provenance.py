@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 
 import raygpt
+
+SECRET = re.compile("KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|WEBHOOK", re.IGNORECASE)
 
 
 def provenance(command: Sequence[str], *packages: str, device: torch.device | None = None) -> dict[str, Any]:
@@ -40,6 +43,17 @@ def provenance(command: Sequence[str], *packages: str, device: torch.device | No
     if (now := commit()) is not None:
         found["commit"] = now
     return found
+
+
+def settings_words(environ: Mapping[str, str]) -> list[str]:
+    """`env RAYGPT_SECTION__KEY=value …` of the settings that come from the environment, to stand before the command
+    that they belong to; [] without any. None that looks like a secret."""
+    found = [
+        f"{name}={value}"
+        for name, value in sorted(environ.items())
+        if name.startswith("RAYGPT_") and "__" in name and not SECRET.search(name) and "@" not in value
+    ]
+    return ["env", *found] if found else []
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

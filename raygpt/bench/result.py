@@ -55,7 +55,9 @@ class Row:
     memory_bytes: int | None = None  # peak: of the GPU's allocator, or of the process
     data_wait_fraction: float | None = None  # of the step time
     usd_per_billion_tokens: float | None = None
-    loss: float | None = None  # the last one, nats per token
+    loss: float | None = (
+        None  # nats per token: of the first step, the same for all rungs; finetune: the last evaluation
+    )
     figures: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
@@ -97,8 +99,8 @@ def from_json(text: str, where: str) -> Result:
     if tree["schema"] != SCHEMA:
         raise UserError(f"{where} has schema {tree['schema']}, and this raygpt reads {SCHEMA}: measure it anew.")
     try:
-        return Result(tree["case"], [_row(each) for each in tree["rows"]], tree["provenance"])
-    except (KeyError, TypeError) as error:
+        return Result(str(tree["case"]), [_row(each) for each in tree["rows"]], dict(tree["provenance"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{where} is a damaged result ({one_line(error, 80)}): measure it anew.") from None
 
 
@@ -133,8 +135,31 @@ def to_markdown(result: Result) -> str:
     lines = [_cells(title for title, _ in columns), _cells("---" for _ in columns)]
     lines += [_cells(cell(row) for _, cell in columns) for row in result.rows]
     notes = [f"- {row.name}: {row.note}" for row in result.rows if row.note]
-    notes += [f"- **{warning}**"] if (warning := busy(result.provenance)) else []
+    notes += _priced(result.rows)
+    notes += [f"- **{warning}**" for warning in warnings(result.provenance)]
     return "\n".join([*lines, "", *notes, *([""] if notes else []), describe(result.provenance)]) + "\n"
+
+
+def warnings(provenance: dict[str, Any]) -> list[str]:
+    """What a reader must know before any figure: that the measurement did not end, that the machine was busy."""
+    return [text for text in (stopped(provenance), busy(provenance)) if text]
+
+
+def stopped(provenance: dict[str, Any]) -> str:
+    """A warning where the measurement was stopped, or killed, before it was through, else nothing."""
+    if not provenance.get("stopped"):
+        return ""
+    planned = provenance.get("planned_repeats")
+    return f"Stopped before it was through{f': {planned} repeats were planned' if planned else ''}."
+
+
+def _priced(rows: Sequence[Row]) -> list[str]:
+    """What the rows' prices are prices of, rows of one price together."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if "priced" in row.figures:
+            found.setdefault(row.figures["priced"], []).append(row.name)
+    return [f"- $ of {', '.join(names)}: {what}" for what, names in found.items()]
 
 
 def busy(provenance: dict[str, Any]) -> str:
@@ -218,8 +243,22 @@ def _row(tree: dict[str, Any]) -> Row:
     values: dict[str, Any] = dict(tree)
     for key in ("tokens_per_second", "step_seconds"):
         if key in tree:
-            values[key] = Spread(**tree[key])
-    return Row(**values)
+            spread = Spread(**tree[key])
+            if not all(_is_number(value) and value > 0 for value in vars(spread).values()):
+                raise ValueError(f"{key} of {tree.get('name')} is no measurement")
+            values[key] = spread
+    row = Row(**values)
+    for name, kind in (("name", str), ("note", str), ("settings", dict), ("figures", dict)):
+        if not isinstance(getattr(row, name), kind):
+            raise TypeError(f"{name} of {row.name} is no {kind.__name__}")
+    for name in ("mfu", "mfu_of_matmul", "memory_bytes", "data_wait_fraction", "usd_per_billion_tokens", "loss"):
+        if not _is_number(getattr(row, name), none=True):
+            raise TypeError(f"{name} of {row.name} is no number")
+    return row
+
+
+def _is_number(value: Any, none: bool = False) -> bool:
+    return (none and value is None) or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _flat(row: Row) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raygpt.capacity.micro_batch import LOSS_TOKENS
 from raygpt.errors import UserError
-from raygpt.hardware import choose_precision
+from raygpt.hardware import choose_precision, prefer_attention
 from raygpt.model.gpt import GPT, Attention, GPTConfig, initial_weights
 from raygpt.train.optim import decay_groups, make_optimizer
 from raygpt.train.precision import Precision
@@ -143,6 +143,8 @@ def make_step(model: GPT, setting: Setting, rows: int, device: torch.device, bac
         optimizer = make_optimizer("adamw", model, lr=LR, weight_decay=WEIGHT_DECAY, betas=BETAS)
     else:
         optimizer = torch.optim.AdamW(decay_groups(model, WEIGHT_DECAY), lr=LR, betas=BETAS)
+    if setting.attention == "sdpa":
+        prefer_attention(device)  # as the trainer does; compiling fixes the kernel
     if setting.compile:
         compile_for_training(model, blocks=False, backend=backend)
     return TrainStep(model, optimizer, precision, micro_batch_size=rows, grad_clip=1.0)

@@ -56,10 +56,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m raygpt.bench.step", description="Speed of one training step.")
     parser.add_argument("--preset", choices=registry.preset_names(), default="gpt2")
     for key in ("n_layer", "n_head", "n_embd", "vocab_size"):
-        parser.add_argument(f"--{key}", type=int, help=f"overrides the preset's {key}")
-    parser.add_argument("--seq_len", type=int, help="tokens per row (default: the preset's)")
+        parser.add_argument(f"--{key}", type=at_least_one, help=f"overrides the preset's {key}")
+    parser.add_argument("--seq_len", type=at_least_one, help="tokens per row (default: the preset's)")
+    for key in ("bias", "tie_weights"):
+        flag = argparse.BooleanOptionalAction
+        parser.add_argument(f"--{key}", action=flag, help=f"overrides the preset's {key}")
     parser.add_argument("--micro_batch", type=_rows, default=8, help="rows per forward pass, or auto")
-    parser.add_argument("--grad_accum", type=int, default=1, help="forward passes per optimizer step")
+    parser.add_argument("--grad_accum", type=at_least_one, default=1, help="forward passes per optimizer step")
     parser.add_argument("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
     parser.add_argument("--compile_backend", default="inductor", help="torch.compile's backend")
@@ -71,7 +74,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--strategy", choices=("ddp", "zero1", "zero2", "zero3"), default="ddp")
     parser.add_argument("--offload", choices=("none", "optimizer", "all"), default="none")
     parser.add_argument("--memory_limit_gb", type=float, help="fail beyond this much memory of the GPU")
-    parser.add_argument("--steps", type=int, default=20, help=f"timed steps, after {WARMUP_STEPS} that are not")
+    parser.add_argument(
+        "--steps", type=at_least_one, default=20, help=f"timed steps, after {WARMUP_STEPS} that are not"
+    )
     parser.add_argument("--seconds", type=float, help="fewer timed steps, at least 3, where they would take longer")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -160,8 +165,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def choose_device(wanted: str | None) -> torch.device:
-    """The device named, or CUDA where there is one; with its number, and the current one from here on."""
-    chosen = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    """The device named, or CUDA where there is one; with its number, and the current one from here on. Raises UserError
+    for one that is not there."""
+    try:
+        chosen = torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"--device={wanted} is no device: name cpu or cuda.") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"--device={wanted} is not supported: name cpu or cuda.")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device={wanted} needs a GPU that torch can see, and there is none: name cpu.")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device={wanted} is not there: torch sees {torch.cuda.device_count()} GPUs.")
     if chosen.type == "cuda" and chosen.index is None and "LOCAL_RANK" in os.environ:
         chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     chosen = indexed(chosen)
@@ -194,7 +209,14 @@ def sdpa_backend(config: GPTConfig, precision: str, device: torch.device) -> str
 
 
 def _rows(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    return text if text == "auto" else at_least_one(text)
+
+
+def at_least_one(text: str) -> int:
+    """argparse's type of what is counted."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
 
 
 def _trainer(options: argparse.Namespace, config: ModelConfig, precision: str, world: World) -> Replica | _Zero:
@@ -292,7 +314,8 @@ def _planned_memory(
 
 
 def config_of(options: argparse.Namespace) -> ModelConfig:
-    overrides = {key: getattr(options, key) for key in ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len")}
+    shape = ("n_layer", "n_head", "n_embd", "vocab_size", "seq_len", "bias", "tie_weights")
+    overrides = {key: getattr(options, key) for key in shape}
     chosen = {key: value for key, value in overrides.items() if value is not None}
     family = registry.of_preset(options.preset)
     return family.config({"vocab_size": 50257, **family.presets[options.preset], **chosen})
@@ -409,6 +432,9 @@ def main() -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped before it was measured.", file=sys.stderr)
+        return 130
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -17,11 +17,11 @@ class Benchmark(Section):
         "1…scale.num_workers workers; step: on workers alone; finetune: a whole fine-tuning with its resources",
     )
     repeats: int = Field(5, description="times that each speed of ladder and step is measured, in turns", ge=1)
-    steps: int = Field(20, description="most steps of one such measurement", ge=2)
+    steps: int = Field(20, description="most steps of one such measurement, one number for all rungs", ge=3)
     seconds: float = Field(10, description="fewer steps where they would take longer than this", gt=0)
     machine: str | None = Field(
         None,
-        description="machine type of the price table that $ per token are worked out with, of all workers together",
+        description="machine type of the price table for $ per token; a row costs the share of it that its workers use",
     )
     sample_seconds: float = Field(2, description="how often every node's resources are looked at (finetune)", gt=0)
     compare: list[str] = Field(

@@ -5,7 +5,6 @@ With --compare: results side by side. `python -m raygpt.bench` measures the ladd
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
@@ -23,11 +22,12 @@ from raygpt.config.section import Problem
 from raygpt.errors import UserError
 
 if TYPE_CHECKING:
+    from raygpt.bench.ladder import LadderSettings
+    from raygpt.bench.pricing import Pricing
     from raygpt.bench.result import Result, Row
     from raygpt.model.gpt import GPTConfig
     from raygpt.run.frame import Outcome, Run
     from raygpt.storage import Location
-    from raygpt.train.resolve import Resolved
 
 
 def _fine_tuning(config: Config) -> Iterator[Problem]:
@@ -57,19 +57,118 @@ RESULT, PLOTS = "benchmark.json", "plots"
 def run(config: Config, call: Call) -> int:
     if config.benchmark.compare:
         return compare_results(config.benchmark.compare)
+    config = named_by_case(config)
+    check_folder(config)
     if config.benchmark.case == "finetune":
-        return finetune(config, call)
-    from raygpt.run.frame import run_job, run_location
+        from raygpt.jobs.benchmark_finetune import finetune
 
-    storage.check_writable(run_location(config), "run.storage")
-    price = price_per_hour(config)
+        return finetune(config, call)
+    return speeds(config, call)
+
+
+def named_by_case(config: Config) -> Config:
+    """The name that benchmark.yaml gives stands for one per case: no case finds another's run in its folder."""
+    if config.run.name != DECLARATION.name:
+        return config
+    name = f"{config.run.name}-{config.benchmark.case}"
+    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+
+
+def check_folder(config: Config) -> None:
+    """Raises UserError where the run's folder holds another job's run, or a benchmark of another case."""
+    from raygpt.run.frame import run_location, saved_config
+    from raygpt.run.lock import read_attempts
+
+    folder = run_location(config)
+    if not (saved := saved_config(folder)):
+        return
+    jobs = {attempt.job for attempt in read_attempts(folder)} - {"", DECLARATION.name}
+    if jobs:
+        raise UserError(f"{folder.uri} is a run of raygpt {min(jobs)}: give the benchmark a run.name of its own.")
+    case = saved.get("benchmark", {}).get("case", config.benchmark.case)
+    if case != config.benchmark.case:
+        raise UserError(
+            f"{folder.uri} holds a benchmark of case {case}: give this one a run.name of its own, or none, which names "
+            "it after its case."
+        )
+
+
+MEASURED = {  # what the figures of ladder and step follow from
+    "model": None,
+    "train": ("micro_batch_size", "precision", "compile", "strategy", "activation_checkpointing"),
+    "scale": ("num_workers", "use_gpu", "cpus_per_worker"),
+    "data": ("seq_len",),
+    "track": ("price_per_hour",),
+    "benchmark": ("repeats", "steps", "seconds", "machine"),
+}
+
+
+def changed_settings(config: Config) -> list[str]:
+    """Settings that speeds follow from, and that are not those which the folder's benchmark was started with."""
+    from raygpt.run.frame import run_location, saved_config
+
+    saved, now = saved_config(run_location(config)), config.to_dict()
+    return [
+        f"{section}.{key}"
+        for section, keys in MEASURED.items()
+        for key in keys or now[section]
+        if section in saved and key in saved[section] and saved[section][key] != now[section][key]
+    ]
+
+
+def speeds(config: Config, call: Call) -> int:
+    """The cases ladder and step, as a run. One that is finished is shown and not measured again; one that was stopped
+    begins anew, as speeds of two sittings are not to be put side by side."""
+    from raygpt.run.frame import check_start, run_job, run_location
+
+    folder = run_location(config)
+    storage.check_writable(folder, "run.storage")
+    _check_supported(config)
+    again = check_start(config, lambda where: storage.exists(where / RESULT), "benchmark")
+    if again:
+        if changed := changed_settings(config):
+            raise UserError(
+                f"{folder.uri} holds a benchmark with other settings ({', '.join(changed)}): set them back, or give "
+                "this one a run.name of its own."
+            )
+        if not read_result(folder.uri).provenance.get("stopped"):
+            show_finished(folder)
+            return 0
+        print(f"The benchmark in {folder.uri} did not end: it begins anew.", flush=True)
     shape = measured_model(config)
     return run_job(
         config,
-        lambda run: measure_speeds(run, shape, price, shlex.split(call.command)),
+        lambda run: measure_speeds(run, shape, whole_command(call)),
         again=call.command,
         stopping="keeping what has been measured",
     ).exit_status
+
+
+def _check_supported(config: Config) -> None:
+    """Raises UserError for settings that these cases would not measure."""
+    train = config.train
+    if train.strategy != "ddp":
+        raise UserError(
+            f"train.strategy={train.strategy} is not measured by benchmark.case={config.benchmark.case}: set ddp, "
+            "or benchmark.case=finetune; python -m raygpt.bench --case step --strategy measures it on one process."
+        )
+    if config.model.lora_rank:
+        raise UserError("model.lora_rank is not measured rung by rung: set it to 0, or benchmark.case=finetune.")
+
+
+def whole_command(call: Call) -> list[str]:
+    """The command with the settings that come from this process's environment, as a result records it."""
+    from raygpt.bench.provenance import settings_words
+
+    return [*settings_words(os.environ), *shlex.split(call.command)]
+
+
+def show_finished(folder: Location) -> None:
+    """Print the result that is there."""
+    from raygpt.bench.result import to_markdown
+
+    print(f"\n{to_markdown(read_result(folder.uri))}\nFinished already: {(folder / RESULT).uri}", flush=True)
+    print("To measure anew, choose another run.name.", flush=True)
 
 
 def compare_results(names: list[str]) -> int:
@@ -96,14 +195,19 @@ def read_result(name: str) -> Result:
         raise UserError(f"{name} cannot be read: name a result of raygpt benchmark, or its run folder.") from None
 
 
-def price_per_hour(config: Config) -> float | None:
-    """US dollars of all workers' machines together: track.price_per_hour as a number, or benchmark.machine's."""
+def pricing_of(config: Config, use_gpu: bool) -> Pricing | None:
+    """What a worker costs: of benchmark.machine's type, else by track.price_per_hour. None without a price."""
     from raygpt import prices
+    from raygpt.bench.pricing import of_all, of_machine
 
+    cpus, price = config.scale.cpus_per_worker, config.track.price_per_hour
     if config.benchmark.machine is not None:
-        return prices.machine(config.benchmark.machine).price
-    price = config.track.price_per_hour
-    return float(price) if isinstance(price, (int, float)) else None
+        return of_machine(prices.machine(config.benchmark.machine), int(use_gpu), cpus)
+    if price == "auto":
+        from raygpt.bench.launchers import pricing_of_cluster
+
+        return pricing_of_cluster(use_gpu, cpus)
+    return of_all(float(price), config.scale.worker_range[1]) if price is not None else None
 
 
 def measured_model(config: Config) -> GPTConfig:
@@ -122,9 +226,8 @@ def measured_model(config: Config) -> GPTConfig:
     return replace(shape, seq_len=config.data.seq_len or shape.seq_len, dropout=0.0)
 
 
-def measure_speeds(run: Run, shape: GPTConfig, price: float | None, command: list[str]) -> Outcome:
+def measure_speeds(run: Run, shape: GPTConfig, command: list[str]) -> Outcome:
     """The cases ladder and step: rungs on one worker, then Ray Train and torchrun on 1…scale.num_workers."""
-    from raygpt.bench.__main__ import worker_words
     from raygpt.bench.ladder import LadderSettings
     from raygpt.bench.launchers import ladder_on_cluster, most_on_a_node, torchrun_launcher
     from raygpt.bench.result import Result
@@ -136,24 +239,30 @@ def measure_speeds(run: Run, shape: GPTConfig, price: float | None, command: lis
     config, wanted = run.config, run.config.benchmark
     run.say(connect(config.scale, training_need(config.scale)))
     use_gpu, cpus, most = wants_gpu(config.scale), config.scale.cpus_per_worker, config.scale.worker_range[1]
-    rows = config.train.micro_batch_size
+    rows, price = config.train.micro_batch_size, pricing_of(config, use_gpu)
     settings = LadderSettings(
         rows=rows if isinstance(rows, int) else 8,
         repeats=wanted.repeats,
         steps=wanted.steps,
         seconds=wanted.seconds,
-        price_per_hour=price,
+        price=price,
     )
     run.say(
         f"Model {config.model.preset}: {shape.num_parameters():,} parameters, {settings.rows} rows of {shape.seq_len} "
         f"tokens, {settings.repeats} repeats"
     )
-    found: list[Row] = []
+    rungs: list[Row] = []
+    workers: list[Row] = []
     facts: dict[str, Any] = {}
+    planned = {"planned_repeats": wanted.repeats}
 
-    def keep(rungs: list[Row], provenance: dict[str, Any]) -> None:
-        found[:], facts["of the ladder"] = rungs, provenance
-        write_result(Result("ladder", found, provenance), run.folder)
+    def keep(rows: list[Row], provenance: dict[str, Any]) -> None:
+        rungs[:], facts["of the ladder"] = rows, provenance | planned
+        write_result(Result("ladder", rungs, facts["of the ladder"] | {"stopped": True}), run.folder)
+
+    def keep_workers(rows: list[Row]) -> None:
+        workers[:] = rows
+        write_result(Result(wanted.case, [*rungs, *rows], provenance | {"stopped": True}), run.folder)
 
     def stopped() -> bool:
         return run.stop.requested
@@ -162,9 +271,9 @@ def measure_speeds(run: Run, shape: GPTConfig, price: float | None, command: lis
         ladder_on_cluster(
             shape, settings, use_gpu=use_gpu, cpus=cpus, command=command, say=run.say, keep=keep, stopped=stopped
         )
-    provenance = facts.get("of the ladder") or _provenance(command, use_gpu)
+    provenance = facts.get("of the ladder") or provenance_of(command, use_gpu) | planned
     if not stopped():
-        words = [*worker_words(shape, settings, _device(use_gpu), int(cpus) or 1)]
+        words = step_words(config, shape, settings, use_gpu)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             launch = (
                 {"torchrun": torchrun_launcher(use_gpu, cpus, stopped)} if most_on_a_node(use_gpu, cpus) >= most else {}
@@ -172,18 +281,41 @@ def measure_speeds(run: Run, shape: GPTConfig, price: float | None, command: lis
             if not launch:
                 run.say(f"No node has room for {most} workers: torchrun, which is measured on one node, is left out.")
             launch["Ray Train"] = ray_launcher(scratch, use_gpu, cpus, stopped)
-            found += scaling_rows(
-                launch, most, words, wanted.repeats, price_per_hour=price, say=run.say, stopped=stopped
+            workers = scaling_rows(
+                launch, most, words, wanted.repeats, price=price, say=run.say, keep=keep_workers, stopped=stopped
             )
+    found = [*rungs, *workers]
+    if stopped():
+        provenance = provenance | {"stopped": True}
     result = Result(wanted.case, found, provenance)
     outcome = STOPPED if stopped() else FINISHED
     if not any(row.tokens_per_second for row in found):
+        if outcome == FINISHED:
+            raise UserError(f"nothing could be measured ({'; '.join(row.note for row in found)}).")
         return Outcome(outcome, closing="before anything was measured.")
     show_result(result, run.folder, run.say)
     fastest = max(row.tokens_per_second.median for row in found if row.tokens_per_second is not None)
     where = (run.folder / RESULT).uri
-    closing = f"with what has been measured in {where}." if outcome == STOPPED else f"Result: {where}"
+    kept = f"with what has been measured in {where}; it will begin anew."
+    closing = kept if outcome == STOPPED else f"Result: {where}"
     return Outcome(outcome, {"case": result.case, "rows": len(found), "tokens_per_second": fastest}, closing=closing)
+
+
+def step_words(config: Config, shape: GPTConfig, settings: LadderSettings, use_gpu: bool) -> list[str]:
+    """Arguments of raygpt.bench.step for the workers. What is set in `train` holds; where train.compile is not set, a
+    GPU's step is compiled, as the last rung is."""
+    from raygpt.bench.__main__ import worker_words
+
+    train = config.train
+    return worker_words(
+        shape,
+        settings,
+        _device(use_gpu),
+        int(config.scale.cpus_per_worker) or 1,
+        precision=train.precision,
+        compile=train.compile if "compile" in train.model_fields_set else None,
+        activation_checkpointing=train.activation_checkpointing,
+    )
 
 
 def _device(use_gpu: bool) -> Any:
@@ -192,7 +324,7 @@ def _device(use_gpu: bool) -> Any:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def _provenance(command: list[str], use_gpu: bool) -> dict[str, Any]:
+def provenance_of(command: list[str], use_gpu: bool) -> dict[str, Any]:
     """Of a node with a worker's devices."""
     import ray
 
@@ -203,113 +335,6 @@ def _provenance(command: list[str], use_gpu: bool) -> dict[str, Any]:
         return provenance(command, "ray", "numpy", device=choose_device("cuda" if use_gpu else "cpu"))
 
     return ray.get(ray.remote(num_cpus=1, num_gpus=1 if use_gpu else 0)(find).remote())
-
-
-def finetune(config: Config, call: Call) -> int:
-    """The case finetune: a run of the trainer as any other, looked at from all sides while it goes on."""
-    from raygpt.bench.resources import sample_cluster
-    from raygpt.capacity.from_config import check_fit
-    from raygpt.cluster import phases
-    from raygpt.cluster.connect import connect, training_need
-    from raygpt.data.stdlib_corpus import place_corpus
-    from raygpt.jobs.prepare import with_prepared_data
-    from raygpt.jobs.pretrain import check_places
-    from raygpt.run.frame import SUMMARY, run_location
-    from raygpt.train.resolve import resolve
-    from raygpt.train.trainer import run_training
-
-    launch = phases.Launch.of_this_process()
-    check_places(config)
-    text = config.data.train or "documentation and sources of Python's standard library"
-    if config.data.train is None:
-        corpus = place_corpus(config.run.storage)
-        print(f"Text: documentation and sources of this Python's standard library, {corpus}", flush=True)
-        config = config.model_copy(update={"data": config.data.model_copy(update={"train": corpus, "val": None})})
-    print(connect(config.scale, training_need(config.scale), mark=launch.mark), flush=True)
-    config = with_prepared_data(config)
-    job = resolve(config)
-    plan = check_fit(config, job.model, job.run) if job.done_steps < job.plan.total_steps else None
-    launch.mark(phases.DATA)
-    with sample_cluster(run_location(config), config.benchmark.sample_seconds, os.getpid()):
-        rows = plan.micro_batch_size if plan is not None else None
-        outcome = run_training(config, job, call.command, planned_rows=rows, launch=launch)
-    if outcome.exit_status or not storage.exists(job.run / SUMMARY):
-        return outcome.exit_status
-    result = finetuning_result(config, job, text, shlex.split(call.command))
-    show_result(result, job.run, lambda text: print(text, flush=True))
-    print(f"Result: {(job.run / RESULT).uri}", flush=True)
-    return outcome.exit_status
-
-
-def finetuning_result(config: Config, job: Resolved, text: str, command: list[str]) -> Result:
-    """One row of a finished run on `text`, from its records, its summary and its resource samples."""
-    import json
-
-    from raygpt.bench.plots import evaluation_names
-    from raygpt.bench.resources import read_resources, summary
-    from raygpt.bench.result import Result, Row, Spread
-    from raygpt.cluster.connect import wants_gpu
-    from raygpt.run.frame import SUMMARY
-    from raygpt.track.jsonl import read_metrics
-
-    records, samples = read_metrics(job.run / "metrics.jsonl"), read_resources(job.run)
-    figures = json.loads(storage.read_text(job.run / SUMMARY))
-    timed = [row for row in records if "tokens_per_second" in row]
-    steady = [row["tokens_per_second"] for row in timed[1:] if "restarts" not in row] or [timed[0]["tokens_per_second"]]
-    speed, tokens_per_step = Spread.of(steady), job.plan.tokens_per_step
-    tasks, evaluated = evaluation_names(records), [row for row in records if "val_loss" in row]
-    seen = summary(samples)
-    memory = max((row["gpu_memory_bytes"] for row in records if "gpu_memory_bytes" in row), default=None)
-    more = ("wall_seconds", "effective_time_ratio", "restarts", "launch_seconds", "cost_usd", "train_loss", "steps")
-    return Result(
-        "finetune",
-        [
-            Row(
-                f"fine-tuning of {config.model.init_from}"
-                if config.model.init_from != "random"
-                else "from random weights",
-                {
-                    "model": job.model.to_dict(),
-                    "parameters": job.model.num_parameters(),
-                    "init_from": config.model.init_from,
-                    "data": text,
-                    "data_fingerprint": job.train.fingerprint,
-                    "precision": config.train.precision,
-                    "strategy": config.train.strategy,
-                    "compile": config.train.compile,
-                    "global_batch_tokens": config.train.global_batch_tokens,
-                    "seq_len": job.plan.order.seq_len,
-                    "steps": job.plan.total_steps,
-                    "world_size": records[-1].get("world_size", config.scale.worker_range[1]),
-                },
-                tokens_per_second=speed,
-                step_seconds=speed.per(tokens_per_step),
-                mfu=figures.get("mfu"),
-                memory_bytes=memory or int(seen.get("run_rss_bytes", {}).get("max", 0)) or None,
-                data_wait_fraction=figures.get("data_wait_fraction"),
-                usd_per_billion_tokens=figures["cost_usd"] / figures["tokens"] * 1e9 if "cost_usd" in figures else None,
-                loss=figures.get("val_loss"),
-                figures={
-                    "before": _evaluation(evaluated[0], job, tasks)
-                    if evaluated and evaluated[0]["step"] == 0
-                    else None,
-                    "after": _evaluation(evaluated[-1], job, tasks) if evaluated else None,
-                    "resources": seen,
-                    **{name: figures[name] for name in more if name in figures},
-                },
-            )
-        ],
-        _provenance(command, wants_gpu(config.scale)),
-    )
-
-
-def _evaluation(record: dict[str, Any], job: Resolved, tasks: list[str]) -> dict[str, float]:
-    """What an evaluation of the run found, all over the same `val_tokens` tokens."""
-    loss = record["val_loss"]
-    found = {"step": record["step"], "loss": loss, "perplexity": math.exp(loss), "val_tokens": job.val_tokens}
-    if job.val.bytes:
-        found["bits_per_byte"] = loss / math.log(2) * job.val.tokens / job.val.bytes
-    return found | {name: record[name] for name in tasks if name in record}
 
 
 def write_result(result: Result, folder: Location) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raygpt.bench.anchors import ANCHORS, beside, matching, of_result
+from raygpt.bench.anchors import ANCHORS, SIZES, beside, matching, of_model, of_result
 from raygpt.bench.compare import compare, ratio
 from raygpt.bench.result import Result, Row, Spread, from_json, read, to_csv, to_markdown, usd_per_billion
 from raygpt.cli import main
@@ -53,6 +53,14 @@ def test_a_result_reads_back_as_it_was(tmp_path: Path) -> None:
         ("[]", "x is no result of raygpt benchmark"),
         ('{"schema": 9, "rows": []}', "x has schema 9, and this raygpt reads 1"),
         ('{"schema": 1, "rows": [{"nome": 1}], "case": "step", "provenance": {}}', "x is a damaged result"),
+        ('{"schema": 1, "rows": ["bf16"], "case": "step", "provenance": {}}', "x is a damaged result"),
+        ('{"schema": 1, "rows": [{"name": "a", "loss": "1"}], "case": "step", "provenance": {}}', "loss of a"),
+        ('{"schema": 1, "rows": [], "case": "step", "provenance": 3}', "x is a damaged result"),
+        (
+            '{"schema": 1, "rows": [{"name": "a", "tokens_per_second": {"median": "1", "low": 1, "high": 1, '
+            '"repeats": 1}}], "case": "step", "provenance": {}}',
+            "tokens_per_second of a is no measurement",
+        ),
     ],
 )
 def test_what_is_no_result_is_refused_by_name(text: str, says: str) -> None:
@@ -90,6 +98,14 @@ def test_a_result_of_a_busy_machine_says_so() -> None:
     facts = {"hardware": {"cores": "2 logical cores"}, "load_average": 19.3}
     assert "**The machine was busy with other work (load 19.3 on 2 cores)" in to_markdown(result(**facts))
     assert "busy" not in to_markdown(result(**{**facts, "load_average": 1.9}))
+
+
+def test_a_busy_or_stopped_side_is_named_above_the_ratios() -> None:
+    busy = result(hardware={**HERE["hardware"], "cores": "2 logical cores"}, load_average=19.3)
+    text = compare([busy, result(stopped=True, planned_repeats=5)], ["a", "b"])
+    assert "- **a: The machine was busy with other work (load 19.3 on 2 cores)" in text
+    assert "- **b: Stopped before it was through: 5 repeats were planned.**" in text
+    assert text.index("- **b:") < text.index("| bf16 |")
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
@@ -140,7 +156,7 @@ def test_every_setting_comes_from_the_environment_as_well(
 
 def test_every_anchor_has_its_source_date_and_hardware() -> None:
     for anchor in ANCHORS:
-        assert anchor.source.startswith("github.com/") and anchor.read == "2026-11-26"
+        assert "." in anchor.source.split("/")[0] and anchor.read == "2026-11-26" and anchor.size in SIZES
         assert spec_named(anchor.gpu) is not None and anchor.tokens_per_second > 1000, anchor
         text = anchor.describe()
         assert anchor.source in text and "read 2026-11-26" in text and anchor.gpu in text and "tok/s per GPU" in text
@@ -155,6 +171,10 @@ def test_anchors_stand_beside_their_own_class_and_are_labelled_elsewhere() -> No
     same, other = of_result(result())
     assert {spec_named(anchor.gpu).name for anchor in same} == {"A100"}  # type: ignore[union-attr]
     assert all(anchor.parameters < 150 for anchor in (*same, *other)) and not set(same) & set(other)
+    # made from GPT-2 Large's width, and so of its class with 600M parameters; HF's XL on the card of our p3 graphs
+    assert "fgpt" in {anchor.name for anchor in matching(774_030_080, "GH200")}
+    assert {anchor.tokens_per_second for anchor in matching(1_557_611_200, "Tesla V100-SXM2-16GB")} == {1760, 1800}
+    assert "fgpt" not in {anchor.name for anchor in of_model(124_439_808)} and not of_model(600_000_000)
     text = beside(result(hardware={"device": "CPU"}))
     assert text.startswith("Published for a model of this size on other hardware, and so no measure of this one:")
     small = Result("ladder", [Row("bf16", {"parameters": 900_000})], HERE)

@@ -65,6 +65,8 @@ def test_a_gpu_is_named_with_its_number_as_the_memory_limit_asks(monkeypatch: py
     """torch.cuda.set_per_process_memory_fraction raises ValueError for "cuda" alone."""
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert bench.choose_device("cuda") == torch.device("cuda", 0) == chosen[0]

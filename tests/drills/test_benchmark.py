@@ -48,10 +48,19 @@ def test_a_fine_tuning_is_measured_from_all_sides(
     assert (run / "plots" / "over_time.png").stat().st_size > 20_000
     assert {"ray", "torch", "raygpt"} <= result.provenance["versions"].keys() and result.provenance["hardware"]["cpu"]
     assert (run / "benchmark.csv").exists() and (run / "summary.json").exists()
+    assert row.settings["precision"] in ("fp32", "bf16") and row.settings["micro_batch_size"] == 16  # as resolved
+    # a second call shows what is there: nothing is measured, dated or labelled anew
+    files = ("benchmark.json", "resources.jsonl", "config.yaml", "attempts.json")
+    before = [(run / name).read_bytes() for name in files]
+    words = ["benchmark", f"--run.storage={tmp_path}", "--run.name=r", *TINY, *settings]
+    assert f"Finished already: {run / 'benchmark.json'}" in raygpt(*words)
+    monkeypatch.setenv("RAYGPT_TRAIN__PRECISION", "fp32")
+    assert "with other settings (train.precision)" in raygpt(*words, status=2)
+    assert [(run / name).read_bytes() for name in files] == before
 
 
 def test_workers_of_ray_train_and_torchrun_stand_beside_each_other(ray_cluster: None, tmp_path: Path) -> None:
-    settings = ["--benchmark.case=step", "--benchmark.repeats=1", "--benchmark.steps=2", "--train.micro_batch_size=2"]
+    settings = ["--benchmark.case=step", "--benchmark.repeats=1", "--benchmark.steps=3", "--train.micro_batch_size=2"]
     settings += ["--model.vocab_size=250", "--data.seq_len=32", "--scale.num_workers=2", "--track.price_per_hour=3.6"]
     printed = raygpt("benchmark", f"--run.storage={tmp_path}", "--run.name=steps", *TINY, *settings)
     rows = {row.name: row for row in read(tmp_path / "steps" / "benchmark.json").rows}

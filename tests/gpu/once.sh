@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything that a GPU lent for a few minutes should answer, in one command of at most eight minutes:
+# Everything that a GPU lent for a few minutes should answer, in one command of at most seven minutes:
 #
 #     tests/gpu/once.sh
 #
@@ -8,7 +8,7 @@
 # without it.
 #
 #     OUT                   where one JSON file and one log per part go, and summary.md (benchmarks/gpu)
-#     RAYGPT_ONCE_SECONDS   all of it (440); what does not fit any more is left out, what is done is kept
+#     RAYGPT_ONCE_SECONDS   all of it (410); what does not fit any more is left out, what is done is kept
 #     RAYGPT_ONCE_TOY=1     the same on a CPU at toy size, to see that it works
 #     PYTHON                the interpreter (python3)
 set -eu
