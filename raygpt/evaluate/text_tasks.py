@@ -16,6 +16,7 @@ from raygpt.data.shards import load_manifest
 from raygpt.data.sources import is_path
 from raygpt.evaluate.answering import OpenModel
 from raygpt.evaluate.held_out import (
+    LONGEST,
     evaluate_held_out,
     most_rows,
     open_held_out,
@@ -30,9 +31,6 @@ from raygpt.scoring.rolling import Windows, text_losses
 
 # Into so many pieces the windows of one long text are shared out: a worker answers some, a rerun what is missing.
 PIECES = 32
-# Most tokens of a window unless data.seq_len says so: attention over 131,072 costs 256 times that over 8,192, which
-# is longer than most of WikiText's pages.
-LONGEST = 8192
 # How WikiText is read: protocol, and whether windows overlap.
 READINGS = {"lm_eval": "lm_eval", "huggingface": "huggingface", "huggingface_no_overlap": "huggingface"}
 

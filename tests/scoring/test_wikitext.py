@@ -7,6 +7,7 @@ import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from raygpt.cli import main
 from raygpt.data.tokenizer import Tokenizer, byte_tokenizer
 from raygpt.errors import UserError
+from raygpt.evaluate.held_out import rows_of
 from raygpt.evaluate.text_tasks import READINGS, WikitextTask
 from raygpt.scoring import wikitext as wikitext_module
 from raygpt.scoring.encoding import before_text, encode
@@ -87,6 +89,8 @@ def test_windows_are_no_longer_than_wished_or_than_is_sensible() -> None:
     for seq_len, context, expected in ((None, 131072, 8192), (None, 1024, 1024), (16384, 131072, 16384), (64, 32, 32)):
         task = WikitextTask("x", seq_len=seq_len)
         assert {task.windows(reading, context).context for reading in READINGS} == {expected}
+        subject: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(seq_len=context)), trained=None)
+        assert rows_of(min(seq_len, context) if seq_len else None, subject) == expected
     assert WikitextTask("x").settings() != WikitextTask("x", seq_len=64).settings()
 
 
