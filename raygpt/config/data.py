@@ -28,8 +28,8 @@ class Data(Section):
         Fixed(("train", "sweep"), "the rows follow from it"),
     ] = Field(
         None,
-        description="tokens per training row, and the most of a window in `raygpt evaluate`; none: model.seq_len, in an "
-        "evaluation 8,192 at most",
+        description="tokens per training row, and the most of a window in `raygpt evaluate`; none: model.seq_len, "
+        "there 8,192 at most",
         ge=1,
     )
     backend: Literal["ray", "mmap"] = Field("ray", description="read through Ray Data, or with numpy in the worker")

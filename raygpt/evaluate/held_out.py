@@ -139,7 +139,7 @@ def validation_uri(val: str | None, train: str | None, subject: Subject) -> str:
 
 
 def rows_of(seq_len: int | None, subject: Subject) -> int:
-    """Tokens of a row: data.seq_len as set, what the model was trained on, or its context, of which no more than LONGEST.
+    """Tokens of a row: data.seq_len as set, what the model was trained on, or its context, LONGEST at most.
     UserError beyond the context."""
     longest = subject.model.config.seq_len
     found = seq_len or (subject.trained and subject.trained.seq_len) or min(longest, LONGEST)
