@@ -32,6 +32,7 @@ from provenance import provenance
 
 from raygpt.evaluate.foreign import load_foreign
 from raygpt.scoring import wikitext
+from raygpt.scoring.encoding import before_text
 from raygpt.scoring.perplexity import Perplexity, measure
 from raygpt.scoring.rolling import ModelRows, Windows
 from tests import teacher_model
@@ -51,8 +52,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     file = teacher_model.fetch()
     loaded = load_foreign(str(file))
-    bos = _bos(file)
-    bos_id = loaded.tokenizer.backend.token_to_id(bos)
+    bos_id = before_text(loaded.tokenizer)
+    bos = str(loaded.tokenizer.backend.id_to_token(bos_id))
     text, name = wikitext.read(options.data)
     rows = ModelRows(loaded.model, batch_tokens=2048)
     found: dict[str, Any] = {
@@ -85,6 +86,7 @@ def main() -> None:
         else:
             theirs = _harness(texts.name, text, options, loaded, bos)
             found["readings"][reading]["lm_evaluation_harness"] = theirs
+            assert result.word is not None and result.bits_per_byte is not None
             off = max(
                 abs(theirs["word_perplexity"] / result.word.perplexity - 1),
                 abs(theirs["bits_per_byte"] / result.bits_per_byte - 1),
@@ -95,23 +97,10 @@ def main() -> None:
 
 
 def _figures(result: Perplexity) -> dict[str, Any]:
-    values = {f"{unit.unit}_perplexity": unit.perplexity for unit in (result.token, result.word, result.byte)}
-    return (
-        {name: round(value, 4) for name, value in {**values, "bits_per_byte": result.bits_per_byte}.items()}
-        | {
-            name: value
-            for name, value in result.record().items()
-            if name not in ("token", "word", "byte", "bits_per_byte")
-        }
-        | {"tokens": result.token.units, "words": result.word.units, "bytes": result.byte.units}
-    )
-
-
-def _bos(file: Path) -> str:
-    from transformers import AutoTokenizer
-
-    found = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    return str(found.bos_token or found.eos_token)
+    units = {f"{each.unit}s": each.units for each in (result.token, result.word, result.byte) if each is not None}
+    values = {**result.perplexities, "bits_per_byte": result.bits_per_byte}
+    kept = {name: each for name, each in result.record().items() if name not in ("token", "word", "byte", *values)}
+    return {name: round(each, 4) for name, each in values.items() if each is not None} | kept | units
 
 
 def _harness(name: str, text: str, options: argparse.Namespace, loaded: Any, bos: str) -> dict[str, float]:

@@ -26,7 +26,12 @@ class Data(Section):
         int | None,
         AlsoCalled(("block_size", "max_length", "max_seq_len", "max_seq_length")),
         Fixed(("train", "sweep"), "the rows follow from it"),
-    ] = Field(None, description="tokens per training row; none: model.seq_len", ge=1)
+    ] = Field(
+        None,
+        description="tokens per training row, and the most of a window in `raygpt evaluate`; none: model.seq_len, "
+        "there 8,192 at most",
+        ge=1,
+    )
     backend: Literal["ray", "mmap"] = Field("ray", description="read through Ray Data, or with numpy in the worker")
     cache_gb: float = Field(20, description="local disk kept per machine for shards read from S3; 0 turns it off", ge=0)
     ignore_fingerprint: bool = Field(

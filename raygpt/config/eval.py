@@ -63,7 +63,8 @@ class Eval(Section):
     )
     stride: int | None = Field(
         None,
-        description="tokens by which the windows of `wikitext` move on; none: the context, so that they do not overlap",
+        description="tokens by which the overlapping windows of `wikitext` move on; none: 512, or half of a shorter "
+        "context (without overlap it is read as well)",
         ge=1,
     )
     batch_tokens: Annotated[int | None, AlsoCalled(("batch_size", "eval_batch_size"))] = Field(

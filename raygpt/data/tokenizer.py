@@ -65,7 +65,7 @@ class Tokenizer:
         self._words = WordEncoder(self._library_ids) if self.splits_exactly else None
 
     def __reduce__(self) -> tuple:
-        return Tokenizer.from_json, (self.to_json(), self.name, self.eot_id)
+        return Tokenizer.from_json, (self.to_json(), self.name, self.eot_id), {"bos_id": self.bos_id}
 
     @classmethod
     def from_json(cls, data: bytes, name: str, eot_id: int | None = None) -> Tokenizer:

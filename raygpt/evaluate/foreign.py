@@ -7,6 +7,7 @@ that transformers loads, GGUF files too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,9 +25,18 @@ from raygpt.model.tree import TreePass, grow, layout
 from raygpt.parallel.checkpoint import locate_checkpoint
 from raygpt.parallel.weights import Loaded
 
-# Logits that exist at a time, in bytes: 4,096 tokens of a vocabulary of 49,152 would take 0.8 GB twice.
+# Logits that exist at a time, in bytes: 4,096 tokens of a vocabulary of 128,256 would take 2.1 GB several times.
 LOGIT_BYTES = 2**28
 TREE_TOLERANCE = 1e-4  # of the largest logit, in fp32
+# What configs of transformers call the places of a row that a layer looks back over.
+_WINDOWS = (
+    "sliding_window",
+    "sliding_window_size",
+    "window_size",
+    "attention_window_size",
+    "attention_chunk_size",
+    "local_attention",
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class ForeignConfig:
 
 
 class ForeignModel(LanguageModel):
-    """A transformers model called as this package's models are; logits of rows that fit `LOGIT_BYTES` at a time."""
+    """A transformers model called as this package's models are; logits that fit `LOGIT_BYTES` at a time."""
 
     def __init__(self, net: nn.Module, config: ForeignConfig) -> None:
         super().__init__()
@@ -65,20 +75,23 @@ class ForeignModel(LanguageModel):
         """Logits (B, T, V) of tokens (B, T), or with targets (B, T) the loss as `raygpt.model.architecture` has it."""
         if targets is None:
             return self.net(tokens, use_cache=False).logits
-        rows = max(1, LOGIT_BYTES // (tokens.size(1) * self.config.vocab_size * 4))
-        losses = []
-        for some, aims in zip(tokens.split(rows), targets.split(rows)):
-            logits = self.net(some, use_cache=False).logits.float()
-            losses.append(
-                functional.cross_entropy(logits.flatten(0, 1), aims.flatten(), reduction="none").view_as(aims)
-            )
-        each = torch.cat(losses)
+        flat = targets.flatten()
+        where = torch.nonzero(flat != -100)[:, 0]
+        at_once = max(1, LOGIT_BYTES // (self.config.vocab_size * 4))
+        each = torch.zeros(flat.shape, device=flat.device)
+        start = 0
+        for logits in self.logits_at(tokens, where, at_once, None):
+            here = where[start : start + len(logits)]
+            each[here] = functional.cross_entropy(logits.float(), flat[here], reduction="none")
+            start += len(logits)
+        each = each.view_as(targets)
         if reduction == "none":
             return each
-        return each.sum() if reduction == "sum" else each.sum() / (targets != -100).sum()
+        return each.sum() if reduction == "sum" else each.sum() / len(where)
 
-    def logits_at(self, tokens: Tensor, where: Tensor, tree: TreePass | None) -> Tensor:
-        """Logits (N, V) after the tokens of (B, T) at `where` (N,); the output matrix sees no others."""
+    def logits_at(self, tokens: Tensor, where: Tensor, at_once: int, tree: TreePass | None) -> Iterator[Tensor]:
+        """Logits (N, V) after the tokens of (B, T) at `where` (N,), `at_once` of them at a time; the output matrix sees
+        no others. The layers below it are gone through once, where the model calls them as a part of it."""
         net: Any = self.net
         extra = {}
         if tree is not None:
@@ -88,15 +101,62 @@ class ForeignModel(LanguageModel):
                 mask = torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
             extra = {"attention_mask": mask, "position_ids": tree.positions}
 
-        def choose(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (arguments[0].flatten(0, 1)[None, where], *arguments[1:])
+        head, below = net.get_output_embeddings(), net.base_model
+        apart = below is not net and all(part is not head for part in below.modules())
+        given: list[Any] = []
+        for here in where.split(at_once):
 
-        handle = net.get_output_embeddings().register_forward_pre_hook(choose)
+            def choose(_: nn.Module, arguments: tuple[Tensor, ...], here: Tensor = here) -> tuple[Tensor, ...]:
+                return (arguments[0].flatten(0, 1)[None, here], *arguments[1:])
+
+            handle = head.register_forward_pre_hook(choose)
+            try:
+                with _given_once(below, given) if apart else nullcontext():
+                    logits = net(tokens, use_cache=False, **extra).logits
+            finally:
+                handle.remove()
+            yield logits[0] if logits.shape[:2] == (1, len(here)) else logits.flatten(0, 1)[here]
+
+
+@contextmanager
+def _given_once(layers: Any, given: list[Any]) -> Iterator[None]:
+    """Inside, `layers` give what they gave the first time, which is kept in `given`; where a pass calls them more than
+    once they are gone through again.
+
+    A head may do more than multiply (it scales, or caps), and only the whole model's forward knows what: so that is
+    called for every piece of logits.
+    """
+    if not given:
+        hook = layers.register_forward_hook(lambda _, __, out: given.append(out))
         try:
-            logits = net(tokens, use_cache=False, **extra).logits
+            yield
         finally:
-            handle.remove()
-        return logits[0] if logits.shape[:2] == (1, len(where)) else logits.flatten(0, 1)[where]
+            hook.remove()
+    elif len(given) > 1:
+        yield
+    else:
+        before = vars(layers).get("forward")  # of a model shared out over devices
+        layers.forward = lambda *_, **__: given[0]
+        try:
+            yield
+        finally:
+            if before is None:
+                del layers.forward
+            else:
+                layers.forward = before
+
+
+def _shortest_window(config: Any) -> int | None:
+    """Places of a row that the layer of the shortest sight looks back over; None: all."""
+    parts = [config, config.get_text_config()]
+    parts += [part for name in ("attn_config", "text_config") if (part := getattr(config, name, None)) is not None]
+    found = []
+    for part in parts:
+        values = part if isinstance(part, Mapping) else vars(part)
+        for name in _WINDOWS:
+            each = values.get(name)
+            found += [size for size in (each if isinstance(each, (list, tuple)) else [each]) if isinstance(size, int)]
+    return min((size for size in found if size > 0), default=None)
 
 
 def _takes_trees(model: ForeignModel) -> bool:
@@ -111,11 +171,11 @@ def _takes_trees(model: ForeignModel) -> bool:
         with torch.no_grad():
             tokens, positions, mask = (torch.from_numpy(part).to(device) for part in layout([tree]))
             places = torch.arange(tokens.size(1), device=device)
-            found = model.logits_at(tokens, places, TreePass(positions, mask)).float()
+            (found,) = model.logits_at(tokens, places, len(places), TreePass(positions, mask))
             for chain, path in zip(chains, tree.paths):
                 row = torch.from_numpy(chain).to(device)[None]
-                plain = model.logits_at(row, places[: len(chain)], None).float()
-                if float((found[path] - plain).abs().max() / plain.abs().max()) > TREE_TOLERANCE:
+                (plain,) = model.logits_at(row, places[: len(chain)], len(chain), None)
+                if float((found[path] - plain).float().abs().max() / plain.abs().max()) > TREE_TOLERANCE:
                     return False
     except Exception:  # whatever a foreign model's code does with a mask it does not expect
         return False
@@ -151,17 +211,20 @@ class Foreign(Architecture):
         return _Cache(config.seq_len)
 
     def tree_tokens(self, model: ForeignModel) -> int:
-        """Up to its context: some models look back through a window that counts places in the row."""
+        """Up to its context, or the shortest window that a layer looks back through: windows count places in the row,
+        and a tree's mask stands in their place."""
         if model.trees is None:
             model.trees = _takes_trees(model)
-        return model.config.seq_len if model.trees else 0
+        net: Any = model.net
+        return min(model.config.seq_len, _shortest_window(net.config) or model.config.seq_len) if model.trees else 0
 
     def logits_at(
         self, model: ForeignModel, tokens: Tensor, where: Tensor, at_once: int, tree: TreePass | None = None
     ) -> Iterator[Tensor]:
-        """In pieces of rows: most of a family's tokens are asked for, and its head may do more than multiply."""
+        """In pieces of rows, and of a row's tokens where these are more."""
         for start, stop, here in pieces_of_rows(tokens, where, at_once):
-            yield model.logits_at(tokens[start:stop], here, None if tree is None else tree.rows(start, stop))
+            rows = None if tree is None else tree.rows(start, stop)
+            yield from model.logits_at(tokens[start:stop], here, at_once, rows)
 
     def next_logits(self, model: ForeignModel, tokens: Tensor, cache: _Cache | None = None) -> Tensor:
         if cache is None:
@@ -195,13 +258,15 @@ def load_foreign(uri: str) -> Loaded:
 
     Raises UserError where transformers cannot load it, or its tokenizer is not one of the `tokenizers` library.
     """
-    from raygpt.serve.hf_network import HuggingFaceNetwork, load_model
+    from raygpt.serve.hf_network import HuggingFaceNetwork, load_model, own_context
 
     registry.register(Foreign())
     net = load_model(uri, torch.float32, torch.device("cpu"))
     network = HuggingFaceNetwork(net)
+    # rows are read whole, by the model's own masks: a layer's window does not cut them
+    context, _ = own_context(net.config.get_text_config())
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    config = ForeignConfig(net.config.model_type, network.vocab_size, network.context, parameters)
+    config = ForeignConfig(net.config.model_type, network.vocab_size, context, parameters)
     return Loaded(ForeignModel(net, config).eval(), _tokenizer(uri), uri)
 
 

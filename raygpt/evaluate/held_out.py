@@ -23,6 +23,9 @@ from raygpt.train.evaluation import ArrayTokens, Evaluation, TokenSource, evalua
 BATCH_CHARACTERS = 4 * 2**20
 # Tokens in one forward pass: keeps a GPU busy, and 16,384 x 50,257 logits are 3.3 GB in fp32.
 BATCH_TOKENS = {"cuda": 16_384, "cpu": 4_096}
+# Most tokens of a row or window unless data.seq_len says so: attention over 131,072 costs 256 times that over 8,192,
+# which is longer than most of WikiText's pages.
+LONGEST = 8192
 
 
 @dataclass
@@ -136,9 +139,10 @@ def validation_uri(val: str | None, train: str | None, subject: Subject) -> str:
 
 
 def rows_of(seq_len: int | None, subject: Subject) -> int:
-    """Tokens of a row: data.seq_len as set, what the model was trained on, or its context. UserError beyond that."""
+    """Tokens of a row: data.seq_len as set, what the model was trained on, or its context, LONGEST at most.
+    UserError beyond the context."""
     longest = subject.model.config.seq_len
-    found = seq_len or (subject.trained and subject.trained.seq_len) or longest
+    found = seq_len or (subject.trained and subject.trained.seq_len) or min(longest, LONGEST)
     if found > longest:
         raise UserError(f"data.seq_len={found} exceeds the model's context of {longest}: lower it or leave it out.")
     return found

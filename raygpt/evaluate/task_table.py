@@ -58,8 +58,10 @@ def _wikitext(figures: Mapping[str, Any]) -> Iterator[Row]:
         found = {
             f"ppl/{unit}": (each[unit]["perplexity"], each[unit]["low"], each[unit]["high"])
             for unit in ("token", "word", "byte")
+            if unit in each
         }
-        found["bits/byte"] = (each["bits_per_byte"], None, None)
+        if "bits_per_byte" in each:
+            found["bits/byte"] = (each["bits_per_byte"], None, None)
         overlap = f"overlap {each['overlap']:,}" if each["overlap"] else "no overlap"
         how = f"context {each['context']:,}, {overlap}"
         yield Row(

@@ -19,6 +19,7 @@ from raygpt.data.shards import load_manifest
 from raygpt.data.sources import is_path, raw_sources
 from raygpt.evaluate.answering import OpenModel
 from raygpt.evaluate.held_out import (
+    LONGEST,
     evaluate_held_out,
     most_rows,
     open_held_out,
@@ -27,7 +28,7 @@ from raygpt.evaluate.held_out import (
 )
 from raygpt.evaluate.tasks import Record
 from raygpt.scoring import wikitext
-from raygpt.scoring.perplexity import Perplexity, figure
+from raygpt.scoring.perplexity import Perplexity
 from raygpt.scoring.rolling import Windows, text_losses
 
 # Into so many pieces the windows of one long text are shared out: a worker answers some, a rerun what is missing.
@@ -52,16 +53,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class WikitextTask:
-    """WikiText in three readings: lm-evaluation-harness's, and Hugging Face's with and without overlap."""
+    """WikiText in three readings: lm-evaluation-harness's, and Hugging Face's with and without overlap. Windows have
+    the model's context, but no more than `seq_len`, which is LONGEST unless given."""
 
     uri: str
     stride: int | None = None
     limit: int | None = None
+    seq_len: int | None = None
     name: ClassVar[str] = "wikitext"
     part_items: ClassVar[int] = 4
 
     def settings(self) -> dict[str, Any]:
-        return {"stride": self.stride, "readings": list(READINGS), "pieces": PIECES}
+        return {"stride": self.stride, "longest": self.seq_len or LONGEST, "readings": list(READINGS), "pieces": PIECES}
 
     def read(self) -> list[Piece]:
         pages = self._texts("lm_eval")
@@ -82,6 +85,7 @@ class WikitextTask:
 
     def windows(self, reading: str, context: int) -> Windows:
         """How a reading cuts for a model of that context."""
+        context = min(context, self.seq_len or LONGEST)
         if reading == "huggingface" and self.stride is not None:
             return Windows.of("strided", context, self.stride)
         return wikitext.windows(READINGS[reading], context, overlap=reading == "huggingface")  # type: ignore[arg-type]
@@ -114,25 +118,17 @@ class WikitextTask:
             if not paged:  # one text: no spread over texts is known
                 nats, tokens = nats.sum(keepdims=True), tokens.sum(keepdims=True)
             windows = self.windows(reading, facts["context"])
-            result = Perplexity(
+            result = Perplexity.of(
+                texts,
+                windows,
+                nats,
+                tokens,
                 model=facts.get("name", ""),
-                data=texts.name,
-                data_sha256=texts.sha256,
                 protocol=protocol,
-                cut=windows.cut,
-                context=windows.context,
-                stride=windows.stride,
-                overlap=windows.overlap,
                 bos=facts.get("bos_id") if paged else None,
-                detokenised=texts.detokenised,
                 vocabulary=facts.get("tokenizer_sha256", ""),
-                texts=len(texts.texts),
-                token=figure("token", nats, tokens),
-                word=figure("word", nats, np.array(texts.words)),
-                byte=figure("byte", nats, np.array(texts.bytes)),
             )
-            per = {f"{unit}_perplexity": getattr(result, unit).perplexity for unit in ("token", "word", "byte")}
-            found[reading] = per | result.record()
+            found[reading] = result.perplexities | result.record() | {"model_context": facts["context"]}
         return found
 
     def answers(self, records: Sequence[Record]) -> dict[str, np.ndarray]:

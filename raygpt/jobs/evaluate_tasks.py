@@ -205,7 +205,7 @@ def _wikitext(config: Config) -> Task:
 
     if config.eval.wikitext is None:
         raise UserError("eval.wikitext is not set: name WikiText's test file as published (wiki.test.raw).")
-    return WikitextTask(config.eval.wikitext, config.eval.stride, config.eval.limit)
+    return WikitextTask(config.eval.wikitext, config.eval.stride, config.eval.limit, config.data.seq_len)
 
 
 def _lambada(config: Config) -> Task:

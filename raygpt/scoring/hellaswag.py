@@ -126,7 +126,8 @@ class Judged:
 
 
 def read_items(uri: str, limit: int | None = None, *, setting: str = "eval.hellaswag") -> list[Item]:
-    """Items of a file (JSONL, parquet, CSV …, packed too), or of the validation split of a hub's data set.
+    """Items of a file (JSONL, parquet, Arrow, packed too), or of the validation split of a hub's data set. The endings
+    are a list, which a CSV file has no column for.
 
     Raises UserError that names the places of rows without four endings, a context or a label.
     """

@@ -59,7 +59,8 @@ class Figure:
 @dataclass(frozen=True)
 class Perplexity:
     """One model on one data set by one protocol. `vocabulary` identifies the tokenizer (its sha256), `bos` is the
-    token before each text, None for none: then its first token is not predicted."""
+    token before each text, None for none: then its first token is not predicted. `word` and `byte` are None where the
+    first token of every window is not predicted: part of the text would cost nothing, and yet be counted."""
 
     model: str
     data: str
@@ -74,16 +75,54 @@ class Perplexity:
     vocabulary: str
     texts: int
     token: Figure
-    word: Figure
-    byte: Figure
+    word: Figure | None
+    byte: Figure | None
+
+    @classmethod
+    def of(
+        cls,
+        texts: Texts,
+        windows: Windows,
+        nats: np.ndarray,
+        tokens: np.ndarray,
+        *,
+        model: str,
+        protocol: str,
+        bos: int | None,
+        vocabulary: str,
+    ) -> Perplexity:
+        """From the nats and the predicted tokens of each of the texts, (texts,)."""
+        return cls(
+            model=model,
+            data=texts.name,
+            data_sha256=texts.sha256,
+            protocol=protocol,
+            cut=windows.cut,
+            context=windows.context,
+            stride=windows.stride,
+            overlap=windows.overlap,
+            bos=bos,
+            detokenised=texts.detokenised,
+            vocabulary=vocabulary,
+            texts=len(texts.texts),
+            token=figure("token", nats, tokens),
+            word=figure("word", nats, np.array(texts.words)) if windows.predicts_all else None,
+            byte=figure("byte", nats, np.array(texts.bytes)) if windows.predicts_all else None,
+        )
 
     @property
-    def bits_per_byte(self) -> float:
-        return self.byte.nats / math.log(2)
+    def bits_per_byte(self) -> float | None:
+        return None if self.byte is None else self.byte.nats / math.log(2)
+
+    @property
+    def perplexities(self) -> dict[str, float]:
+        """By unit: token_perplexity, word_perplexity, byte_perplexity, as far as there are."""
+        return {f"{each.unit}_perplexity": each.perplexity for each in (self.token, self.word, self.byte) if each}
 
     def record(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "bits_per_byte": self.bits_per_byte}
+        """Plain JSON values; what is None is left out but for `bos`."""
+        values = {name: value for name, value in asdict(self).items() if value is not None or name == "bos"}
+        return values if self.byte is None else {**values, "bits_per_byte": self.bits_per_byte}
 
 
 def measure(
@@ -104,22 +143,8 @@ def measure(
     ids = [tokenizer.encode(text) for text in texts.texts]
     losses = text_losses(source, ids, windows, bos_id=bos_id, on_progress=on_progress)
     nats, tokens = losses.nats, losses.tokens
-    result = Perplexity(
-        model=model,
-        data=texts.name,
-        data_sha256=texts.sha256,
-        protocol=protocol,
-        cut=windows.cut,
-        context=windows.context,
-        stride=windows.stride,
-        overlap=windows.overlap,
-        bos=bos_id,
-        detokenised=texts.detokenised,
-        vocabulary=tokenizer.sha256,
-        texts=len(ids),
-        token=figure("token", nats, tokens),
-        word=figure("word", nats, np.array(texts.words)),
-        byte=figure("byte", nats, np.array(texts.bytes)),
+    result = Perplexity.of(
+        texts, windows, nats, tokens, model=model, protocol=protocol, bos=bos_id, vocabulary=tokenizer.sha256
     )
     columns = zip(nats.tolist(), tokens.tolist(), texts.words, texts.bytes)
     records = [
@@ -183,13 +208,10 @@ def table(results: Sequence[Perplexity]) -> Table:
             label += f", {result.data}" + (f" ({result.data_sha256[:8]})" if same_name else "")
         if len(reading) > 1:
             label += f", {_reading(result)}"
-        figures = {
-            "token_perplexity": result.token.perplexity,
-            "word_perplexity": result.word.perplexity,
-            "byte_perplexity": result.byte.perplexity,
-            "bits_per_byte": result.bits_per_byte,
-        }
-        rows.append((label, {column: figures[column] for column in columns}))
+        figures = result.perplexities
+        if result.bits_per_byte is not None:
+            figures["bits_per_byte"] = result.bits_per_byte
+        rows.append((label, {column: figures[column] for column in columns if column in figures}))
     return Table(columns, tuple(rows), tuple(notes))
 
 

@@ -70,6 +70,12 @@ class Windows:
         return self.context - self.stride
 
     @property
+    def predicts_all(self) -> bool:
+        """Whether every token of a text but the very first is predicted; strided windows without overlap leave the
+        first of each out."""
+        return self.cut != "strided" or self.overlap > 0
+
+    @property
     def row(self) -> int:
         """Tokens of the longest window, the last predicted one among them."""
         return self.context if self.cut == "strided" else self.context + 1

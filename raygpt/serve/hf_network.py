@@ -142,8 +142,11 @@ def _shape(layer: Any) -> LayerShape:
     return LayerShape(keys.size(1), keys.size(3), values.size(3), keys.dtype)
 
 
-def _context(config: Any) -> tuple[int, str]:
-    """(most tokens, why). Within a sliding window every token sees all before it, which is what the mask says."""
+OWN = "the model's own context"
+
+
+def own_context(config: Any) -> tuple[int, str]:
+    """(most tokens of a row that is read at once, why not more); its layers may look back less far."""
     context = next(
         (
             int(value)
@@ -152,9 +155,6 @@ def _context(config: Any) -> tuple[int, str]:
         ),
         2048,
     )
-    window = getattr(config, "sliding_window", None)
-    slides = getattr(config, "use_sliding_window", True) is not False
-    kinds = getattr(config, "layer_types", None)
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if rope.get("rope_type", rope.get("type")) == "longrope":
         first = rope.get("original_max_position_embeddings") or getattr(
@@ -162,8 +162,19 @@ def _context(config: Any) -> tuple[int, str]:
         )
         if first and first < context:
             return int(first), "beyond it its rotations change with the longest sequence of a batch"
+    return context, OWN
+
+
+def _context(config: Any) -> tuple[int, str]:
+    """(most tokens, why). Within a sliding window every token sees all before it, which is what the mask says."""
+    context, why = own_context(config)
+    if why != OWN:
+        return context, why
+    window = getattr(config, "sliding_window", None)
+    slides = getattr(config, "use_sliding_window", True) is not False
+    kinds = getattr(config, "layer_types", None)
     if "local" in (getattr(config, "attention_layers", None) or ()) and config.window_size < context:
         return int(config.window_size), "its local layers look back through a window"
     if window and slides and window < context and (kinds is None or "sliding_attention" in kinds):
         return int(window), "its layers look back through a sliding window"
-    return context, "the model's own context"
+    return context, OWN

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from raygpt.data.tokenizer import Tokenizer
+from raygpt.errors import UserError
 from raygpt.model.head_loss import IGNORE_INDEX
 from raygpt.parallel.distributed import World
 from raygpt.scoring.encoding import before_text, beginning, split
@@ -85,11 +86,22 @@ def _endings(items: Sequence[Item], protocol: ProtocolName, tokenizer: Tokenizer
     for item, question, head in zip(items, asked, before):
         cut = 0 if question.joining == "apart" else len(head)
         aims = [next(wholes)[cut:].astype(np.int64) for _ in question.continuations]
+        for number, aim in enumerate(aims):
+            if not 0 < len(aim) <= context:
+                raise UserError(
+                    f"eval.hellaswag: ending {number} of {item.place} has {len(aim)} tokens, and the model's context "
+                    f"is {context}: delete the item, or raise model.seq_len."
+                )
         start = np.concatenate([begin, head.astype(np.int64)])
         start = start if len(start) else np.array([before_text(tokenizer)], np.int64)
         rows = tuple(np.concatenate([start, aim])[-context - 1 :] for aim in aims)
         made.append(Endings(item, rows, tuple(map(len, aims))))
     return made
+
+
+def check_endings(items: Sequence[Item], protocol: ProtocolName, tokenizer: Tokenizer, context: int) -> None:
+    """Raises UserError for an ending that a model of that context cannot be asked."""
+    _endings(items, protocol, tokenizer, context)
 
 
 def _block(batch: Sequence[Endings]) -> np.ndarray:

@@ -12,6 +12,7 @@ from raygpt.data.mixture import AnyOrder, Mixture, Share
 from raygpt.data.order import Order
 from raygpt.data.shards import TOKENIZER, AnyLayout, JoinedLayout, Manifest
 from raygpt.data.sources import manifests, real_manifest, shard_folders
+from raygpt.data.tokenizer import Tokenizer
 from raygpt.errors import UserError
 from raygpt.model.architecture import ModelConfig
 from raygpt.model.registry import FIRST
@@ -21,6 +22,7 @@ from raygpt.scoring.hellaswag import Item, questions, read_items
 from raygpt.storage import Location
 from raygpt.train.base_tokenizer import base_tokenizer, check_tokenizer
 from raygpt.train.evaluation import rows_in_training
+from raygpt.train.hellaswag import check_endings
 from raygpt.train.model_shape import model_shape
 from raygpt.train.optim import check_name
 from raygpt.train.plan import TrainPlan, batch_rows, total_steps, warmup
@@ -139,6 +141,11 @@ def resolve(config: Config, real: RealText | None = None) -> Resolved:
             "config": yaml.safe_load(storage.read_text(checkpoint.complete_checkpoints(run)[0] / "config.yaml")),
         }
         check_resume(run, saved, config.to_dict(), facts, ignore_fingerprint=config.data.ignore_fingerprint)
+    tokenizer_json = storage.read_bytes(storage.locate(train_uri) / TOKENIZER)
+    hellaswag = hellaswag_items(config)
+    if hellaswag:
+        known = Tokenizer.from_json(tokenizer_json, train.tokenizer.name, train.tokenizer.eot_id)
+        check_endings(hellaswag, config.eval.protocols[0], known, model.seq_len)
     return Resolved(
         run,
         train_uri,
@@ -148,11 +155,11 @@ def resolve(config: Config, real: RealText | None = None) -> Resolved:
         model,
         TrainPlan(order, schedule, steps, evaluated),
         earlier.step if earlier else 0,
-        storage.read_bytes(storage.locate(train_uri) / TOKENIZER),
+        tokenizer_json,
         earlier.stopped_early if earlier else False,
         real_uri,
         mixed,
-        hellaswag_items(config),
+        hellaswag,
     )
 
 

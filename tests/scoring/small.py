@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from raygpt.data.tokenizer import Tokenizer
 from raygpt.evaluate.foreign import Foreign, ForeignConfig, ForeignModel
 from raygpt.model import registry
 from raygpt.model.gpt import GPT, GPTConfig
@@ -42,6 +43,16 @@ def tiny_llama(vocab_size: int = VOCAB) -> Any:
 def as_language_model(net: Any) -> ForeignModel:
     registry.register(Foreign())
     return ForeignModel(net, ForeignConfig("llama", net.config.vocab_size, CONTEXT, 1)).eval()
+
+
+def save_foreign(net: Any, folder: Path, tokenizer: Tokenizer, bos: str | None = None) -> Path:
+    """A Hugging Face folder of it, whose files name `bos`."""
+    from transformers import PreTrainedTokenizerFast
+
+    net.save_pretrained(folder)
+    end = tokenizer.backend.id_to_token(tokenizer.eot_id)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, eos_token=end, bos_token=bos).save_pretrained(folder)
+    return folder
 
 
 def wikitext_part(shared_data: Path, tmp_path: Path) -> Path:

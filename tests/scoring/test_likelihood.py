@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ import tokenizers
 import torch
 from tokenizers import processors
 from torch import Tensor, nn
+from torch.nn import functional
 
 from raygpt.data.tokenizer import Tokenizer, byte_tokenizer, train_tokenizer
 from raygpt.errors import UserError
-from raygpt.evaluate.foreign import Foreign, ForeignConfig, ForeignModel
+from raygpt.evaluate.foreign import Foreign, ForeignConfig, ForeignModel, load_foreign
 from raygpt.model import registry
 from raygpt.model.gpt import GPT, GPTConfig
 from raygpt.model.tree import grow, layout
 from raygpt.scoring.likelihood import ModelScorer
 from raygpt.scoring.questions import Question
+from tests.scoring.small import save_foreign
 
 TEXT = "the cat sat on the mat and the dog lay by the door while it rained on the roof of the old house "
 QUESTIONS = [
@@ -225,6 +228,61 @@ def test_models_of_transformers_score_what_they_say_themselves(kind: str, words:
     model = ForeignModel(net, ForeignConfig(kind, words.vocab_size, 64, parameters)).eval()
     agree(ModelScorer(kind, model, words), net, words, QUESTIONS)
     assert model.trees is (kind == "llama")
+
+
+def local_models() -> Iterator[Any]:
+    """Models whose layers look back over 8 places."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM, MistralConfig, MistralForCausalLM
+
+    shape: dict[str, Any] = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 64}
+    shape["max_position_embeddings"] = 64
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    yield MistralForCausalLM(MistralConfig(**shape, **heads, sliding_window=8))
+    layers = {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+    yield GPTNeoForCausalLM(GPTNeoConfig(**shape, **layers, window_size=8))
+
+
+def test_local_attention_shortens_trees_and_not_what_the_model_reads(tmp_path: Path):
+    texts = ("the cat sat on the mat, and", (" the dog lay", " it rained on"))
+    questions = [Question("0", *texts, "apart"), Question("1", "a", ("bc", "d"), "apart")]
+    for number, net in enumerate(local_models()):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.mul_(8 if parameter.dim() > 1 else 1)
+        loaded = load_foreign(str(save_foreign(net.eval(), tmp_path / str(number), byte_tokenizer())))
+        assert loaded.model.config.seq_len == 64
+        assert registry.of(loaded.model.config).tree_tokens(loaded.model) == 8
+        agree(ModelScorer("local", loaded.model, loaded.tokenizer), net, loaded.tokenizer, questions)
+
+
+def test_a_large_vocabulary_s_logits_exist_some_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    shape: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "final_logit_softcapping": 1.0}  # behind its head
+    torch.manual_seed(0)
+    net: Any = Gemma2ForCausalLM(Gemma2Config(vocab_size=300, **shape)).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(20 if parameter.dim() > 1 else 1)
+    model = ForeignModel(net, ForeignConfig("gemma2", 300, 64, 1)).eval()
+    tokens = torch.randint(300, (3, 21))
+    targets = tokens[:, 1:].clone()
+    targets[0, 15:] = -100
+    with torch.no_grad():
+        logits = net(tokens[:, :-1]).logits
+        expected = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(3, 20)
+        monkeypatch.setattr("raygpt.evaluate.foreign.LOGIT_BYTES", 300 * 4 * 7)
+        seen: list[int] = []
+        passes: list[int] = []
+        net.lm_head.register_forward_hook(lambda _, __, out: seen.append(out.shape[:-1].numel()))
+        net.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
+        found = model(tokens[:, :-1], targets, reduction="none")
+        assert torch.allclose(found, expected, atol=1e-4) and float(found[0, 15:].abs().max()) == 0
+        assert max(seen) == 7 and sum(seen) == 55 and len(passes) == 1
+        assert float(model(tokens[:, :-1], targets)) == pytest.approx(float(expected.sum()) / 55, rel=1e-5)
+        assert torch.allclose(net(tokens[:, :-1]).logits, logits)  # as it was
+    assert "forward" not in vars(net.model)
 
 
 def test_a_tree_holds_what_sequences_begin_with_once():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,15 +15,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raygpt.data.tokenizer import byte_tokenizer
+from raygpt.cli import main
+from raygpt.data.tokenizer import Tokenizer, byte_tokenizer
 from raygpt.errors import UserError
+from raygpt.evaluate.held_out import rows_of
+from raygpt.evaluate.text_tasks import READINGS, WikitextTask
 from raygpt.scoring import wikitext as wikitext_module
 from raygpt.scoring.encoding import before_text, encode
 from raygpt.scoring.perplexity import Perplexity, Texts, figure, measure, table
 from raygpt.scoring.questions import Question
 from raygpt.scoring.rolling import ModelRows, Windows
 from tests.scoring.harness import harness
-from tests.scoring.small import CONTEXT, as_language_model, tiny_gpt, tiny_llama, wikitext_part
+from tests.scoring.small import CONTEXT, VOCAB, as_language_model, save_foreign, tiny_gpt, tiny_llama, wikitext_part
 
 EOT = 256
 
@@ -49,6 +54,44 @@ def test_word_and_byte_perplexity_are_lm_evaluation_harness_own(wikitext: Path, 
     assert result.bits_per_byte == pytest.approx(theirs["bits_per_byte,none"], rel=1e-5)
     assert [record["id"] for record in records] == ["0", "1"] and result.texts == 2
     assert json.loads(json.dumps(result.record()))["word"]["units"] == sum(record["words"] for record in records)
+
+
+def test_the_command_gives_the_harness_s_figures_for_a_model_with_a_bos_of_its_own(
+    wikitext: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend.add_special_tokens(["<s>"])
+    tokenizer = Tokenizer(tokenizer.backend, "bytes", EOT)
+    net = tiny_llama(VOCAB + 1)
+    folder = save_foreign(net, tmp_path / "m", tokenizer, bos="<s>")
+    pages = list(wikitext_module.pages(wikitext.read_text(encoding="utf-8")))
+    rows = tmp_path / "pages.jsonl"
+    rows.write_text("".join(json.dumps({"page": page}) + "\n" for page in pages), encoding="utf-8")
+    words = ["--tasks=wikitext", f"--model.init_from={folder}", f"--eval.wikitext={wikitext}"]
+    assert main(["evaluate", *words, f"--eval.output={tmp_path / 'out'}", "--data.seq_len=24"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["wikitext"]
+    theirs = harness("wikitext/wikitext", rows, net, tokenizer, 24, bos="<s>")
+    for name in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+        assert found["lm_eval"][name] == pytest.approx(theirs[f"{name},none"], rel=1e-5)
+    assert (found["lm_eval"]["bos"], found["lm_eval"]["context"], found["lm_eval"]["model_context"]) == (257, 24, 32)
+    # the first token of each of its windows costs nothing: no figure of the whole text
+    alone = found["huggingface_no_overlap"]
+    assert alone["token_perplexity"] > 1 and not {"word_perplexity", "byte_perplexity", "bits_per_byte"} & set(alone)
+
+
+def test_a_tokenizer_that_travels_keeps_its_beginning_of_text() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_id = 7
+    assert pickle.loads(pickle.dumps(tokenizer)).bos_id == 7
+
+
+def test_windows_are_no_longer_than_wished_or_than_is_sensible() -> None:
+    for seq_len, context, expected in ((None, 131072, 8192), (None, 1024, 1024), (16384, 131072, 16384), (64, 32, 32)):
+        task = WikitextTask("x", seq_len=seq_len)
+        assert {task.windows(reading, context).context for reading in READINGS} == {expected}
+        subject: Any = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(seq_len=context)), trained=None)
+        assert rows_of(min(seq_len, context) if seq_len else None, subject) == expected
+    assert WikitextTask("x").settings() != WikitextTask("x", seq_len=64).settings()
 
 
 def test_pages_begin_at_their_titles_and_are_written_as_people_write(wikitext: Path) -> None:
@@ -135,5 +178,6 @@ def test_words_of_the_original_are_counted_and_not_of_what_is_read() -> None:
         protocol="p",
         bos_id=EOT,
     )
+    assert result.word is not None and result.byte is not None
     assert (result.word.units, result.byte.units, result.token.units) == (7, 11, 2)
     assert result.word.nats * 7 == pytest.approx(result.byte.nats * 11) == pytest.approx(result.token.nats * 2)

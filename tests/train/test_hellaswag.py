@@ -112,3 +112,12 @@ def test_items_that_cannot_be_asked_are_refused_before_training(data: str, tmp_p
     path.write_text(json.dumps({"ctx": "A man", "endings": ["runs.", "sits."], "label": 0}) + "\n")
     with pytest.raises(UserError, match="h.jsonl, line 1 has 2 endings"):
         resolve(settings(data, tmp_path, eval__hellaswag=str(path)))
+
+
+def test_endings_longer_than_the_context_are_refused_before_training(data: str, tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    endings = ["runs.", "sits.", "reads a long letter aloud.", "naps."]
+    path.write_text(json.dumps({"ctx": "A man", "endings": endings, "label": 0}) + "\n")
+    with pytest.raises(UserError, match=r"ending 2 of .*h.jsonl, line 1 has 27 tokens, and the model's context is 16"):
+        resolve(settings(data, tmp_path, eval__hellaswag=str(path), model__seq_len="16"))
+    resolve(settings(data, tmp_path, eval__hellaswag=str(path), model__seq_len="32"))
