@@ -59,8 +59,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument(f"--{key}", type=at_least_one, help=f"overrides the preset's {key}")
     parser.add_argument("--seq_len", type=at_least_one, help="tokens per row (default: the preset's)")
     for key in ("bias", "tie_weights"):
-        flag = argparse.BooleanOptionalAction
-        parser.add_argument(f"--{key}", action=flag, help=f"overrides the preset's {key}")
+        parser.add_argument(f"--{key}", action=argparse.BooleanOptionalAction, help=f"overrides the preset's {key}")
     parser.add_argument("--micro_batch", type=_rows, default=8, help="rows per forward pass, or auto")
     parser.add_argument("--grad_accum", type=at_least_one, default=1, help="forward passes per optimizer step")
     parser.add_argument("--precision", choices=("auto", "fp32", "tf32", "bf16", "fp16"), default="auto")

@@ -10,7 +10,7 @@ from raygpt import storage
 from raygpt.config import Config
 from raygpt.config.job import Call
 from raygpt.errors import UserError
-from raygpt.jobs.benchmark import (
+from raygpt.jobs.benchmark_parts import (
     RESULT,
     changed_settings,
     pricing_of,
