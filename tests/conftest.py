@@ -80,10 +80,12 @@ class Durations:
         self.path.write_text("\n".join(lines) + "\n")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups: else there are none, and each process has a cluster
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = ROOT / "tests"
     for item in items:
         shared = CLUSTERS & set(getattr(item, "fixturenames", ()))
+        shared |= {"s3"} & set(map(str, getattr(getattr(item, "callspec", None), "params", {}).values()))
         item.add_marker(pytest.mark.xdist_group("clusters" if shared else str(item.path.relative_to(here))))
         if item.path.is_relative_to(here / "drills"):
             item.add_marker(pytest.mark.drill)
