@@ -81,6 +81,7 @@ def test_lm_eval_itself_gives_the_same_sums_and_predictions(
         assert summary[f"{name}_stderr"] == pytest.approx(results[f"{name}_stderr,none"])
 
 
+@pytest.mark.long
 def test_a_real_pretrained_model_scores_what_transformers_gives_alone(file: Path, teacher_gguf: Path):
     from raygpt.evaluate.foreign import ForeignModel, load_foreign
 
