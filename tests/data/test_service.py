@@ -92,11 +92,11 @@ def test_a_paused_trainer_leaves_the_machine_at_rest(ray_cluster: object, source
 
 def test_no_guard_of_ray_data_ends_a_trainer_that_takes_blocks_seldom(ray_cluster: object, source: Source) -> None:
     group = Group(uuid.uuid4().hex, (0,), STEPS)
-    environment = {"env_vars": {"RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "3"}}  # a process for a task takes one
+    environment = {"env_vars": {"RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "8"}}  # a process for a task takes 3 s
     service = start_service(f"test-{group.name}", 1, runtime_env=environment)
     stream = batches(source, served_blocks(service, group, source, 0), 0, STEPS)
     got = [next(stream).tokens for _ in range(21)]
-    time.sleep(4.5)
+    time.sleep(9.5)
     got += [next(stream).tokens for _ in range(100)]
     assert np.array_equal(got, expected(source, 0, 121))
 
