@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from raygpt.bench.scaling import Launch
 from raygpt.cluster.connect import train_environment
 from raygpt.errors import UserError
 from raygpt.run.control import ControlLink, Mailbox, make_control
-from raygpt.train.lean_trainer import GroupConfig, LeanTorchTrainer
+from raygpt.train.lean_trainer import Fitting, GroupConfig, LeanTorchTrainer
 
 
 def ray_launcher(folder: str, use_gpu: bool, cpus_per_worker: float, stopped: Callable[[], bool]) -> Launch:
@@ -34,23 +33,14 @@ def ray_launcher(folder: str, use_gpu: bool, cpus_per_worker: float, stopped: Ca
             ),
             run_config=ray.train.RunConfig(name=f"step-{workers}", storage_path=folder),
         )
-        failure: list[BaseException] = []
-
-        def fit() -> None:
-            try:
-                trainer.fit()
-            except BaseException as error:
-                failure.append(error)
-
-        # in a thread: Ray Train would take Ctrl-C for itself in the main one
-        thread = threading.Thread(target=fit, daemon=True, name="ray-train")
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.5)
+        fitting = Fitting(trainer)
+        fitting.start()
+        while fitting.is_alive():
+            fitting.join(0.5)
             if stopped():
                 return None
-        if failure:
-            raise UserError(f"Ray Train with {workers} workers failed: {str(failure[0])[-400:]}") from failure[0]
+        if (failure := fitting.failure) is not None:
+            raise UserError(f"Ray Train with {workers} workers failed: {str(failure)[-400:]}") from failure
         found = [value for kind, value in Mailbox(control).take() if kind == "step"]
         if not found:
             raise UserError(f"Ray Train with {workers} workers ended without a figure.")

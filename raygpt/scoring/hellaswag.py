@@ -16,7 +16,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 from raygpt.errors import UserError
@@ -28,7 +27,6 @@ HUB_ID = "Rowan/hellaswag"
 HUB_SPLIT = "validation"  # the test split has no labels
 CHANCE = 0.25
 ENDINGS = 4
-SHOWN_PROBLEMS = 3
 Z95 = 1.959964  # of a normal distribution, between -z and z lie 95 %
 INTERVAL = "Wilson, 95 %"
 
@@ -131,24 +129,10 @@ def read_items(uri: str, limit: int | None = None, *, setting: str = "eval.hella
 
     Raises UserError that names the places of rows without four endings, a context or a label.
     """
-    from raygpt.data.rows import read_split  # needs pyarrow
+    from raygpt.scoring.items import collect  # needs pyarrow
 
-    items: list[Item] = []
-    problems: list[str] = []
-    for number, (place, row) in enumerate(islice(read_split(uri, HUB_SPLIT, setting), limit)):
-        try:
-            items.append(_item(str(number), place, row))
-        except ValueError as error:
-            problems.append(f"{place} {error}")
-    if problems:
-        more = f" and {len(problems) - SHOWN_PROBLEMS:,} more like these" if len(problems) > SHOWN_PROBLEMS else ""
-        raise UserError(
-            f"{setting}: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}: mend or delete such rows (an item of HellaSwag "
-            "has ctx, or ctx_a and ctx_b, four endings and the label of the right one)."
-        )
-    if not items:
-        raise UserError(f"{setting}={uri} has no items: name a file of HellaSwag, or {HUB_ID}.")
-    return items
+    form = "an item of HellaSwag has ctx, or ctx_a and ctx_b, four endings and the label of the right one"
+    return collect(uri, HUB_SPLIT, limit, setting, _item, form=form, published=f"HellaSwag, or {HUB_ID}")
 
 
 def _item(name: str, place: str, row: Mapping[str, Any]) -> Item:

@@ -8,15 +8,13 @@ tokens were the model's first choice each, `perplexity` is exp of the mean cost 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
-from raygpt.errors import UserError
-from raygpt.scoring.hellaswag import INTERVAL, SHOWN_PROBLEMS, wilson
+from raygpt.scoring.hellaswag import INTERVAL, wilson
 from raygpt.scoring.perplexity import figure
 from raygpt.scoring.questions import Question, Scored
 
@@ -63,29 +61,21 @@ def read_items(uri: str, limit: int | None = None, *, setting: str = "eval.lamba
 
     Raises UserError that names the places of rows without a text, or whose text has no word after a space.
     """
-    from raygpt.data.rows import read_split  # needs pyarrow
+    from raygpt.scoring.items import collect  # needs pyarrow
 
-    items: list[Item] = []
-    problems: list[str] = []
-    for number, (place, row) in enumerate(islice(read_split(uri, HUB_SPLIT, setting), limit)):
-        text = row.get("text")
-        if not isinstance(text, str):
-            problems.append(f"{place} has no text")
-            continue
-        context, _, word = text.rpartition(" ")
-        if not context.strip() or not word.strip():
-            problems.append(f"{place} has no {'context before its last word' if word.strip() else 'word at its end'}")
-            continue
-        items.append(Item(str(number), place, context, word))
-    if problems:
-        more = f" and {len(problems) - SHOWN_PROBLEMS:,} more like these" if len(problems) > SHOWN_PROBLEMS else ""
-        raise UserError(
-            f"{setting}: {'; '.join(problems[:SHOWN_PROBLEMS])}{more}: mend or delete such rows (an item of LAMBADA "
-            "has a text whose last word is to be guessed)."
-        )
-    if not items:
-        raise UserError(f"{setting}={uri} has no items: name a file of LAMBADA, or {HUB_ID}.")
-    return items
+    form = "an item of LAMBADA has a text whose last word is to be guessed"
+    return collect(uri, HUB_SPLIT, limit, setting, _item, form=form, published=f"LAMBADA, or {HUB_ID}")
+
+
+def _item(name: str, place: str, row: Mapping[str, Any]) -> Item:
+    """ValueError says what is wrong."""
+    text = row.get("text")
+    if not isinstance(text, str):
+        raise ValueError("has no text")
+    context, _, word = text.rpartition(" ")
+    if not context.strip() or not word.strip():
+        raise ValueError(f"has no {'context before its last word' if word.strip() else 'word at its end'}")
+    return Item(name, place, context, word)
 
 
 def questions(items: Sequence[Item], protocol: ProtocolName = "lm_eval") -> list[Question]:

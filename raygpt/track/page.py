@@ -16,46 +16,27 @@ from typing import Any
 import raygpt
 from raygpt.track.finding import Finding
 
+CHARTS = files("raygpt.track") / "charts"
+BASE_STYLE = (CHARTS / "base.css").read_text("utf-8")  # of every page
 # Of the pages with still plots alone: put into a template with its braces as they are.
-STYLE = """\
-  :root { --ink: #1d2129; --soft: #5b616b; --line: #e3e6ea; --panel: #f6f7f9; --train: #2f6db5; --ours: #d9622b; }
-  * { box-sizing: border-box; }
-  body { margin: 0 auto; max-width: 1080px; padding: 36px 24px 48px; color: var(--ink); background: #fff;
-         font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-  h1 { font-size: 26px; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
-  h2 { font-size: 18px; margin: 40px 0 12px; }
-  .sub, footer { color: var(--soft); font-size: 13px; overflow-wrap: anywhere; }
-  .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 24px; }
-  .tile { background: var(--panel); border-radius: 8px; padding: 12px 14px; }
-  .tile b { display: block; font-size: 22px; line-height: 1.3; white-space: nowrap; }
-  .tile span { color: var(--soft); font-size: 12.5px; display: block; }
-  table { border-collapse: collapse; width: 100%; font-size: 14px; }
-  th { text-align: left; color: var(--soft); font-weight: 600; font-size: 12.5px; }
-  th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-  td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-  td.key { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: 13px; white-space: nowrap; }
-  td.value { overflow-wrap: anywhere; }
-  td.bar { width: 45%; vertical-align: middle; }
-  td.bar div { height: 12px; border-radius: 3px; background: #c3c8d0; }
-  tr.ours td { font-weight: 700; }
-  tr.ours td.bar div { background: var(--ours); }
-  figure { margin: 0; }
-  figure img { width: 100%; height: auto; display: block; }
-  .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; }
-  .plots figure:first-child { grid-column: 1 / -1; }
-  pre { background: var(--panel); border-radius: 8px; padding: 14px 16px; margin: 0 0 12px; white-space: pre-wrap;
-        overflow-wrap: anywhere; font: 13.5px/1.55 ui-monospace, "DejaVu Sans Mono", monospace; }
-  .config { columns: 2; column-gap: 36px; }
-  .config table { break-inside: avoid; margin-bottom: 20px; font-size: 13px; }
-  .config th { color: var(--ink); font-size: 14px; }
-  .config td { padding-top: 3px; padding-bottom: 3px; }
-  .config td.key { width: 52%; }
-  details { margin-top: 40px; }
-  summary { font-size: 18px; font-weight: 700; cursor: pointer; margin-bottom: 12px; }
-  footer { margin-top: 44px; border-top: 1px solid var(--line); padding-top: 12px; }
-  @media (max-width: 720px) { .plots { grid-template-columns: 1fr; } .config { columns: 1; } td.bar { display: none; } }
-  @media print { details { display: block; } .tile, pre { border: 1px solid var(--line); } }
+STYLE = (
+    """\
+:root { --ink: #1d2129; --soft: #5b616b; --line: #e3e6ea; --panel: #f6f7f9; --train: #2f6db5; --ours: #d9622b; }
+body { margin: 0 auto; max-width: 1080px; padding: 36px 24px 48px; color: var(--ink); background: #fff;
+       font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
 """
+    + BASE_STYLE
+    + """\
+.tile b { display: block; font-size: 22px; line-height: 1.3; white-space: nowrap; }
+td.bar div { height: 12px; border-radius: 3px; background: #c3c8d0; }
+tr.ours td.bar div { background: var(--ours); }
+figure { margin: 0; }
+.plots { display: grid; grid-template-columns: 1fr 1fr; gap: 20px; }
+.plots figure:first-child { grid-column: 1 / -1; }
+@media (max-width: 720px) { .plots { grid-template-columns: 1fr; } .config { columns: 1; } td.bar { display: none; } }
+@media print { details { display: block; } .tile, pre { border: 1px solid var(--line); } }
+"""
+)
 
 
 @dataclass(frozen=True)
@@ -151,10 +132,9 @@ def _with_shared_x(charts: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
 
 @cache
 def _parts() -> tuple[str, str, str, str]:
-    here = files("raygpt.track")
-    uplot = here / "vendor" / "uplot"
-    style = (uplot / "uPlot.min.css").read_text("utf-8") + (here / "charts" / "page.css").read_text("utf-8")
-    template, script = ((here / "charts" / name).read_text("utf-8") for name in ("page.html", "charts.js"))
+    uplot = files("raygpt.track") / "vendor" / "uplot"
+    template, script, own = ((CHARTS / name).read_text("utf-8") for name in ("page.html", "charts.js", "page.css"))
+    style = (uplot / "uPlot.min.css").read_text("utf-8") + BASE_STYLE + own
     return style, template, (uplot / "uPlot.iife.min.js").read_text("utf-8"), script
 
 

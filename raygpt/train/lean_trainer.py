@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -24,6 +25,22 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raygpt.train.leaving import LeavingPolicy, without_leaving_nodes
 from raygpt.train.reachable import with_reachable_hosts
+
+
+class Fitting(threading.Thread):
+    """`trainer.fit()` in a thread, for Ray Train would take Ctrl-C for itself in the main one. `failure` is what it
+    raised, None while it runs or where it raised nothing."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(daemon=True, name="ray-train")
+        self._trainer = trainer
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._trainer.fit()
+        except BaseException as error:
+            self.failure = error
 
 
 class GroupConfig(TorchConfig):

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-import threading
 import time
 import uuid
 from typing import Any, TextIO
@@ -35,7 +34,7 @@ from raygpt.track.metrics_export import MetricsExport
 from raygpt.track.progress import Progress, human_count, human_duration
 from raygpt.track.report import write_report
 from raygpt.track.summary import summarise
-from raygpt.train.lean_trainer import GroupConfig, LeanTorchTrainer
+from raygpt.train.lean_trainer import Fitting, GroupConfig, LeanTorchTrainer
 from raygpt.train.resolve import Resolved
 from raygpt.train.state_tracking import tracked
 from raygpt.train.watching import Unheard, metrics_export, preemption_watch
@@ -137,25 +136,16 @@ def _train(
     reader = f"raygpt-reader-{uuid.uuid4().hex}"
     service = _early_reader(run.config, job, reader)
     trainer = _trainer(run.config, job, run.lock, control, reader, planned_rows, objective)
-    failure: list[BaseException] = []
-
-    def train() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            failure.append(error)
-
-    # in a thread: Ray Train would take Ctrl-C for itself in the main one
-    thread = threading.Thread(target=train, daemon=True, name="ray-train")
+    fitting = Fitting(trainer)
     end: dict[str, Any] = {}
     mailbox = Mailbox(control)
     mailbox.follow(run.stop)
-    thread.start()
+    fitting.start()
     began, stalled, unheard = time.monotonic(), Stalled(progress.note), Unheard()
     export = metrics_export(run)
     with preemption_watch(run, control):
-        while thread.is_alive():
-            thread.join(pause(time.monotonic() - began))
+        while fitting.is_alive():
+            fitting.join(pause(time.monotonic() - began))
             if not is_own():
                 stalled.look()
             end = _show(mailbox.take(run.cost_usd()), progress, run, export) or end
@@ -168,8 +158,8 @@ def _train(
                 return _as_saved(job)
     end = _show(mailbox.take(run.cost_usd()), progress, run, export) or end
     del service  # the driver's: it served restarted workers as well
-    if failure:
-        raise _cause(failure[0])
+    if fitting.failure is not None:
+        raise _cause(fitting.failure)
     if not end:
         raise RuntimeError("training ended without saying how")
     return end
